@@ -1,0 +1,141 @@
+"""The LM head in chunks of positions: no (B, T, V) tensor ever exists.
+
+Shape legend: M tokens, D model width, V vocabulary, C tokens of one chunk.
+
+Rewards need the logit of one token and a summary over V; the policy gradient needs log q(y_t) and, going back, (softmax - one-hot)
+times a weight known beforehand. Both are computed chunk by chunk in float32, keeping (M,). The plain full-logit versions are the
+oracle in tests/kd_core/test_lm_head.py and the reference in benchmarks/.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK_NUMBERS = 4 * 1024 * 1024  # float32 numbers of one chunk of logits: 16 MiB, about a large cache
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What a teacher says of given tokens. Each (M,), float32, in logits (nats up to a constant of the state)."""
+
+    logit_M: Tensor
+    mean_M: Tensor
+    max_M: Tensor
+    logsumexp_M: Tensor
+    expected_M: Tensor | None  # E_p[logit], computed on request only: it costs another pass over V
+
+
+def chunk_rows(num_rows: int, vocab_size: int) -> Iterator[slice]:
+    """Slices of rows such that one chunk of logits holds about CHUNK_NUMBERS numbers."""
+    step = max(1, CHUNK_NUMBERS // vocab_size)
+    for start in range(0, num_rows, step):
+        yield slice(start, min(start + step, num_rows))
+
+
+@torch.no_grad()
+def token_scores(hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor, *, expected: bool = False) -> TokenScores:
+    """Logit of each target and the summaries over V that the state values need.
+
+    Shapes: (M, D), (V, D), (M,) -> five (M,) in float32 (four unless `expected`).
+    """
+    columns: list[list[Tensor]] = [[], [], [], [], []]
+    for rows in chunk_rows(hidden_MD.shape[0], weight_VD.shape[0]):
+        logits_CV = F.linear(hidden_MD[rows], weight_VD).float()
+        lse_C = logits_CV.logsumexp(dim=1)
+        columns[0].append(logits_CV.gather(1, target_M[rows, None]).squeeze(1))
+        columns[1].append(logits_CV.mean(dim=1))
+        columns[2].append(logits_CV.amax(dim=1))
+        columns[3].append(lse_C)
+        if expected:
+            columns[4].append((logits_CV * (logits_CV - lse_C[:, None]).exp_()).sum(dim=1))
+    joined = [torch.cat(column) if column else hidden_MD.new_zeros(0, dtype=torch.float32) for column in columns]
+    return TokenScores(*joined[:4], joined[4] if expected else None)
+
+
+@dataclass(frozen=True)
+class PolicyTerms:
+    """Detached by-products of `weighted_nll`, each (M,) float32: log q of the targets and the entropy of q, in nats."""
+
+    log_prob_M: Tensor
+    entropy_M: Tensor | None
+
+
+def weighted_nll(
+    hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor, coefficient_M: Tensor, entropy_coefficient: float = 0.0
+) -> tuple[Tensor, PolicyTerms]:
+    """sum_m -coefficient_m log q(target_m) - entropy_coefficient sum_m H(q_m), differentiable in hidden states and head.
+
+    With coefficient 1/M it is the mean cross-entropy; with G_t/M it is REINFORCE's surrogate loss (LLMR, under Eq. 4). The
+    coefficients are constants: no gradient flows into them. Because they are known before the logits, loss and gradients come from one
+    pass over each chunk, and nothing of size V survives it.
+
+    Shapes: (M, D), (V, D), (M,), (M,) -> scalar float32 and `PolicyTerms`. Raises ValueError if M differs between arguments.
+    """
+    if not hidden_MD.shape[0] == target_M.shape[0] == coefficient_M.shape[0]:
+        sizes = (hidden_MD.shape[0], target_M.shape[0], coefficient_M.shape[0])
+        raise ValueError(f"hidden, target and coefficient must have the same number of tokens, got {sizes}")
+    loss, log_prob_M, entropy_M = _WeightedNLL.apply(
+        hidden_MD, weight_VD, target_M, coefficient_M.detach(), entropy_coefficient
+    )
+    return loss, PolicyTerms(log_prob_M, entropy_M if entropy_coefficient else None)
+
+
+class _WeightedNLL(torch.autograd.Function):
+    """Forward computes the gradients too, where they are wanted; backward only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_MD: Tensor,
+        weight_VD: Tensor,
+        target_M: Tensor,
+        coefficient_M: Tensor,
+        entropy_coefficient: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wants_grad = any(ctx.needs_input_grad[:2])
+        float_dtype = torch.float64 if hidden_MD.dtype == torch.float64 else torch.float32
+        log_prob_M = hidden_MD.new_empty(target_M.shape, dtype=float_dtype)
+        entropy_M = torch.zeros_like(log_prob_M)
+        grad_hidden_MD = torch.empty_like(hidden_MD) if wants_grad else None
+        grad_weight_VD = weight_VD.new_zeros(weight_VD.shape, dtype=float_dtype) if wants_grad else None
+        for rows in chunk_rows(hidden_MD.shape[0], weight_VD.shape[0]):
+            log_q_CV = F.log_softmax(F.linear(hidden_MD[rows], weight_VD), dim=1, dtype=float_dtype)
+            log_prob_M[rows] = log_q_CV.gather(1, target_M[rows, None]).squeeze(1)
+            if not wants_grad and not entropy_coefficient:
+                continue
+            grad_CV = log_q_CV.exp()
+            if entropy_coefficient:
+                entropy_M[rows] = -(grad_CV * log_q_CV).sum(dim=1)
+                # d(-c H)/d logit_j = c q_j (log q_j + H), beside the likelihood's w q_j
+                factor_CV = log_q_CV.add_(entropy_M[rows, None]).mul_(entropy_coefficient)
+                grad_CV *= factor_CV.add_(coefficient_M[rows, None])
+            else:
+                grad_CV *= coefficient_M[rows, None]
+            if grad_hidden_MD is None or grad_weight_VD is None:
+                continue
+            grad_CV.scatter_add_(1, target_M[rows, None], -coefficient_M[rows, None].to(float_dtype))
+            low_CV = grad_CV.to(weight_VD.dtype)
+            grad_hidden_MD[rows] = low_CV @ weight_VD
+            grad_weight_VD += low_CV.T @ hidden_MD[rows]
+        ctx.save_for_backward(grad_hidden_MD, grad_weight_VD)
+        ctx.weight_dtype = weight_VD.dtype
+        ctx.mark_non_differentiable(log_prob_M, entropy_M)
+        loss = -(coefficient_M * log_prob_M).sum() - entropy_coefficient * entropy_M.sum()
+        return loss, log_prob_M, entropy_M
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden_MD, grad_weight_VD = ctx.saved_tensors
+        scale = grads[0]
+        return grad_hidden_MD * scale, (grad_weight_VD * scale).to(ctx.weight_dtype), None, None, None
+
+
+@torch.no_grad()
+def token_log_probs(hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor) -> Tensor:
+    """log q(target) in nats, without a gradient. Shapes: (M, D), (V, D), (M,) -> (M,) float32."""
+    scores = token_scores(hidden_MD, weight_VD, target_M)
+    return scores.logit_M - scores.logsumexp_M

@@ -1,0 +1,184 @@
+"""Models and tokenizers: loaded from safetensors, or small ones described by their shape.
+
+No pickled weights and no remote code: `from_pretrained` is told so at the one place that calls it.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+Model = Any  # transformers ships no types
+Tokenizer = Any
+DType = Literal["float32", "bfloat16"]
+PLACEHOLDER = "{source}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class T5Shape:
+    """A small T5, described: trained here from its random start. The vocabulary is the tokenizer's."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
+
+    d_model: int = 128
+    d_kv: int = 32
+    d_ff: int = 512
+    num_layers: int = 2
+    num_decoder_layers: int = 2
+    num_heads: int = 4
+    feed_forward: Literal["relu", "gated-gelu"] = "relu"
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """A sequence-to-sequence model: `name` (a hub id or a local directory) or `shape` (a small T5 made here)."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
+
+    name: str | None = None
+    revision: str | None = None  # of a hub id; pin it, or a moved branch changes the results
+    shape: T5Shape | None = None
+    dtype: DType = "float32"  # of the weights as loaded; a student trains in float32
+
+    def __post_init__(self) -> None:
+        if (self.name is None) == (self.shape is None):
+            raise ValueError("a model needs either name (hub id or directory) or shape (a small T5), got both or neither")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
+
+    @property
+    def directory(self) -> Path | None:
+        """The local directory that `name` means, or None for a hub id. Raises ValueError for a path that is no directory."""
+        if self.name is None:
+            return None
+        path = Path(self.name).expanduser()
+        if path.is_dir():
+            return path
+        if self.name.startswith((".", "/", "~")) or self.name.count("/") > 1:
+            raise ValueError(
+                f"model directory {self.name!r} does not exist\ngive a directory with config.json and *.safetensors, or a hub id"
+            )
+        return None
+
+    def identity(self) -> dict[str, object]:
+        """What makes this model itself: its shape, the content of its directory, or hub id and revision."""
+        if self.shape is not None:
+            return {"shape": vars(self.shape), "dtype": self.dtype}
+        if self.directory is not None:
+            return {"content": directory_hash(self.directory), "dtype": self.dtype}
+        return {"hub": self.name, "revision": self.revision, "dtype": self.dtype}
+
+
+def directory_hash(directory: Path) -> str:
+    """SHA-256 over the names and bytes of a model directory's files. A copy elsewhere is the same model."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
+        digest.update(f"{path.relative_to(directory).as_posix()}\0".encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def build_t5(shape: T5Shape, vocab_size: int, seed: int) -> Model:
+    """A T5 with random weights drawn from `seed`; the global random state is left as it was. No dropout: small and under-fitted."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(
+        vocab_size=vocab_size,
+        d_model=shape.d_model,
+        d_kv=shape.d_kv,
+        d_ff=shape.d_ff,
+        num_layers=shape.num_layers,
+        num_decoder_layers=shape.num_decoder_layers,
+        num_heads=shape.num_heads,
+        feed_forward_proj=shape.feed_forward,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return T5ForConditionalGeneration(config).eval()
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A Unigram tokenizer in T5's own layout (pad 0, end 1, unknown 2), trained on `texts`.
+
+    Raises ValueError if the texts hold too little to fill the vocabulary.
+    """
+    from transformers import T5Tokenizer
+
+    tokenizer = T5Tokenizer(extra_ids=0).train_new_from_iterator(texts, vocab_size=vocab_size)
+    if len(tokenizer) < vocab_size // 2:
+        raise ValueError(
+            f"the corpus gives only {len(tokenizer)} of {vocab_size} tokens\nlower teacher.vocab_size or give more text"
+        )
+    return tokenizer
+
+
+def load_tokenizer(location: str | Path, revision: str | None = None) -> Tokenizer:
+    """A model's tokenizer. Raises ValueError in one line if there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(_loading_problem("tokenizer", location, error)) from error
+
+
+def load_model(
+    location: str | Path, revision: str | None = None, dtype: DType = "float32", device: str | torch.device = "cpu"
+) -> Model:
+    """A T5-family model in evaluation mode. Raises ValueError in one line for a missing, corrupt or different kind of model."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForSeq2SeqLM
+
+    try:
+        model = AutoModelForSeq2SeqLM.from_pretrained(
+            location, revision=revision, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
+        raise ValueError(_loading_problem("model", location, error)) from error
+    if model.config.model_type not in ("t5", "mt5"):
+        raise ValueError(
+            f"model {str(location)!r} is a {model.config.model_type}, not of the T5 family\nuse T5, T5 v1.1, T0, Flan-T5 or mT5"
+        )
+    return model.eval().to(device)
+
+
+def _loading_problem(kind: str, location: str | Path, error: Exception) -> str:
+    reason = str(error).strip().split("\n")[0]
+    if Path(location).is_dir():
+        hint = "the directory needs config.json, *.safetensors and tokenizer.json or spiece.model"
+    else:
+        hint = "no network? download it elsewhere (safetensors) and give the directory as name"
+    return f"cannot load the {kind} {str(location)!r}: {reason}\n{hint}"
+
+
+def check_same_tokenizer(teacher: Tokenizer, student: Tokenizer) -> None:
+    """LLMR scores the student's own tokens with the teacher: both must mean the same by each id.
+
+    Raises ValueError naming the first token that differs. Embeddings padded to different sizes over one tokenizer are fine.
+    """
+    ours, theirs = teacher.get_vocab(), student.get_vocab()
+    if ours == theirs:
+        return
+    different = sorted(set(ours.items()) ^ set(theirs.items()), key=lambda item: item[1])
+    token, number = different[0]
+    raise ValueError(
+        f"teacher and student have different tokenizers: {len(ours)} and {len(theirs)} tokens, first difference {token!r} (id {number})\n"
+        "choose a student of the teacher's family"
+    )
+
+
+def save_model(model: Model, tokenizer: Tokenizer, directory: Path) -> None:
+    """A directory that `AutoModelForSeq2SeqLM.from_pretrained` and `AutoTokenizer.from_pretrained` load."""
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)

@@ -1,0 +1,132 @@
+"""What the training loops share: settings of the optimizer, the state that a checkpoint must hold, and one metric row a step."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """Adam. Defaults: the published scripts of LLMR's predecessor (inferred: the paper gives none)."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
+
+    learning_rate: float = 1e-5
+    schedule: Literal["constant", "linear"] = "constant"  # linear: down to 0 at the last step
+    warmup_steps: int = 0
+    betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: float = 1.0  # 0 = off
+    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast, weights stay float32
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if self.schedule not in ("constant", "linear"):
+            raise ValueError(f"schedule must be constant or linear, got {self.schedule!r}")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps must be 0 or more, got {self.warmup_steps}")
+        if self.max_grad_norm < 0:
+            raise ValueError(f"max_grad_norm must be 0 (off) or more, got {self.max_grad_norm}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be in [0, 1), got {self.betas}")
+
+    def rate_at(self, step: int, num_steps: int) -> float:
+        """Learning rate of update `step` (1, 2, …) of `num_steps`."""
+        rate = self.learning_rate
+        if step <= self.warmup_steps:
+            return rate * step / (self.warmup_steps + 1)
+        if self.schedule == "linear":
+            rate *= max(0, num_steps - step + 1) / max(1, num_steps - self.warmup_steps)
+        return rate
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """What one optimizer update showed. Values are plain numbers, ready to be logged."""
+
+    step: int
+    values: Mapping[str, float]
+
+
+@dataclass
+class TrainState:
+    """All that must survive a kill: weights, optimizer, steps done, and whatever tensors a method has in flight."""
+
+    model: Any
+    optimizer: torch.optim.Adam
+    step: int = 0
+    in_flight: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def start(cls, model: Any, settings: OptimizerSettings) -> "TrainState":
+        """A fresh state for `model`, whose parameters are all trained."""
+        fused = next(model.parameters()).device.type in ("cpu", "cuda")
+        optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, betas=settings.betas, fused=fused)
+        return cls(model, optimizer)
+
+    def apply(self, settings: OptimizerSettings, num_steps: int) -> float:
+        """One optimizer update from the gradients at hand; returns their norm before clipping."""
+        parameters = list(self.model.parameters())
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or float("inf"))
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.rate_at(self.step + 1, num_steps)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def save(self, directory: Path, log: list[StepMetrics]) -> None:
+        """Write weights, optimizer state, tensors in flight and the log so far, without pickle."""
+        tensors = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
+        for name, parameter in self.model.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{key}.{name}"] = value
+        tensors |= {f"in_flight.{name}": tensor for name, tensor in self.in_flight.items()}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, directory / "state.safetensors")
+        rows = [{"step": row.step, **row.values} for row in log]
+        (directory / "state.json").write_text(json.dumps({"step": self.step, "log": rows}))
+
+    def load(self, directory: Path) -> list[StepMetrics]:
+        """Put a saved state back; returns the log so far."""
+        record = json.loads((directory / "state.json").read_text())
+        self.step = int(record["step"])
+        device = next(self.model.parameters()).device
+        with safe_open(directory / "state.safetensors", "pt", device=str(device)) as file:
+            names = set(file.keys())
+            with torch.no_grad():
+                for name, parameter in self.model.named_parameters():
+                    parameter.copy_(file.get_tensor(f"model.{name}"))
+                    keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"optimizer.{key}.{name}" in names]
+                    self.optimizer.state[parameter] = {k: file.get_tensor(f"optimizer.{k}.{name}") for k in keys}
+            prefix = "in_flight."
+            self.in_flight = {n.removeprefix(prefix): file.get_tensor(n) for n in names if n.startswith(prefix)}
+        return [StepMetrics(int(row.pop("step")), row) for row in record["log"]]
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Mixed precision where asked for; otherwise nothing."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+@contextmanager
+def dropout_rng(seed: int, step: int, micro_batch: int) -> Iterator[None]:
+    """Dropout that depends on (seed, step, micro-batch) alone: a resumed run draws what an unbroken one did.
+
+    The global random state is put back afterwards.
+    """
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(mixed_seed(seed, step, micro_batch))
+        yield
+
+
+def mixed_seed(*parts: int) -> int:
+    """One 63-bit seed from several numbers, none of which cancels another."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
