@@ -1,0 +1,46 @@
+"""Identity of what lies outside the project: local files by content, packages by version."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+
+
+def path_hash(path: str | Path) -> str:
+    """SHA-256 of a file, or of a directory's files with their relative names (hidden ones left out).
+
+    Read in pieces, and remembered for as long as size and modification time stay the same.
+    Raises FileNotFoundError for a path that is not there.
+    """
+    path = Path(path)
+    if path.is_file():
+        return _file_hash(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"no such file: {path}")
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        relative = file.relative_to(path)
+        if file.is_file() and not any(part.startswith(".") for part in relative.parts):
+            digest.update(f"{relative.as_posix()}\0{_file_hash(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _file_hash(path: Path) -> str:
+    stat = path.stat()
+    return _file_hash_of(path.resolve(), stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _file_hash_of(path: Path, size: int, modified: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def package_version(package: str) -> str:
+    """Version of an installed package. Raises ValueError with the command that installs an absent one."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        raise ValueError(f"the package {package} is not installed\npip install {package}") from None

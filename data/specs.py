@@ -1,0 +1,116 @@
+"""What a data set is: the settings of the stage `prepare`, and their identity in its key.
+
+Splits that the settings do not name are cut from train, by dialogue.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from data.content import package_version, path_hash
+
+CHITCHAT_PACKAGE = "chitchat-dataset"
+
+_FIELDS_OF_SOURCE: dict[str, frozenset[str]] = {
+    "chitchat": frozenset({"context_turns", "turn_separator"}),
+    "files": frozenset({"path", "train", "validation", "test"}),
+    "hub": frozenset({"name", "config_name", "revision", "train", "validation", "test"}),
+}
+_COLUMN_FIELDS = frozenset({"source_column", "target_column", "dialogue_column", "turns_column"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSettings:
+    """One corpus of (source, target) pairs, and how it is cleaned and split.
+
+    `chitchat` is the package chitchat-dataset; `files` are local CSV, JSONL or Parquet files; `hub` is a Hugging Face
+    data set, or a local directory that `datasets.load_dataset` reads. Rows are pairs (`source_column`,
+    `target_column`), or whole dialogues (`turns_column`, a list of strings) that become pairs of consecutive turns.
+
+    Raises ValueError for a value out of range, a missing field, and a field that another source reads.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # un-annotated, so that it is no field
+
+    source: Literal["chitchat", "files", "hub"] = "chitchat"
+    path: str | None = None  # files: one file that holds everything
+    train: str | None = None  # files: a path; hub: the name of a split, "train" unless given
+    validation: str | None = None  # likewise; None = cut from train
+    test: str | None = None
+    name: str | None = None  # hub: the data set's id, or a local directory
+    config_name: str | None = None
+    revision: str | None = None  # hub: commit, tag or branch; unless pinned the key cannot see the data change
+    source_column: str = "source"
+    target_column: str = "target"
+    dialogue_column: str | None = None  # rows of one dialogue stay in one split; None = every row by itself
+    turns_column: str | None = None
+    context_turns: int = 1  # turns before the response that make the source, for chitchat and turns_column
+    turn_separator: str = " "  # between the turns of one source
+    validation_share: float = 0.05  # of the dialogues, where the split is cut from train
+    test_share: float = 0.05
+    max_validation: int | None = None  # pairs, a seeded sample; None = all
+    max_test: int | None = None
+    max_source_words: int | None = None  # longer pairs are dropped; words are separated by white space
+    max_target_words: int | None = None
+    remove_overlap: bool = True  # drop validation and test pairs that another split has too
+
+    def __post_init__(self) -> None:
+        if self.source not in _FIELDS_OF_SOURCE:
+            raise ValueError(f"source must be one of {', '.join(_FIELDS_OF_SOURCE)}, got {self.source!r}")
+        self._check_fields_belong()
+        if self.source == "files" and (self.path is None) == (self.train is None):
+            raise ValueError("a data set of source 'files' needs path (one file that we split) or train, not both")
+        if self.source == "hub" and not self.name:
+            raise ValueError("a data set of source 'hub' needs name")
+        for name in ("validation_share", "test_share"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in (0, 1), got {getattr(self, name)}")
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError(
+                f"validation_share + test_share must be below 1, got {self.validation_share} + {self.test_share}"
+            )
+        for name in ("context_turns", "max_validation", "max_test", "max_source_words", "max_target_words"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+    def _check_fields_belong(self) -> None:
+        """A field that this source does not read is a mistake, never ignored."""
+        allowed = set(_FIELDS_OF_SOURCE[self.source])
+        if self.source != "chitchat":
+            allowed |= _COLUMN_FIELDS
+            if self.turns_column is not None:
+                allowed |= {"context_turns", "turn_separator"}
+                allowed -= {"source_column", "target_column", "dialogue_column"}
+        for name in sorted((frozenset().union(*_FIELDS_OF_SOURCE.values()) | _COLUMN_FIELDS) - allowed):
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise ValueError(
+                    f"{name} is not read for source {self.source!r}"
+                    + (" with turns_column" if self.turns_column is not None and self.source != "chitchat" else "")
+                    + f", got {getattr(self, name)!r}"
+                )
+
+    def split_names(self) -> dict[str, str]:
+        """Split -> the file or hub split that holds it; a split that is missing here is cut from train."""
+        train = self.path or self.train or "train"
+        named = {"train": train, "validation": self.validation, "test": self.test}
+        return {split: name for split, name in named.items() if name is not None}
+
+    def identity(self) -> dict[str, object]:
+        """What decides the corpus: the fields, with the content of local files in place of their paths.
+
+        Raises FileNotFoundError for a local file that is not there, ValueError for an absent package.
+        """
+        fields: dict[str, object] = asdict(self)
+        if self.source == "chitchat":
+            fields["package"] = package_version(CHITCHAT_PACKAGE)
+        elif self.source == "files":
+            for field in ("path", "train", "validation", "test"):
+                value = getattr(self, field)
+                if value is not None:
+                    fields[field] = path_hash(value)
+        elif self.name is not None and Path(self.name).is_dir():
+            fields["name"] = path_hash(self.name)
+        return fields
