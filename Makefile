@@ -1,0 +1,34 @@
+# `make demo` sets everything up and distils a teacher into a student on real dialogues. Nothing outside this folder
+# is touched: the environment is .venv, the results are outputs (or $DISTILL_HOME).
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.PHONY: help setup demo test check bench
+
+help: ## what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+setup: $(STAMP) ## install into .venv (skipped when nothing has changed)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[chitchat,dev]'
+	@touch $@
+
+demo: setup ## distil a teacher into a student on real dialogues, from nothing to the table
+	$(BIN)/distill run llmr-chitchat
+
+test: setup ## every test, the real local stack included
+	$(BIN)/python -m pytest
+
+check: setup ## format, lint, types, layers, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+bench: setup ## benchmarks against their references, one JSON line a measurement (NAME=… runs one)
+	$(BIN)/python -m benchmarks $(NAME)

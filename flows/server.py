@@ -1,0 +1,127 @@
+"""The local Prefect server: where it is, whether it is healthy, and what `distill up` arranges on it.
+
+Nothing here imports prefect before it is needed, because reading the settings already takes a second.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+HOST = "127.0.0.1"
+DEFAULT_PORT = 4200
+POOL = "distill"
+CRASH_MESSAGE = "The process died with the local stack. Its finished stages and checkpoints are kept: run it again."
+
+
+def api_url(port: int) -> str:
+    """The address of the API on this machine."""
+    return f"http://{HOST}:{port}/api"
+
+
+def is_healthy(url: str, timeout_seconds: float = 1.0) -> bool:
+    """Whether a Prefect API answers at `url`."""
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=timeout_seconds) as answer:
+            return bool(answer.read() == b"true")
+    except (urllib.error.URLError, OSError, ValueError):
+        return False
+
+
+def environment(root: Path, url: str, inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment of everything that talks to our server: Prefect's home is under `root`, its telemetry off.
+
+    The user's own Prefect settings stay out (profile, key, database), all but the logging ones, so that neither
+    reaches into the other.
+    """
+    kept = {
+        name: value
+        for name, value in inherited.items()
+        if not name.startswith("PREFECT_") or name.startswith("PREFECT_LOGGING_")
+    }
+    return kept | {
+        "PREFECT_HOME": str(root / "prefect"),
+        "PREFECT_API_URL": url,
+        "DISTILL_HOME": str(root),
+        "PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED": "true",  # both, or `--watch` shows no log lines
+        "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED": "true",
+        "DO_NOT_TRACK": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def running_stack(root: Path) -> str | None:
+    """The API's address of the `distill up` that is running for `root`, or None."""
+    record = root / "prefect" / "up.lock"
+    with suppress(OSError, ValueError), record.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            url = str(json.load(file)["url"])
+            return url if is_healthy(url) else None
+    return None
+
+
+def arrange(url: str, project: Path) -> None:
+    """Make the server ready for a worker: the work pool, and one slot on the GPU.
+
+    The limit must exist: Prefect ignores a named limit that it does not know.
+    """
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.workers.process import ProcessWorker
+
+    template = ProcessWorker.get_default_base_job_template()
+    defaults = template["variables"]["properties"]
+    # The same interpreter and folder as ours, in the worker's process group: stopping the worker stops its runs.
+    defaults["command"]["default"] = f"{sys.executable} -m prefect.engine"
+    defaults["working_dir"]["default"] = str(project)
+    with _client(url) as client:
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template), overwrite=True)
+        client.upsert_global_concurrency_limit_by_name("gpu", 1)
+
+
+def crash_dead_runs(url: str) -> list[str]:
+    """Mark the runs that a worker of ours had in hand as Crashed; call it when no worker runs. Returns their names.
+
+    After `kill -9` Prefect would show them, and their tasks, as running for ever.
+    """
+    from prefect.client.schemas import filters
+    from prefect.client.schemas.objects import StateType
+    from prefect.states import Crashed
+
+    going = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
+    with _client(url) as client:
+        dead = client.read_flow_runs(
+            work_pool_filter=filters.WorkPoolFilter(name=filters.WorkPoolFilterName(any_=[POOL])),
+            flow_run_filter=filters.FlowRunFilter(
+                state=filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=going))
+            ),
+        )
+        for run in dead:
+            tasks = client.read_task_runs(
+                flow_run_filter=filters.FlowRunFilter(id=filters.FlowRunFilterId(any_=[run.id])),
+                task_run_filter=filters.TaskRunFilter(
+                    state=filters.TaskRunFilterState(type=filters.TaskRunFilterStateType(any_=going))
+                ),
+            )
+            for task in tasks:
+                client.set_task_run_state(task.id, Crashed(message=CRASH_MESSAGE), force=True)
+            client.set_flow_run_state(run.id, Crashed(message=CRASH_MESSAGE), force=True)
+    return [run.name for run in dead]
+
+
+def _client(url: str) -> SyncPrefectClient:
+    from prefect.client.orchestration import SyncPrefectClient
+
+    return SyncPrefectClient(api=url)

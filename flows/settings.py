@@ -1,0 +1,178 @@
+"""Named runs: from the catalogue (`prefect.yaml`), with `--set` overrides, checked against the flow's signature."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import json
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CATALOGUE = "prefect.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedRun:
+    """One deployment of the catalogue: what `distill run NAME` and `prefect deployment run distill/NAME` start."""
+
+    name: str
+    description: str
+    tags: tuple[str, ...]
+    parameters: dict[str, Any]
+
+    @property
+    def needs(self) -> str:
+        """What the run needs beyond this machine's CPU, from its `needs: …` tags."""
+        return ", ".join(tag.removeprefix("needs: ") for tag in self.tags if tag.startswith("needs: ")) or "nothing"
+
+
+def find_catalogue(given: Path | None = None) -> Path:
+    """The catalogue to use: `given`, or prefect.yaml in this folder or one above it, or the one beside this package."""
+    if given is not None:
+        if not given.is_file():
+            raise FileNotFoundError(f"there is no catalogue of runs at {given}\ngive the path of a prefect.yaml file")
+        return given.resolve()
+    here = Path.cwd()
+    for folder in (here, *here.parents, Path(__file__).resolve().parents[1]):
+        if (folder / CATALOGUE).is_file():
+            return folder / CATALOGUE
+    raise FileNotFoundError(f"there is no {CATALOGUE} here or above\ncall distill from the project's folder")
+
+
+def load_catalogue(path: Path) -> dict[str, NamedRun]:
+    """The named runs in a prefect.yaml, by name and in the file's order. Raises ValueError if it is not one."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    deployments = content.get("deployments") if isinstance(content, dict) else None
+    if not isinstance(deployments, list):
+        raise ValueError(f"{path} has no list of deployments\nsee docs.prefect.io for the form of a prefect.yaml")
+    return {
+        entry["name"]: NamedRun(
+            name=entry["name"],
+            description=" ".join((entry.get("description") or "").split()),
+            tags=tuple(entry.get("tags") or ()),
+            parameters=entry.get("parameters") or {},
+        )
+        for entry in deployments
+    }
+
+
+def named_run(catalogue: Mapping[str, NamedRun], name: str) -> NamedRun:
+    """The run called `name`; ValueError with the nearest name if there is none."""
+    if name in catalogue:
+        return catalogue[name]
+    raise ValueError(f"there is no run called {name!r}{_nearest(name, catalogue)}\nthere are: {', '.join(catalogue)}")
+
+
+def override(parameters: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """`parameters` with each `dotted.name=value` put in; a value is JSON where it can be read as such, else text."""
+    result: dict[str, Any] = json.loads(json.dumps(parameters))
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or not name or not all(name.split(".")):
+            raise ValueError(f"a setting is written name=value, got {assignment!r}\nfor instance: --set seed=3")
+        *path, last = name.split(".")
+        place = result
+        for step in path:
+            if place.get(step) is None:
+                place[step] = {}
+            place = place[step]
+            if not isinstance(place, dict):
+                raise ValueError(f"{name} cannot be set: {step} is {place!r}, which has no settings inside")
+        place[last] = _value(text)
+    return result
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def validate(function: Callable[..., Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """`parameters` as the objects that `function` is annotated with, its defaults included.
+
+    Raises ValueError in one line for an unknown name (with the nearest known one), a missing one, or a bad value.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    hints, signature = typing.get_type_hints(function), inspect.signature(function)
+    valid: dict[str, Any] = {}
+    _check_names("", parameters, list(signature.parameters))
+    for name, parameter in signature.parameters.items():
+        if name not in parameters:
+            if parameter.default is inspect.Parameter.empty:
+                raise ValueError(f"the setting {name} is missing\nadd it with --set {name}=… or in {CATALOGUE}")
+            valid[name] = parameter.default
+            continue
+        _check_names_inside(name, parameters[name], hints[name])
+        try:
+            valid[name] = TypeAdapter(hints[name]).validate_python(parameters[name])
+        except ValidationError as error:
+            raise ValueError(_first_error(name, error.errors())) from None
+    return valid
+
+
+def jsonable(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Validated parameters as plain JSON values, complete with defaults, for the record of a run."""
+    from pydantic_core import to_jsonable_python
+
+    result: dict[str, Any] = to_jsonable_python(dict(parameters))
+    return result
+
+
+def _check_names_inside(prefix: str, value: Any, hint: Any) -> None:
+    """Refuse names that no settings object in `hint` (a dataclass, or a union with some) has."""
+    classes = list(_settings_classes(hint))
+    if not classes or not isinstance(value, Mapping):
+        return
+    known = {
+        field.name: typing.get_type_hints(each)[field.name] for each in classes for field in dataclasses.fields(each)
+    }
+    _check_names(f"{prefix}.", value, list(known))
+    for name, inner in value.items():
+        _check_names_inside(f"{prefix}.{name}", inner, known[name])
+
+
+def _settings_classes(hint: Any) -> Iterator[type]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType, typing.Annotated):
+        for each in typing.get_args(hint):
+            yield from _settings_classes(each)
+    elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        yield hint
+
+
+def _check_names(prefix: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
+    for name in given:
+        if name not in known:
+            what = prefix.rstrip(".") or "a run"
+            raise ValueError(
+                f"there is no setting {prefix}{name}{_nearest(name, known, prefix)}\n{what} has: {', '.join(known)}"
+            )
+
+
+def _nearest(name: str, known: Sequence[str] | Mapping[str, Any], prefix: str = "") -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
+
+
+def _first_error(name: str, errors: Sequence[Any]) -> str:
+    """The first of pydantic's errors, in one line that starts with the setting's dotted name."""
+    error = errors[0]
+    # pydantic names the classes that it tried along the way too (Shape); ours are the lower-case steps
+    where = ".".join([name, *(str(step) for step in error["loc"] if isinstance(step, str) and step.islower())])
+    if error["type"] == "value_error":
+        return f"{where}: {error['ctx']['error']}"
+    if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return f"the setting {where} is missing"
+    return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"

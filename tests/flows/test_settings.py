@@ -1,0 +1,167 @@
+"""Named runs: the catalogue, `--set`, and the one-line refusals."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+    d_model: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+    learning_rate: float = 1e-5
+    value: str = "max"
+    shape: Shape | None = None
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+    threads: int | None = None
+
+
+def outline(method: Method, prompt: str, runtime: Runtime = Runtime(), seed: int = 0) -> None:
+    """What stands in for the flow's signature."""
+
+
+GOOD: dict[str, Any] = {"method": {"learning_rate": 1e-4}, "prompt": "Say: {source}"}
+
+
+def refusal(parameters: dict[str, Any]) -> str:
+    with pytest.raises(ValueError, match=r".") as caught:
+        settings.validate(outline, parameters)
+    return str(caught.value)
+
+
+def test_valid_parameters_become_settings_objects_with_the_defaults_filled_in() -> None:
+    valid = settings.validate(outline, GOOD | {"runtime": {"threads": 2}})
+    assert valid == {
+        "method": Method(learning_rate=1e-4),
+        "prompt": "Say: {source}",
+        "runtime": Runtime(threads=2),
+        "seed": 0,
+    }
+    assert settings.jsonable(valid)["method"] == {"learning_rate": 1e-4, "value": "max", "shape": None}
+    assert settings.validate(outline, settings.jsonable(valid)) == valid  # what `resume` relies on
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"method": {"learnin_rate": 1}}, "no setting method.learnin_rate; did you mean method.learning_rate?"),
+        ({"method": {"shape": {"dmodel": 1}}}, "no setting method.shape.dmodel; did you mean method.shape.d_model?"),
+        ({"sed": 1}, "no setting sed; did you mean seed?"),
+        ({"method": {"learning_rate": -1}}, "method: learning_rate must be > 0, got -1.0"),
+        ({"method": {"learning_rate": "fast"}}, "method.learning_rate: input should be a valid number"),
+        ({"method": {"shape": {"d_model": 1.5}}}, "method.shape.d_model: input should be a valid integer"),
+        ({"seed": "x"}, "seed: input should be a valid integer"),
+        ({"method": 3}, "method: input should be a"),
+    ],
+)
+def test_a_wrong_setting_is_named_in_the_first_line(change: dict[str, Any], told: str) -> None:
+    assert told in refusal(GOOD | change).splitlines()[0]
+
+
+def test_a_missing_setting_is_named() -> None:
+    assert refusal({"prompt": "x"}).startswith("the setting method is missing\n")
+
+
+def test_the_second_line_lists_what_there_is() -> None:
+    assert refusal(GOOD | {"method": {"zzz": 1}}).splitlines() == [
+        "there is no setting method.zzz",
+        "method has: learning_rate, value, shape",
+    ]
+
+
+def test_overrides_reach_into_nested_settings_and_leave_the_catalogue_alone() -> None:
+    base: dict[str, Any] = {"method": {"learning_rate": 1e-4}, "runtime": None}
+    changed = settings.override(
+        base,
+        [
+            "method.learning_rate=1e-5",
+            "method.value=max",
+            "runtime.threads=2",
+            "seed=3",
+            "limit=null",
+            'prompt="5"',
+            "a=b=c",
+        ],
+    )
+    assert changed == {
+        "method": {"learning_rate": 1e-5, "value": "max"},
+        "runtime": {"threads": 2},
+        "seed": 3,
+        "limit": None,
+        "prompt": "5",
+        "a": "b=c",
+    }
+    assert base == {"method": {"learning_rate": 1e-4}, "runtime": None}
+
+
+@pytest.mark.parametrize("assignment", ["seed", "=3", "method..x=1", ".seed=1"])
+def test_an_assignment_that_is_none_is_refused(assignment: str) -> None:
+    with pytest.raises(ValueError, match="a setting is written name=value"):
+        settings.override({}, [assignment])
+
+
+def test_setting_inside_a_plain_value_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"seed\.deep cannot be set: seed is 3"):
+        settings.override({"seed": 3}, ["seed.deep=1"])
+
+
+CATALOGUE = """
+definitions:
+  shared: &shared {entrypoint: "flows/distill.py:distill"}
+deployments:
+  - name: small
+    <<: *shared
+    description: >
+      A small one.
+      It is quick.
+  - name: big
+    <<: *shared
+    tags: ["needs: hub", "needs: GPU", llmr]
+    parameters: {seed: 1}
+"""
+
+
+def test_the_catalogue_is_read_with_its_anchors(tmp_path: Path) -> None:
+    path = tmp_path / "prefect.yaml"
+    path.write_text(CATALOGUE)
+    runs = settings.load_catalogue(path)
+    assert list(runs) == ["small", "big"]
+    assert runs["small"].description == "A small one. It is quick."
+    assert (runs["small"].needs, runs["big"].needs) == ("nothing", "hub, GPU")
+    assert settings.named_run(runs, "big").parameters == {"seed": 1}
+    with pytest.raises(ValueError, match="there is no run called 'smal'; did you mean small"):
+        settings.named_run(runs, "smal")
+
+
+@pytest.mark.parametrize("text", ["", "a: [", "deployments: 3"])
+def test_a_file_that_is_no_catalogue_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "prefect.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"prefect\.yaml"):
+        settings.load_catalogue(path)
+
+
+def test_the_catalogue_is_found_from_a_folder_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "prefect.yaml").write_text(CATALOGUE)
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    assert settings.find_catalogue() == tmp_path / "prefect.yaml"
+    with pytest.raises(FileNotFoundError, match=r"no catalogue of runs at nowhere\.yaml"):
+        settings.find_catalogue(Path("nowhere.yaml"))
