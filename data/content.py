@@ -14,7 +14,7 @@ def path_hash(path: str | Path) -> str:
     Read in pieces, and remembered for as long as size and modification time stay the same.
     Raises FileNotFoundError for a path that is not there.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_file():
         return _file_hash(path)
     if not path.is_dir():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,20 +11,21 @@ import numpy as np
 import pyarrow as pa
 
 from data.cleaning import Cleaned, Rules, clean
-from data.dialogues import RAW_SCHEMA, chitchat_dialogues, pairs_of_turns, raw_batches
+from data.dialogues import RAW_SCHEMA, raw_batches
+from data.reading import Progress, read
 from data.specs import DatasetSettings
 from data.splits import cut, sample
 
 SPLITS = ("train", "validation", "test")
-Progress = Callable[[int, int], None]
+_PRECEDENCE = ("train", "test", "validation")  # an overlapping pair stays in the first of these that has it
 
 
 @dataclass(frozen=True)
 class Corpus:
     """Clean pairs: three tables (id int64, dialogue, source, target: string), ids counting from 0 in each.
 
-    dropped: table (split, dialogue, source, target, reason), with every pair that was read and not kept.
-    num_clean: pairs per split before `limit`, `max_validation` and `max_test` took a sample of them.
+    dropped: table (split, dialogue, source, target, reason) of every pair that was read and is not clean, its white
+    space normalised. num_clean: pairs per split before `limit`, `max_validation` and `max_test` took a sample.
     """
 
     train: Any
@@ -48,42 +49,46 @@ def load(
     """The corpus of `settings`: the same input gives the same rows in the same order.
 
     limit: at most this many training pairs, a seeded sample. What is validation and test does not depend on it:
-    overlap is removed against the whole of train. progress(done, total) counts dialogues or rows read.
-    Raises ValueError (one line what, one line what to do) for input that cannot be used; FileNotFoundError.
+    overlap is removed against the whole of train.
+    Raises ValueError (one line what, one line what to do) for input that cannot be used, FileNotFoundError.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
-    cleaned = _clean_splits(settings, _raw_splits(settings, seed, progress))
+    raw: dict[str, Iterable[Any]] = {split: raw_batches(rows) for split, rows in read(settings, progress).items()}
+    shares = {split: _share(settings, split) for split in SPLITS if split not in raw}
+    if shares:
+        whole = pa.Table.from_batches(raw["train"], schema=RAW_SCHEMA)
+        raw |= {split: part.to_batches() for split, part in cut(whole, shares, seed).items()}
+    cleaned = _clean_splits(settings, raw)
     limits = {"train": limit, "validation": settings.max_validation, "test": settings.max_test}
-    tables = {split: _numbered(sample(cleaned[split].kept, limits[split], seed)) for split in SPLITS}
     return Corpus(
-        **tables,
+        **{split: _numbered(sample(cleaned[split].kept, limits[split], seed)) for split in SPLITS},
         dropped=pa.concat_tables([cleaned[split].dropped for split in SPLITS]),
         num_clean={split: cleaned[split].kept.num_rows for split in SPLITS},
     )
 
 
-def _raw_splits(settings: DatasetSettings, seed: int, progress: Progress) -> dict[str, Any]:
-    """Raw tables by split, those that the source lacks cut from train."""
-    dialogues = chitchat_dialogues()
-    rows = (
-        row
-        for dialogue in dialogues
-        for row in pairs_of_turns(dialogue, settings.context_turns, settings.turn_separator)
-    )
-    table = pa.Table.from_batches(raw_batches(rows), schema=RAW_SCHEMA)
-    progress(len(dialogues), len(dialogues))
-    return cut(table, {"validation": settings.validation_share, "test": settings.test_share}, seed)
+def _share(settings: DatasetSettings, split: str) -> float:
+    return settings.validation_share if split == "validation" else settings.test_share
 
 
-def _clean_splits(settings: DatasetSettings, raw: dict[str, Any]) -> dict[str, Cleaned]:
-    """Train first, then test, then validation: each loses the pairs that one before it has."""
+def _clean_splits(settings: DatasetSettings, raw: dict[str, Iterable[Any]]) -> dict[str, Cleaned]:
+    """Each split loses what one before it in _PRECEDENCE has. Raises ValueError for one of which nothing is left."""
     rules = Rules(settings.max_source_words, settings.max_target_words)
     cleaned: dict[str, Cleaned] = {}
-    for split in ("train", "test", "validation"):
+    for split in _PRECEDENCE:
         others = {name: done.keys for name, done in cleaned.items()} if settings.remove_overlap else {}
-        cleaned[split] = clean(split, raw[split].to_batches(), rules, others)
+        cleaned[split] = clean(split, raw[split], rules, others)
+        if cleaned[split].kept.num_rows == 0:
+            raise ValueError(_why_empty(split, cleaned[split].dropped))
     return cleaned
+
+
+def _why_empty(split: str, dropped: Any) -> str:
+    reasons = Counter(dropped["reason"].to_pylist())
+    counts = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
+    found = f"all {dropped.num_rows} rows dropped: {counts}" if counts else "no rows read"
+    return f"the split {split} is empty after cleaning: {found}\ngive more data, or change the rule that dropped it"
 
 
 def _numbered(table: Any) -> Any:

@@ -98,6 +98,10 @@ class DatasetSettings:
         named = {"train": train, "validation": self.validation, "test": self.test}
         return {split: name for split, name in named.items() if name is not None}
 
+    def is_local(self) -> bool:
+        """Whether `name` is a directory rather than a hub id: it looks like a path, or is there."""
+        return self.name is not None and (self.name.startswith((".", "/", "~")) or Path(self.name).is_dir())
+
     def identity(self) -> dict[str, object]:
         """What decides the corpus: the fields, with the content of local files in place of their paths.
 
@@ -110,7 +114,7 @@ class DatasetSettings:
             for field in ("path", "train", "validation", "test"):
                 value = getattr(self, field)
                 if value is not None:
-                    fields[field] = path_hash(value)
-        elif self.name is not None and Path(self.name).is_dir():
+                    fields[field] = path_hash(value) + Path(value).suffix.lower()  # the suffix chooses the reader
+        elif self.is_local() and self.name is not None:
             fields["name"] = path_hash(self.name)
         return fields

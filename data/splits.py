@@ -18,14 +18,20 @@ def assign_dialogues(dialogues: Iterable[str], shares: dict[str, float], seed: i
     """Dialogue -> split: for each split its share of the dialogues (at least one), the others to train.
 
     Dialogues are ranked by a hash of seed and name, so their order in the file does not matter.
+    Raises ValueError if there are too few for every split to have one.
     """
     ranked = sorted(set(dialogues), key=lambda name: (_draw(seed, name), name))
+    counts = {split: max(1, round(share * len(ranked))) for split, share in shares.items()}
+    if sum(counts.values()) >= len(ranked):
+        raise ValueError(
+            f"cannot cut {' and '.join(shares)} from {len(ranked)} dialogues: train would be empty\n"
+            "give more data, or the splits as files of their own; without dialogue_column each row is a dialogue"
+        )
     assigned = dict.fromkeys(ranked, "train")
     start = 0
-    for split, share in shares.items():
-        end = start + max(1, round(share * len(ranked)))
-        assigned.update(dict.fromkeys(ranked[start:end], split))
-        start = end
+    for split, count in counts.items():
+        assigned.update(dict.fromkeys(ranked[start : start + count], split))
+        start += count
     return assigned
 
 
