@@ -37,9 +37,10 @@ def load_hub_splits(settings: DatasetSettings) -> dict[str, Any]:
     except MemoryError:
         raise
     except Exception as error:  # whatever a loader and its transport raise: a dozen classes in four libraries
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise
-        raise ValueError(_explain(settings, error)) from error
+        cause = _cause(error)
+        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+            raise cause from None
+        raise ValueError(_explain(settings, cause)) from error
     finally:
         if not bars_were_off:
             datasets.enable_progress_bars()
@@ -65,13 +66,16 @@ def _batches(dataset: Any, columns: Columns, advance: Advance) -> Iterator[Any]:
         yield batch.select(columns.names())
 
 
-def _explain(settings: DatasetSettings, error: BaseException) -> str:
+def _cause(error: Exception) -> BaseException:
+    """What went wrong where building a data set failed: that error's own text says only that it did."""
     from datasets.exceptions import DatasetGenerationError
 
+    return error.__cause__ or error if isinstance(error, DatasetGenerationError) else error
+
+
+def _explain(settings: DatasetSettings, error: BaseException) -> str:
     parts = [settings.config_name, settings.revision and f"revision {settings.revision}"]
     details = "".join(f", {part}" for part in parts if part)
-    if isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
-        error = error.__cause__  # its own text says only that something went wrong
     reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
     return (
         f"cannot load the data set {settings.name!r}{details}: {reason}\n"
