@@ -77,7 +77,11 @@ def _explain(settings: DatasetSettings, error: BaseException) -> str:
     parts = [settings.config_name, settings.revision and f"revision {settings.revision}"]
     details = "".join(f", {part}" for part in parts if part)
     reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
-    return (
-        f"cannot load the data set {settings.name!r}{details}: {reason}\n"
+    advice = (
         "give a local copy: name = a directory of its Parquet files, or source = 'files' with train, validation, test"
     )
+    if settings.is_local():
+        advice = (
+            "a local directory holds Parquet, JSONL or CSV files with a split's name in theirs, or a card that says"
+        )
+    return f"cannot load the data set {settings.name!r}{details}: {reason}\n{advice}"

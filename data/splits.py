@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -54,4 +55,6 @@ def sample(table: Any, num_rows: int | None, seed: int) -> Any:
     if num_rows is None or num_rows >= table.num_rows:
         return table
     ranked = sorted(range(table.num_rows), key=lambda row: _draw(seed, str(row)))
-    return table.take(pa.array(sorted(ranked[:num_rows]), pa.int64()))
+    drawn = np.zeros(table.num_rows, dtype=bool)
+    drawn[ranked[:num_rows]] = True
+    return table.filter(pa.array(drawn))  # chunk by chunk, where `take` would join more text than 2 GB offsets reach

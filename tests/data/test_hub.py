@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -106,10 +107,33 @@ def test_what_is_not_there_is_named(folder: Path, fields: dict[str, str], messag
         load(news(folder, **fields))
 
 
-def test_a_damaged_file_is_explained_by_its_cause(folder: Path) -> None:
-    (folder / "2.0" / "train-00000-of-00001.parquet").write_text("no Parquet")
-    with pytest.raises(ValueError, match=r"cannot load the data set .*(Parquet|magic bytes)"):
-        load(news(folder))
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("train.parquet", "no Parquet", "Parquet magic bytes not found"),
+        ("train.csv", "source,target\na,b\n1,2,3\n", "Expected 2 fields in line 3, saw 3"),
+    ],
+)
+def test_a_damaged_file_is_explained_by_its_cause(tmp_path: Path, name: str, content: str, reason: str) -> None:
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    (folder / name).write_text(content)
+    with pytest.raises(
+        ValueError, match=f"cannot load the data set '.*damaged': .*{reason}.*\na local directory holds"
+    ):
+        load(DatasetSettings(source="hub", name=str(folder)))
+
+
+def test_a_full_disk_stays_a_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device", "cache")
+        except OSError as error:
+            raise datasets.exceptions.DatasetGenerationError("An error occurred") from error
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(OSError, match="No space left on device"):
+        load(DatasetSettings(source="hub", name=str(tmp_path)))
 
 
 def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
