@@ -2,8 +2,8 @@
 
 Shape legend: B sources still searching, K beams, T length limit, V vocabulary.
 
-Follows stock `generate(num_beams=K, early_stopping=False)` hypothesis by hypothesis (the tests compare both), but keeps one copy of
-the cross-attention keys per source and drops a source as soon as it is decided.
+Follows stock `generate(num_beams=K, early_stopping=False)` hypothesis by hypothesis (the tests compare both), but
+keeps one copy of the cross-attention keys per source and drops a source as soon as it is decided.
 """
 
 from dataclasses import dataclass
@@ -61,12 +61,11 @@ class _Beams:
 
 
 @torch.no_grad()
-def beam_search(
-    model: Model, memory: Memory, settings: BeamSettings, *, num_tokens: int | None = None
-) -> Hypotheses:
+def beam_search(model: Model, memory: Memory, settings: BeamSettings, *, num_tokens: int | None = None) -> Hypotheses:
     """The most probable output per source that beam search finds.
 
-    Shapes: Memory of B sources -> (B, max_new_tokens) padded after the end, (B,). Source: Kim and Rush 2016, as LLMR section 3 uses it.
+    Shapes: Memory of B sources -> (B, max_new_tokens) padded after the end, (B,). Source: Kim and Rush 2016, as
+    LLMR section 3 uses it.
     """
     num_sources, num_beams, limit = memory.layout.mask_BS.shape[0], settings.num_beams, settings.max_new_tokens
     eos_id, pad_id, device = model.config.eos_token_id, model.config.pad_token_id, memory.hidden_ND.device
@@ -145,7 +144,8 @@ def _decided(beams: _Beams, length: int, settings: BeamSettings) -> Tensor:
     """True where K are finished and no running beam, at its present length, could still replace the worst of them."""
     attainable_B = beams.running_score_BK[:, 0] / length**settings.length_penalty
     worst_B = beams.finished_score_BK.amin(dim=1)
-    return worst_B >= attainable_B
+    decided_B: Tensor = worst_B >= attainable_B
+    return decided_B
 
 
 def _ban_repeats(log_q_RV: Tensor, tokens_RT: Tensor, size: int) -> None:

@@ -2,9 +2,9 @@
 
 Shape legend: M tokens, D model width, V vocabulary, C tokens of one chunk.
 
-Rewards need the logit of one token and a summary over V; the policy gradient needs log q(y_t) and, going back, (softmax - one-hot)
-times a weight known beforehand. Both are computed chunk by chunk in float32, keeping (M,). The plain full-logit versions are the
-oracle in tests/kd_core/test_lm_head.py and the reference in benchmarks/.
+Rewards need the logit of one token and a summary over V; the policy gradient needs log q(y_t) and, going back,
+(softmax - one-hot) times a weight known beforehand. Both are computed chunk by chunk in float32, keeping (M,). The
+plain full-logit versions are the oracle in tests/kd_core/test_lm_head.py and the reference in benchmarks/.
 """
 
 from collections.abc import Iterator
@@ -29,6 +29,11 @@ class TokenScores:
     expected_M: Tensor | None  # E_p[logit], computed on request only: it costs another pass over V
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """Half precision to float32; float64 stays, so that the equation tests can be exact."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def chunk_rows(num_rows: int, vocab_size: int) -> Iterator[slice]:
     """Slices of rows such that one chunk of logits holds about CHUNK_NUMBERS numbers."""
     step = max(1, CHUNK_NUMBERS // vocab_size)
@@ -42,18 +47,15 @@ def token_scores(hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor, *, expe
 
     Shapes: (M, D), (V, D), (M,) -> five (M,) in float32 (four unless `expected`).
     """
-    columns: list[list[Tensor]] = [[], [], [], [], []]
+    chunks: list[tuple[Tensor, ...]] = []
     for rows in chunk_rows(hidden_MD.shape[0], weight_VD.shape[0]):
-        logits_CV = F.linear(hidden_MD[rows], weight_VD).float()
+        logits_CV = full_precision(F.linear(hidden_MD[rows], weight_VD))
         lse_C = logits_CV.logsumexp(dim=1)
-        columns[0].append(logits_CV.gather(1, target_M[rows, None]).squeeze(1))
-        columns[1].append(logits_CV.mean(dim=1))
-        columns[2].append(logits_CV.amax(dim=1))
-        columns[3].append(lse_C)
-        if expected:
-            columns[4].append((logits_CV * (logits_CV - lse_C[:, None]).exp_()).sum(dim=1))
-    joined = [torch.cat(column) if column else hidden_MD.new_zeros(0, dtype=torch.float32) for column in columns]
-    return TokenScores(*joined[:4], joined[4] if expected else None)
+        chosen_C = logits_CV.gather(1, target_M[rows, None]).squeeze(1)
+        expected_C = (logits_CV * (logits_CV - lse_C[:, None]).exp_()).sum(dim=1) if expected else lse_C
+        chunks.append((chosen_C, logits_CV.mean(dim=1), logits_CV.amax(dim=1), lse_C, expected_C))
+    chosen_M, mean_M, max_M, lse_M, expected_M = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    return TokenScores(chosen_M, mean_M, max_M, lse_M, expected_M if expected else None)
 
 
 @dataclass(frozen=True)
@@ -67,18 +69,19 @@ class PolicyTerms:
 def weighted_nll(
     hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor, coefficient_M: Tensor, entropy_coefficient: float = 0.0
 ) -> tuple[Tensor, PolicyTerms]:
-    """sum_m -coefficient_m log q(target_m) - entropy_coefficient sum_m H(q_m), differentiable in hidden states and head.
+    """-sum_m coefficient_m log q(target_m) - entropy_coefficient sum_m H(q_m), differentiable in hidden and head.
 
-    With coefficient 1/M it is the mean cross-entropy; with G_t/M it is REINFORCE's surrogate loss (LLMR, under Eq. 4). The
-    coefficients are constants: no gradient flows into them. Because they are known before the logits, loss and gradients come from one
-    pass over each chunk, and nothing of size V survives it.
+    With coefficient 1/M it is the mean cross-entropy; with G_t/M it is REINFORCE's surrogate loss (LLMR, under
+    Eq. 4). The coefficients are constants: no gradient flows into them. Because they are known before the logits,
+    loss and gradients come from one pass over each chunk, and nothing of size V survives it.
 
-    Shapes: (M, D), (V, D), (M,), (M,) -> scalar float32 and `PolicyTerms`. Raises ValueError if M differs between arguments.
+    Shapes: (M, D), (V, D), (M,), (M,) -> scalar float32 and `PolicyTerms`. Raises ValueError if M differs between
+    arguments.
     """
     if not hidden_MD.shape[0] == target_M.shape[0] == coefficient_M.shape[0]:
         sizes = (hidden_MD.shape[0], target_M.shape[0], coefficient_M.shape[0])
         raise ValueError(f"hidden, target and coefficient must have the same number of tokens, got {sizes}")
-    loss, log_prob_M, entropy_M = _WeightedNLL.apply(
+    loss, log_prob_M, entropy_M = _WeightedNLL.apply(  # type: ignore[no-untyped-call]
         hidden_MD, weight_VD, target_M, coefficient_M.detach(), entropy_coefficient
     )
     return loss, PolicyTerms(log_prob_M, entropy_M if entropy_coefficient else None)
@@ -97,7 +100,7 @@ class _WeightedNLL(torch.autograd.Function):
         entropy_coefficient: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         wants_grad = any(ctx.needs_input_grad[:2])
-        float_dtype = torch.float64 if hidden_MD.dtype == torch.float64 else torch.float32
+        float_dtype = full_precision(hidden_MD[:0]).dtype
         log_prob_M = hidden_MD.new_empty(target_M.shape, dtype=float_dtype)
         entropy_M = torch.zeros_like(log_prob_M)
         grad_hidden_MD = torch.empty_like(hidden_MD) if wants_grad else None

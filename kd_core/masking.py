@@ -2,8 +2,8 @@
 
 Shape legend: B rows, T target positions.
 
-A mask is never built from `!= pad`: T5's pad is its decoder start and GPT-Neo's pad is its end of sequence. It ends at the first
-end-of-sequence token, inclusive, so that ending is an action that is learned and scored like any other.
+A mask is never built from `!= pad`: T5's pad is its decoder start and GPT-Neo's pad is its end of sequence. It ends
+at the first end-of-sequence token, inclusive, so that ending is an action that is learned and scored like any other.
 """
 
 import torch

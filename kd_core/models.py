@@ -50,13 +50,18 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         if (self.name is None) == (self.shape is None):
-            raise ValueError("a model needs either name (hub id or directory) or shape (a small T5), got both or neither")
+            raise ValueError(
+                "a model needs either name (hub id or directory) or shape (a small T5), got both or neither"
+            )
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
 
     @property
     def directory(self) -> Path | None:
-        """The local directory that `name` means, or None for a hub id. Raises ValueError for a path that is no directory."""
+        """The local directory that `name` means, or None for a hub id.
+
+        Raises ValueError for a path that is no directory.
+        """
         if self.name is None:
             return None
         path = Path(self.name).expanduser()
@@ -64,7 +69,8 @@ class ModelSettings:
             return path
         if self.name.startswith((".", "/", "~")) or self.name.count("/") > 1:
             raise ValueError(
-                f"model directory {self.name!r} does not exist\ngive a directory with config.json and *.safetensors, or a hub id"
+                f"model directory {self.name!r} does not exist\n"
+                "give a directory with config.json and *.safetensors, or a hub id"
             )
         return None
 
@@ -88,7 +94,10 @@ def directory_hash(directory: Path) -> str:
 
 
 def build_t5(shape: T5Shape, vocab_size: int, seed: int) -> Model:
-    """A T5 with random weights drawn from `seed`; the global random state is left as it was. No dropout: small and under-fitted."""
+    """A T5 with random weights drawn from `seed`; the global random state is left as it was.
+
+    No dropout: small and under-fitted.
+    """
     from transformers import T5Config, T5ForConditionalGeneration
 
     config = T5Config(
@@ -136,7 +145,10 @@ def load_tokenizer(location: str | Path, revision: str | None = None) -> Tokeniz
 def load_model(
     location: str | Path, revision: str | None = None, dtype: DType = "float32", device: str | torch.device = "cpu"
 ) -> Model:
-    """A T5-family model in evaluation mode. Raises ValueError in one line for a missing, corrupt or different kind of model."""
+    """A T5-family model in evaluation mode.
+
+    Raises ValueError in one line for a missing, corrupt or different kind of model.
+    """
     from safetensors import SafetensorError
     from transformers import AutoModelForSeq2SeqLM
 
@@ -148,7 +160,8 @@ def load_model(
         raise ValueError(_loading_problem("model", location, error)) from error
     if model.config.model_type not in ("t5", "mt5"):
         raise ValueError(
-            f"model {str(location)!r} is a {model.config.model_type}, not of the T5 family\nuse T5, T5 v1.1, T0, Flan-T5 or mT5"
+            f"model {str(location)!r} is a {model.config.model_type}, not of the T5 family\n"
+            "use T5, T5 v1.1, T0, Flan-T5 or mT5"
         )
     return model.eval().to(device)
 
@@ -165,7 +178,8 @@ def _loading_problem(kind: str, location: str | Path, error: Exception) -> str:
 def check_same_tokenizer(teacher: Tokenizer, student: Tokenizer) -> None:
     """LLMR scores the student's own tokens with the teacher: both must mean the same by each id.
 
-    Raises ValueError naming the first token that differs. Embeddings padded to different sizes over one tokenizer are fine.
+    Raises ValueError naming the first token that differs. Embeddings padded to different sizes over one tokenizer
+    are fine.
     """
     ours, theirs = teacher.get_vocab(), student.get_vocab()
     if ours == theirs:
@@ -173,7 +187,8 @@ def check_same_tokenizer(teacher: Tokenizer, student: Tokenizer) -> None:
     different = sorted(set(ours.items()) ^ set(theirs.items()), key=lambda item: item[1])
     token, number = different[0]
     raise ValueError(
-        f"teacher and student have different tokenizers: {len(ours)} and {len(theirs)} tokens, first difference {token!r} (id {number})\n"
+        f"teacher and student have different tokenizers: {len(ours)} and {len(theirs)} tokens, "
+        f"first difference {token!r} (id {number})\n"
         "choose a student of the teacher's family"
     )
 

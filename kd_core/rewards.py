@@ -6,7 +6,8 @@ Shape legend: B rollouts, T positions. All quantities are in nats of teacher log
     V(s)            = max_y q_val(y; s)                              or its softmax expectation, or its logsumexp
     R_t             = q_val(y_t; s_t) - V(s_{t+1})                   Eq. 3, V = 0 after the end of sequence
     G_t             = sum of R_i over i >= t                         the gain under Eq. 4
-                    = V(s_t) + sum_{i >= t} [q_val(y_i) - V(s_i)]    the identity that makes V(s_t) an exact, free baseline
+                    = V(s_t) + sum_{i >= t} [q_val(y_i) - V(s_i)]    the identity that makes
+                    V(s_t) an exact, free baseline
 """
 
 from dataclasses import dataclass
@@ -22,13 +23,18 @@ TruncatedKind = Literal["drop", "bootstrap"]
 
 @dataclass(frozen=True, kw_only=True)
 class RewardSettings:
-    """How teacher logits become gains. Defaults: the paper's Eq. 2 to 4; scale and clip as its predecessor's published scripts."""
+    """How teacher logits become gains. Defaults: the paper's Eq.
+
+    2 to 4; scale and clip as its predecessor's published scripts.
+    """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
 
     value: ValueKind = "max"
     centre: bool = True  # subtract the mean over V at each position, as the authors' code does
-    truncated: TruncatedKind = "drop"  # what becomes of rollouts cut off at the length limit; dropping favours short outputs
+    truncated: TruncatedKind = (
+        "drop"  # what becomes of rollouts cut off at the length limit; dropping favours short outputs
+    )
     baseline: BaselineKind = "none"
     reward_scale: float = 100.0  # the gain is divided by it, nats
     reward_clip: float = 1.0  # then clipped to +- this; 0 = off
@@ -50,9 +56,10 @@ class RewardSettings:
 def induced_reward(q_value_BT: Tensor, value_BT: Tensor, mask_BT: Tensor, last_value_B: Tensor) -> Tensor:
     """R_t = q_val(y_t; s_t) - V(s_{t+1}).
 
-    Shapes: (B, T) q-values, (B, T) values V(s_t), (B, T) mask through the end, (B,) value of the state after the last real token
-    (0 after an end of sequence; V(s_{T+1}) where a truncated rollout is bootstrapped) -> (B, T), 0 where masked.
-    Raises ValueError if the shapes differ. Source: LLMR Eq. 3. The last position's next value is never the first position's.
+    Shapes: (B, T) q-values, (B, T) values V(s_t), (B, T) mask through the end, (B,) value of the state after the
+    last real token (0 after an end of sequence; V(s_{T+1}) where a truncated rollout is bootstrapped) -> (B, T),
+    0 where masked. Raises ValueError if the shapes differ. Source: LLMR Eq. 3. The last position's next value is
+    never the first position's.
     """
     if not q_value_BT.shape == value_BT.shape == mask_BT.shape:
         shapes = (tuple(q_value_BT.shape), tuple(value_BT.shape), tuple(mask_BT.shape))
@@ -66,8 +73,8 @@ def induced_reward(q_value_BT: Tensor, value_BT: Tensor, mask_BT: Tensor, last_v
 def reward_to_go(reward_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """Rewards still to come: G_t = sum of R_i over i >= t.
 
-    Shapes: (B, T), (B, T) -> (B, T), in the reward's unit. Masked tokens return 0. Raises ValueError if the shapes differ.
-    Source: LLMR, the gain under Eq. 4.
+    Shapes: (B, T), (B, T) -> (B, T), in the reward's unit. Masked tokens return 0. Raises ValueError if the
+    shapes differ. Source: LLMR, the gain under Eq. 4.
     """
     if reward_BT.shape != mask_BT.shape:
         raise ValueError(f"reward and mask must have one shape, got {tuple(reward_BT.shape)}, {tuple(mask_BT.shape)}")
@@ -79,11 +86,12 @@ def subtract_baseline(
 ) -> Tensor:
     """The gain less a baseline that does not depend on the action taken, so that the expected gradient stays the same.
 
-    none: G_t (the paper). value: G_t - V(s_t), exact and free by the identity above. batch_mean: less the mean over real tokens of the
-    batch (its own token included: biased by 1/n, as usual). leave_one_out: less the mean gain from the start of the other rollouts of
-    the same source; needs `group_B`, the source of each row.
+    none: G_t (the paper). value: G_t - V(s_t), exact and free by the identity above. batch_mean: less the mean
+    over real tokens of the batch (its own token included: biased by 1/n, as usual). leave_one_out: less the mean
+    gain from the start of the other rollouts of the same source; needs `group_B`, the source of each row.
 
-    Shapes: (B, T), (B, T), (B, T), (B,) -> (B, T), 0 where masked. Raises ValueError for leave_one_out if a source has one rollout only.
+    Shapes: (B, T), (B, T), (B, T), (B,) -> (B, T), 0 where masked. Raises ValueError for leave_one_out if a
+    source has one rollout only.
     """
     if kind == "none":
         return gain_BT
@@ -103,6 +111,9 @@ def subtract_baseline(
 
 
 def scale_and_clip(gain_BT: Tensor, settings: RewardSettings) -> Tensor:
-    """G_t / reward_scale, clipped to +-reward_clip. Shapes: (B, T) -> (B, T). Source: the predecessor's `denom` and clip [code]."""
+    """G_t / reward_scale, clipped to +-reward_clip. Shapes: (B, T) -> (B, T).
+
+    Source: the predecessor's `denom` and clip [code].
+    """
     scaled_BT = gain_BT / settings.reward_scale
     return scaled_BT.clamp(-settings.reward_clip, settings.reward_clip) if settings.reward_clip else scaled_BT

@@ -2,25 +2,32 @@
 
 Shape legend: B sources, T length limit, R rows still running, V vocabulary.
 
-Tokens are drawn by inverting the cumulative distribution at one uniform number per row and position, drawn up front from a generator
-of its own: what a row becomes does not depend on which other rows have ended, so dropping finished rows changes nothing, and a rollout
-can be drawn again from its seed. [ours]
+Tokens are drawn by inverting the cumulative distribution at one uniform number per row and position, drawn up front
+from a generator of its own: what a row becomes does not depend on which other rows have ended, so dropping finished
+rows changes nothing, and a rollout can be drawn again from its seed. [ours]
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_core.lm_head import full_precision
 from kd_core.masking import mask_through_eos, truncated_rows
 from kd_core.t5 import Memory, Model, head_weight
 from kd_core.t5_steps import StepDecoder
 
+Choose = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]  # logits, rows, position -> tokens, log-probabilities
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
-    """How rollouts are drawn. top_k, top_p and temperature reshape the distribution in this order: temperature, top_k, top_p."""
+    """How rollouts are drawn.
+
+    top_k, top_p and temperature reshape the distribution in this order: temperature, top_k, top_p.
+    """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
 
@@ -61,8 +68,9 @@ def sample(
 ) -> Rollout:
     """Draw one output per source from the student's own distribution.
 
-    Shapes: Memory of B sources -> Rollout with (B, T'), T' <= max_new_tokens. `num_tokens` limits the vocabulary to what the tokenizer
-    can name. Source: LLMR Eq. 1, y ~ q_theta; METHODS 1.7 for the log-probability of a reshaped distribution.
+    Shapes: Memory of B sources -> Rollout with (B, T'), T' <= max_new_tokens. `num_tokens` limits the vocabulary
+    to what the tokenizer can name. Source: LLMR Eq. 1, y ~ q_theta; METHODS 1.7 for the log-probability of a
+    reshaped distribution.
     """
     num_sources = memory.layout.mask_BS.shape[0]
     device = memory.hidden_ND.device
@@ -80,6 +88,7 @@ def greedy(model: Model, memory: Memory, max_new_tokens: int, *, num_tokens: int
     """The most probable token at every step. Shapes as `sample`; `log_prob_BT` is that of the chosen tokens."""
 
     def choose(logits_RV: Tensor, rows_R: Tensor, position: int) -> tuple[Tensor, Tensor]:
+        logits_RV = full_precision(logits_RV)
         best_R, token_R = logits_RV.max(dim=1)
         return token_R, best_R - logits_RV.logsumexp(dim=1)
 
@@ -106,7 +115,7 @@ def reshape_logits(logits_RV: Tensor, settings: SamplingSettings) -> tuple[Tenso
 
     Shapes: (R, V) -> (R, C) logits and, when C candidates were picked out, their (R, C) token ids.
     """
-    logits_RC, ids_RC = logits_RV.float() / settings.temperature, None
+    logits_RC, ids_RC = full_precision(logits_RV) / settings.temperature, None
     vocab_size = logits_RC.shape[1]
     if 0 < settings.top_k < vocab_size:
         logits_RC, ids_RC = logits_RC.topk(settings.top_k, dim=1)
@@ -119,19 +128,19 @@ def reshape_logits(logits_RV: Tensor, settings: SamplingSettings) -> tuple[Tenso
     return logits_RC, ids_RC
 
 
-def _roll_out(model, memory, max_new_tokens, choose, num_tokens) -> Rollout:  # type: ignore[no-untyped-def]
+def _roll_out(model: Model, memory: Memory, max_new_tokens: int, choose: Choose, num_tokens: int | None) -> Rollout:
     eos_id, pad_id = model.config.eos_token_id, model.config.pad_token_id
     num_sources, device = memory.layout.mask_BS.shape[0], memory.hidden_ND.device
     weight_VD = head_weight(model, num_tokens)
     tokens_BT = torch.full((num_sources, max_new_tokens), pad_id, device=device)
-    log_prob_BT = torch.zeros((num_sources, max_new_tokens), device=device)
+    log_prob_BT = full_precision(memory.hidden_ND.new_zeros((num_sources, max_new_tokens)))
     decoder = StepDecoder(model, memory, max_new_tokens)
     rows_R = torch.arange(num_sources, device=device)
     token_R = torch.full_like(rows_R, model.config.decoder_start_token_id)
     for position in range(max_new_tokens):
         token_R, log_prob_R = choose(F.linear(decoder.step(token_R), weight_VD), rows_R, position)
         tokens_BT[rows_R, position] = token_R
-        log_prob_BT[rows_R, position] = log_prob_R.float()
+        log_prob_BT[rows_R, position] = log_prob_R
         going_on = (token_R != eos_id).nonzero().squeeze(1)
         if going_on.numel() == 0:
             break

@@ -39,8 +39,9 @@ def judge(
 ) -> Judgement:
     """q-values, state values and rewards of given outputs.
 
-    Shapes: (B, S) prompted sources with mask, (B, T) outputs with mask, (B,) truncated -> `Judgement`. Source: LLMR Eq. 2 and 3; METHODS 1.2 to 1.4.
-    A bootstrapped truncated rollout needs the value after its last token, so the pass is one position longer there.
+    Shapes: (B, S) prompted sources with mask, (B, T) outputs with mask, (B,) truncated -> `Judgement`. Source:
+    LLMR Eq. 2 and 3; METHODS 1.2 to 1.4. A bootstrapped truncated rollout needs the value after its last token,
+    so the pass is one position longer there.
     """
     start_id = teacher.config.decoder_start_token_id
     bootstrap_B = truncated_B if settings.truncated == "bootstrap" else torch.zeros_like(truncated_B)
@@ -51,7 +52,9 @@ def judge(
     width = int(reach_B.max())
     tokens_BU, mask_BU = tokens_BU[:, :width], mask_BU[:, :width]
 
-    scores, layout = _score(teacher, encode(teacher, source_BS, source_mask_BS), tokens_BU, mask_BU, settings, num_tokens)
+    scores, layout = _score(
+        teacher, encode(teacher, source_BS, source_mask_BS), tokens_BU, mask_BU, settings, num_tokens
+    )
     q_value_BU = layout.pad(scores.logit_M - scores.mean_M if settings.centre else scores.logit_M)
     value_BU = layout.pad(state_value(scores, settings))
     last_value_B = torch.where(bootstrap_B, value_BU.gather(1, (reach_B - 1)[:, None]).squeeze(1), 0.0)

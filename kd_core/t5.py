@@ -3,12 +3,14 @@
 Shape legend: B rows, S source positions, T target positions, N real source tokens, M real target tokens, D model width,
 H heads, K head width, I = H*K.
 
-Norms, projections and feed-forward layers see only the real tokens of a batch, packed to (N, D); rows are padded to (B, S) for the
-attention product alone. On short dialogues more than half of a padded batch is padding, so this is where the time goes. The stock
-forward pass is the oracle in tests/kd_core/test_t5.py (float64, 1e-10). Covers T5, T5 v1.1, T0, Flan-T5 and mT5 (gated or plain
-feed-forward, tied or separate head). Padded positions cannot leak: they do not exist outside attention, and are masked in it.
+Norms, projections and feed-forward layers see only the real tokens of a batch, packed to (N, D); rows are padded to
+(B, S) for the attention product alone. On short dialogues more than half of a padded batch is padding, so this is
+where the time goes. The stock forward pass is the oracle in tests/kd_core/test_t5.py (float64, 1e-10). Covers T5, T5
+v1.1, T0, Flan-T5 and mT5 (gated or plain feed-forward, tied or separate head). Padded positions cannot leak: they do
+not exist outside attention, and are masked in it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,9 +43,9 @@ class Layout:
     def pad(self, packed_NX: Tensor) -> Tensor:
         """(N, ...) -> (B, S, ...), zeros at padding."""
         if not self.packed:
-            return packed_NX.unflatten(0, self.mask_BS.shape)
+            return unflatten(packed_NX, 0, self.mask_BS.shape)
         flat = packed_NX.new_zeros((self.mask_BS.numel(), *packed_NX.shape[1:]))
-        return flat.index_copy(0, self.index_N, packed_NX).unflatten(0, self.mask_BS.shape)
+        return unflatten(flat.index_copy(0, self.index_N, packed_NX), 0, self.mask_BS.shape)
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,8 @@ def encode(model: Model, ids_BS: Tensor, mask_BS: Tensor) -> Memory:
 def decode(model: Model, memory: Memory, input_ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Layout]:
     """Teacher-forced decoder states, ready for `head_weight`.
 
-    Shapes: Memory, (B, T) decoder inputs (see `shift_right`), (B, T) bool -> (M, D) and the layout of its M tokens. Times
-    `head_weight(model).T` they are the logits for the token that follows each input.
+    Shapes: Memory, (B, T) decoder inputs (see `shift_right`), (B, T) bool -> (M, D) and the layout of its M
+    tokens. Times `head_weight(model).T` they are the logits for the token that follows each input.
     """
     stack, layout = model.decoder, Layout.of(mask_BT)
     x_MD = _dropout(F.embedding(layout.pack(input_ids_BT), stack.embed_tokens.weight), stack.dropout)
@@ -120,15 +122,22 @@ def scale_for_head(model: Model, hidden_MD: Tensor) -> Tensor:
 def head_weight(model: Model, num_tokens: int | None = None) -> Tensor:
     """The LM head's (V, D) matrix; with `num_tokens`, only the rows that the tokenizer can name.
 
-    T5 pads 32,100 tokens to 32,128 rows. The padding rows are no words: they are left out of every softmax, maximum and sample.
+    T5 pads 32,100 tokens to 32,128 rows. The padding rows are no words: they are left out of every softmax,
+    maximum and sample.
     """
     weight_VD: Tensor = model.lm_head.weight
     return weight_VD if num_tokens is None else weight_VD[:num_tokens]
 
 
+def unflatten(x: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
+    """`Tensor.unflatten`, typed."""
+    shaped: Tensor = x.unflatten(dim, tuple(sizes))
+    return shaped
+
+
 def split_heads(x_BSI: Tensor, attention: Any) -> Tensor:
     """(B, S, I) -> (B, H, S, K)."""
-    return x_BSI.unflatten(-1, (attention.n_heads, attention.key_value_proj_dim)).transpose(1, 2)
+    return unflatten(x_BSI, -1, (attention.n_heads, attention.key_value_proj_dim)).transpose(1, 2)
 
 
 def _self_attention(x_ND: Tensor, layer: Any, layout: Layout, bias: Tensor) -> Tensor:

@@ -1,11 +1,12 @@
 """One decoding step of a T5 at a time, on preallocated caches.
 
-Shape legend: B sources, K beams a source (1 when sampling), R = B*K running rows, S source positions, T length limit, D model width,
-H heads, E head width.
+Shape legend: B sources, K beams a source (1 when sampling), R = B*K running rows, S source positions, T length limit,
+D model width, H heads, E head width.
 
-Stock `generate` spends most of a small model's step in bookkeeping: masks rebuilt, caches concatenated, three projections where one
-will do. Here query, key and value come from one matrix product, cross-attention keys and values are computed once per source (beams
-share them), the cache is written in place, and finished rows are dropped (`keep`). Stock `generate` is the oracle in the tests.
+Stock `generate` spends most of a small model's step in bookkeeping: masks rebuilt, caches concatenated, three
+projections where one will do. Here query, key and value come from one matrix product, cross-attention keys and values
+are computed once per source (beams share them), the cache is written in place, and finished rows are dropped
+(`keep`). Stock `generate` is the oracle in the tests.
 """
 
 from dataclasses import dataclass

@@ -2,8 +2,8 @@
 
 Shape legend: B rollouts, S source positions, T target positions, M real tokens that count, D model width.
 
-Dropout is off throughout: the policy that samples and the policy that learns are then the same function, and an on-policy update
-needs the encoder once for both. [ours]
+Dropout is off throughout: the policy that samples and the policy that learns are then the same function, and an
+on-policy update needs the encoder once for both. [ours]
 """
 
 from collections.abc import Iterator
@@ -19,13 +19,16 @@ from kd_core.masking import shift_right
 from kd_core.rewards import RewardSettings, reward_to_go, scale_and_clip, subtract_baseline
 from kd_core.sampling import Rollout, SamplingSettings, greedy, sample
 from kd_core.scoring import Judgement, judge
-from kd_core.t5 import Layout, Memory, Model, decode, encode, head_weight
+from kd_core.t5 import Memory, Model, decode, encode, head_weight
 from kd_core.training import OptimizerSettings, StepMetrics, TrainState, autocast, mixed_seed
 
 
 @dataclass(frozen=True, kw_only=True)
 class LLMRSettings:
-    """LLMR's RL phase. Defaults: the paper's formulas, and the predecessor's published scripts where the paper is silent."""
+    """LLMR's RL phase.
+
+    Defaults: the paper's formulas, and the predecessor's published scripts where the paper is silent.
+    """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
 
@@ -33,7 +36,9 @@ class LLMRSettings:
     steps: int = 1000
     rollouts_per_source: int = 1  # leave_one_out needs at least 2
     updates_per_rollout: int = 1  # above 1, rollouts are reused and weighted by q_theta / q_behaviour
-    importance: Literal["reused", "always", "never"] = "reused"  # always: also where top_k or top_p reshaped the first use
+    importance: Literal["reused", "always", "never"] = (
+        "reused"  # always: also where top_k or top_p reshaped the first use
+    )
     entropy_bonus: float = 0.0  # nats^-1; the true entropy, not the cross-entropy to uniform of the authors' code
     max_source_tokens: int = 512
     validate_every: int = 100  # updates between two looks at the validation reward; 0 = at the end only
@@ -90,9 +95,12 @@ def train_llmr(
     num_tokens: int | None = None,
     observe: list[Experience] | None = None,
 ) -> Iterator[StepMetrics]:
-    """Maximise E_{y ~ q_theta}[sum of rewards] by REINFORCE. Yields one row a step; goes on from `state`, rollouts in flight included.
+    """Maximise E_{y ~ q_theta}[sum of rewards] by REINFORCE.
 
-    `observe`, if given, holds the judged rollouts of the step just yielded. Source: LLMR Eq. 1 to 4 and the gradient under Eq. 4.
+    Yields one row a step; goes on from `state`, rollouts in flight included.
+
+    `observe`, if given, holds the judged rollouts of the step just yielded. Source: LLMR Eq. 1 to 4 and the
+    gradient under Eq. 4.
     """
     student, reuse = state.model, settings.updates_per_rollout
     student.eval()
@@ -130,16 +138,17 @@ class Collector:
     num_tokens: int | None
 
     def collect(self, rows: Tensor, seed: int, share_memory: bool) -> tuple[Experience, Memory | None]:
-        """Sample and score one micro-batch. With `share_memory`, the encoder's states are returned with their gradient."""
+        """Sample and score one micro-batch.
+
+        With `share_memory`, the encoder's states are returned with their gradient.
+        """
         device, settings = self.student.device, self.settings
         rows = rows.repeat_interleave(settings.rollouts_per_source)
         with torch.set_grad_enabled(share_memory), autocast(device, settings.optimizer.precision):
             memory = self.encode(rows)
         generator = torch.Generator(device).manual_seed(seed)
         with autocast(device, settings.optimizer.precision):
-            rollout = sample(
-                self.student, memory.detach(), settings.sampling, generator, num_tokens=self.num_tokens
-            )
+            rollout = sample(self.student, memory.detach(), settings.sampling, generator, num_tokens=self.num_tokens)
         judged = self.judge(rows, rollout)
         gain_BT = reward_to_go(judged.reward_BT, judged.mask_BT)
         experience = Experience(
@@ -207,32 +216,52 @@ def _update(
     first_use = state.step % settings.updates_per_rollout == 0
     weighted = settings.importance == "always" or (settings.importance == "reused" and not first_use)
     loss, max_ratio = 0.0, 1.0
-    for part, memory, coefficient_BT in zip(
-        experience, memories, policy_coefficients(experience, settings.reward), strict=True
-    ):
+    coefficients = policy_coefficients(experience, settings.reward)
+    for part, memory, coefficient_BT in zip(experience, memories, coefficients, strict=True):
         with autocast(state.model.device, settings.optimizer.precision):
-            hidden_MD, layout, weight_VD = _states(collector, part, memory)
-            coefficient_M, target_M = layout.pack(coefficient_BT), layout.pack(part.tokens_BT)
-            if weighted:
-                log_ratio_M = token_log_probs(hidden_MD, weight_VD, target_M) - layout.pack(part.log_prob_BT)
-                coefficient_M = coefficient_M * log_ratio_M.exp()
-                max_ratio = max(max_ratio, float(log_ratio_M.exp().max()))
-            surrogate, _ = weighted_nll(
-                hidden_MD, weight_VD, target_M, coefficient_M / num_kept, settings.entropy_bonus / num_kept
+            surrogate, ratio = policy_gradient_loss(
+                state.model,
+                memory or collector.encode(part.source_B),
+                part,
+                coefficient_BT / num_kept,
+                weighted=weighted,
+                entropy_coefficient=settings.entropy_bonus / num_kept,
+                num_tokens=collector.num_tokens,
             )
-        surrogate.backward()  # type: ignore[no-untyped-call]
-        loss += surrogate.item()
+        surrogate.backward()
+        loss, max_ratio = loss + surrogate.item(), max(max_ratio, ratio)
     norm = state.apply(settings.optimizer, settings.steps)
     state.step += 1
     return values | {"loss": loss, "grad_norm": norm, "tokens": float(num_kept), "max_ratio": max_ratio}
 
 
-def _states(collector: Collector, part: Experience, memory: Memory | None) -> tuple[Tensor, Layout, Tensor]:
-    """The student's decoder states at the tokens that count, with gradient."""
-    student = collector.student
+def policy_gradient_loss(
+    student: Model,
+    memory: Memory,
+    part: Experience,
+    coefficient_BT: Tensor,
+    *,
+    weighted: bool = False,
+    entropy_coefficient: float = 0.0,
+    num_tokens: int | None = None,
+) -> tuple[Tensor, float]:
+    """-sum_t c_t log q_theta(y_t|s_t) over the tokens that count, and the largest importance ratio.
+
+    Shapes: Memory of B sources, (B, T) coefficients -> scalar, float. Its gradient is REINFORCE's: c_t is the
+    gain less its baseline. Source: LLMR, the gradient under Eq. 4; METHODS 1.6 for the detached ratio q_theta /
+    q_behaviour.
+    """
     inputs_BT = shift_right(part.tokens_BT, student.config.decoder_start_token_id)
-    hidden_MD, layout = decode(student, memory or collector.encode(part.source_B), inputs_BT, part.kept_BT)
-    return hidden_MD, layout, head_weight(student, collector.num_tokens)
+    hidden_MD, layout = decode(student, memory, inputs_BT, part.kept_BT)
+    weight_VD = head_weight(student, num_tokens)
+    coefficient_M, target_M = layout.pack(coefficient_BT), layout.pack(part.tokens_BT)
+    ratio = 1.0
+    if weighted:
+        log_ratio_M = token_log_probs(hidden_MD, weight_VD, target_M) - layout.pack(part.log_prob_BT)
+        coefficient_M = coefficient_M * log_ratio_M.exp()
+        ratio = float(log_ratio_M.exp().max()) if log_ratio_M.numel() else 1.0
+    loss, _ = weighted_nll(hidden_MD, weight_VD, target_M, coefficient_M, entropy_coefficient)
+    return loss, ratio
 
 
 def summary(experience: list[Experience]) -> dict[str, float]:
@@ -253,7 +282,7 @@ def summary(experience: list[Experience]) -> dict[str, float]:
 def validate(
     student: Model, teacher: Model, sources: Sources, settings: LLMRSettings, num_tokens: int | None
 ) -> dict[str, float]:
-    """Mean reward per token of the student's greedy outputs on the validation inputs; truncated ones bootstrapped, not dropped."""
+    """Mean reward per token of the student's greedy validation outputs; truncated ones bootstrapped, not dropped."""
     judging = replace(settings, reward=replace(settings.reward, truncated="bootstrap"))
     collector = Collector(student, teacher, sources, judging, num_tokens)
     reward, tokens, rows = 0.0, 0, min(settings.validation_rows, len(sources.student))
@@ -267,7 +296,8 @@ def validate(
 
 def _groups(part: Experience) -> Tensor:
     """(B,) the source of each rollout, numbered from 0."""
-    return torch.unique(part.source_B, return_inverse=True)[1]
+    _, group_B = torch.unique(part.source_B, return_inverse=True)
+    return group_B  # type: ignore[no-any-return]
 
 
 def _pack(experience: list[Experience]) -> dict[str, Tensor]:

@@ -58,7 +58,9 @@ def num_updates(pairs: Pairs, settings: SupervisedSettings, seed: int) -> int:
 def train_supervised(
     state: TrainState, train: Pairs, validation: Pairs, settings: SupervisedSettings, seed: int
 ) -> Iterator[StepMetrics]:
-    """Minimise -log q(y|x), averaged over all target tokens of an update. Yields one row a step; goes on from `state.step`.
+    """Minimise -log q(y|x), averaged over all target tokens of an update.
+
+    Yields one row a step; goes on from `state.step`.
 
     Source: SeqKD, Kim and Rush 2016; LLMR section 3.
     """
@@ -80,7 +82,7 @@ def train_supervised(
                 target_M = layout.pack(target)
                 weight_M = hidden_MD.new_full(target_M.shape, 1 / num_tokens, dtype=torch.float32)
                 nll, _ = weighted_nll(hidden_MD, head_weight(model), target_M, weight_M)
-            nll.backward()  # type: ignore[no-untyped-call]
+            nll.backward()
             loss += nll.item()
         norm = state.apply(settings.optimizer, steps)
         state.step += 1

@@ -1,4 +1,4 @@
-"""What the training loops share: settings of the optimizer, the state that a checkpoint must hold, and one metric row a step."""
+"""What the training loops share: optimizer settings, the state that a checkpoint must hold, one metric row a step."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -89,7 +89,7 @@ class TrainState:
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{key}.{name}"] = value
-        tensors |= {f"in_flight.{name}": tensor for name, tensor in self.in_flight.items()}
+        tensors |= {f"in_flight.{name}": tensor.clone() for name, tensor in self.in_flight.items()}  # no shared storage
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, directory / "state.safetensors")
         rows = [{"step": row.step, **row.values} for row in log]
         (directory / "state.json").write_text(json.dumps({"step": self.step, "log": rows}))

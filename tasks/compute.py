@@ -1,0 +1,64 @@
+"""Where a stage computes, and the models and texts that it computes with."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+
+from kd_core.models import PLACEHOLDER, DType, Model, Tokenizer, load_model, load_tokenizer
+from tasks.stage import RuntimeSettings
+from tasks.store import Artifact
+
+
+def device_of(runtime: RuntimeSettings) -> torch.device:
+    """The device that the run names, or the best there is; sets the thread count where the run names one."""
+    if runtime.threads is not None:
+        torch.set_num_threads(runtime.threads)
+    if runtime.device != "auto":
+        return torch.device(runtime.device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model on its device, with its tokenizer."""
+
+    model: Model
+    tokenizer: Tokenizer
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the tokenizer can name; embeddings may be padded beyond."""
+        return min(len(self.tokenizer), int(self.model.config.vocab_size))
+
+
+def load_artifact(artifact: Artifact, device: torch.device) -> LoadedModel:
+    """The model that a stage has made (`model/`), or referred to (`reference.json`)."""
+    location, revision, dtype = model_location(artifact)
+    model = load_model(location, revision, dtype, device)
+    return LoadedModel(model, load_tokenizer(location, revision))
+
+
+def model_location(artifact: Artifact) -> tuple[str | Path, str | None, DType]:
+    """Directory or hub id, revision and dtype of an artifact's model."""
+    if (artifact.path / "model").is_dir():
+        return artifact.path / "model", None, "float32"
+    reference = json.loads((artifact.path / "reference.json").read_text())
+    return reference["name"], reference["revision"], reference["dtype"]
+
+
+def read_split(corpus: Artifact, split: str, columns: Sequence[str], rows: int | None = None) -> dict[str, list[Any]]:
+    """Columns of a prepared split, its first `rows` rows."""
+    table = pq.read_table(corpus.path / f"{split}.parquet", columns=list(columns))
+    return dict(table.slice(0, rows).to_pydict())
+
+
+def apply_prompt(prompt: str, sources: Sequence[str]) -> list[str]:
+    """The prompt around each source; braces in a text are left alone."""
+    return [prompt.replace(PLACEHOLDER, source) for source in sources]

@@ -1,0 +1,95 @@
+"""The stage `pre_distill`: SeqKD, so that the student's samples mean something before reinforcement learning begins."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from kd_core.batching import TokenRows
+from kd_core.models import ModelSettings, build_t5, check_same_tokenizer, load_model, load_tokenizer, save_model
+from kd_core.train_supervised import Pairs, SupervisedSettings, cross_entropy, num_updates, train_supervised
+from kd_core.training import TrainState
+from tasks.compute import LoadedModel, apply_prompt, device_of, load_artifact, model_location, read_split
+from tasks.stage import Build, stage
+from tasks.store import Artifact
+from tasks.training import run_training, write_log
+
+
+@stage
+def pre_distill(
+    build: Build,
+    corpus: Artifact,
+    teacher: Artifact,
+    outputs: Artifact,
+    student: ModelSettings,
+    prompt: str,
+    settings: SupervisedSettings,
+    seed: int,
+) -> None:
+    """Train the student on the teacher's outputs: model/ and training_log.parquet. The student reads the raw source."""
+    device = device_of(build.runtime)
+    loaded = student_model(student, teacher, seed, device)
+    pairs = seqkd_pairs(loaded, corpus, outputs, settings)
+    held_out = read_split(corpus, "validation", ("source", "target"), settings.validation_rows)
+    targets = TokenRows.encode(loaded.tokenizer, held_out["target"], settings.max_target_tokens)
+    raw = TokenRows.encode(loaded.tokenizer, held_out["source"], settings.max_source_tokens)
+    state = TrainState.start(loaded.model, settings.optimizer)
+    log = run_training(
+        build,
+        state,
+        lambda s: train_supervised(s, pairs, Pairs(raw, targets), settings, seed),
+        num_updates(pairs, settings, seed),
+    )
+    save_model(loaded.model, loaded.tokenizer, build.dir / "model")
+    write_log(build.dir / "training_log.parquet", log)
+
+    prompted = apply_prompt(prompt, held_out["source"])
+    teacher_sources = TokenRows.encode(loaded.tokenizer, prompted, settings.max_source_tokens)
+    student_nll = log[-1].values["validation_loss"]
+    teacher_nll = _teacher_nll(teacher, Pairs(teacher_sources, targets), settings, device)
+    build.record(
+        parameters=loaded.model.num_parameters(), validation_loss=student_nll, teacher_validation_loss=teacher_nll
+    )
+    warn_if_no_better(build, teacher_nll, student_nll)
+
+
+def student_model(settings: ModelSettings, teacher: Artifact, seed: int, device: torch.device) -> LoadedModel:
+    """The untrained student: loaded, or made to its shape over the teacher's tokenizer.
+
+    Raises ValueError if it reads other tokens than the teacher.
+    """
+    location, revision, _ = model_location(teacher)
+    tokenizer = load_tokenizer(location, revision)
+    if settings.shape is not None:
+        return LoadedModel(build_t5(settings.shape, len(tokenizer), seed).to(device), tokenizer)
+    name = settings.directory or settings.name
+    assert name is not None  # the settings' own check
+    own = load_tokenizer(name, settings.revision)
+    check_same_tokenizer(tokenizer, own)
+    return LoadedModel(load_model(name, settings.revision, settings.dtype, device), own)
+
+
+def seqkd_pairs(loaded: LoadedModel, corpus: Artifact, outputs: Artifact, settings: SupervisedSettings) -> Pairs:
+    """Raw sources with the teacher's outputs, token by token as it wrote them.
+
+    A truncated output has no end of sequence to learn.
+    """
+    shards = sorted(outputs.path.glob("outputs-*.parquet"))
+    written = pa.concat_tables([pq.read_table(shard, columns=["id", "token_ids"]) for shard in shards])
+    source = pq.read_table(corpus.path / "train.parquet", columns=["id", "source"])
+    by_id = dict(zip(source["id"].to_pylist(), source["source"].to_pylist(), strict=True))
+    sources = [by_id[number] for number in written["id"].to_pylist()]
+    targets = [ids[: settings.max_target_tokens] for ids in written["token_ids"].to_pylist()]
+    return Pairs(TokenRows.encode(loaded.tokenizer, sources, settings.max_source_tokens), TokenRows.of(targets))
+
+
+def _teacher_nll(teacher: Artifact, pairs: Pairs, settings: SupervisedSettings, device: torch.device) -> float:
+    return cross_entropy(load_artifact(teacher, device).model, pairs, settings.validation_rows)
+
+
+def warn_if_no_better(build: Build, teacher_nll: float, student_nll: float) -> None:
+    """A teacher that is no better than its student is the commonest silent failure of distillation: say it loudly."""
+    if teacher_nll >= student_nll:
+        build.warn(
+            f"the teacher is no better than the student it teaches: {teacher_nll:.3f} against {student_nll:.3f} nats "
+            "per token on the validation references; train the teacher longer, or take a larger one"
+        )

@@ -1,0 +1,70 @@
+"""A training loop inside a stage: progress, checkpoints, the log, and going on after a kill."""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kd_core.training import StepMetrics, TrainState
+from tasks.stage import Build
+
+Loop = Callable[[TrainState], Iterator[StepMetrics]]
+SHOWN = ("loss", "validation_loss", "reward", "validation_reward", "length", "truncated")
+
+
+def run_training(
+    build: Build,
+    state: TrainState,
+    loop: Loop,
+    num_steps: int,
+    *,
+    save_more: Callable[[Path], None] | None = None,
+    load_more: Callable[[Path], None] | None = None,
+    after_step: Callable[[StepMetrics], None] | None = None,
+) -> list[StepMetrics]:
+    """Run `loop` to its end from the last checkpoint, writing checkpoints as they fall due. Returns one row a step.
+
+    `save_more` and `load_more` carry what else the stage has gathered. Raises ValueError if the loss is no longer
+    finite.
+    """
+    log: list[StepMetrics] = []
+    latest = build.checkpoints.latest()
+    if latest is not None:
+        log = state.load(latest[1])
+        if load_more is not None:
+            load_more(latest[1])
+
+    def write(directory: Path) -> None:
+        state.save(directory, log)
+        if save_more is not None:
+            save_more(directory)
+
+    for row in loop(state):
+        check_finite(row, build.stage)
+        log.append(row)
+        if after_step is not None:
+            after_step(row)
+        shown = {name: row.values[name] for name in SHOWN if name in row.values}
+        build.progress(row.step, num_steps, "steps", **shown)
+        if build.checkpoints.due() and row.step < num_steps:
+            build.checkpoints.save(row.step, write)
+    return log
+
+
+def check_finite(row: StepMetrics, stage: str) -> None:
+    """Raise ValueError in one line when training has blown up, before a broken model is kept."""
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(row.values[name]):
+            raise ValueError(
+                f"{stage}: {name} is {row.values[name]} at step {row.step}\nlower the learning rate of this stage"
+            )
+
+
+def write_log(path: Path, log: list[StepMetrics]) -> None:
+    """The log as (step, metric, value) rows."""
+    rows = [(row.step, name, value) for row in log for name, value in row.values.items()]
+    columns = list(zip(*rows, strict=True)) or [[], [], []]
+    schema = pa.schema([("step", pa.int64()), ("metric", pa.string()), ("value", pa.float64())])
+    pq.write_table(pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema), path)

@@ -1,0 +1,42 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kd_core.masking import mask_through_eos, masked_mean, shift_right, truncated_rows
+
+EOS, PAD = 1, 0
+
+
+def test_mask_ends_with_the_first_end_of_sequence_inclusive() -> None:
+    tokens = torch.tensor([[5, 1, 0, 0], [1, 0, 0, 0], [5, 6, 7, 8], [5, 1, 7, 1]])
+    expected = [[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]]
+    assert mask_through_eos(tokens, EOS).int().tolist() == expected
+
+
+def test_a_pad_token_inside_an_output_is_a_real_token() -> None:
+    # T5's pad is its decoder start: a mask from `!= pad` would lose it
+    assert mask_through_eos(torch.tensor([[5, PAD, 6, EOS]]), EOS).all()
+
+
+@given(st.lists(st.lists(st.integers(0, 4), min_size=5, max_size=5), min_size=1, max_size=4))
+@settings(deadline=None)
+def test_mask_against_a_loop(rows: list[list[int]]) -> None:
+    tokens = torch.tensor(rows)
+    for row, mask in zip(rows, mask_through_eos(tokens, EOS).tolist(), strict=True):
+        end = row.index(EOS) if EOS in row else len(row)
+        assert mask == [t <= end for t in range(len(row))]
+    truncated = truncated_rows(tokens, mask_through_eos(tokens, EOS), EOS)
+    assert truncated.tolist() == [EOS not in row for row in rows]
+
+
+def test_shift_right_never_wraps_the_last_token_to_the_front() -> None:
+    assert shift_right(torch.tensor([[5, 6, 7]]), 0).tolist() == [[0, 5, 6]]
+
+
+def test_masked_mean_is_over_tokens_not_rows() -> None:
+    # row means 1 and 4 would give 2.5; over the three tokens it is (1 + 4 + 4) / 3 = 3
+    value, mask = torch.tensor([[1.0, 9.0], [4.0, 4.0]]), torch.tensor([[True, False], [True, True]])
+    assert masked_mean(value, mask).item() == 3.0
+    with pytest.raises(ValueError, match="at least one token"):
+        masked_mean(value, torch.zeros_like(mask))

@@ -1,0 +1,132 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kd_core.masking import shift_right
+from kd_core.sampling import SamplingSettings, draw, greedy, reshape_logits, sample
+from kd_core.t5 import decode, encode, head_weight
+
+Make = Callable[..., Any]
+SOURCE = torch.tensor([[3, 4, 5, 6, 7], [8, 9, 0, 0, 0], [4, 4, 4, 0, 0], [9, 3, 2, 1, 0]])
+SOURCE_MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]).bool()
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.usefixtures("exact_layer_norm")
+def test_greedy_writes_what_stock_generate_writes(make_t5: Make) -> None:
+    ends = []
+    for seed in range(8):
+        model = make_t5(seed=seed)
+        with torch.no_grad():
+            ours = greedy(model, encode(model, SOURCE, SOURCE_MASK), 9)
+        stock = model.generate(input_ids=SOURCE, attention_mask=SOURCE_MASK.long(), max_new_tokens=9, do_sample=False)
+        stock = F.pad(stock[:, 1:], (0, 9 - (stock.shape[1] - 1)))
+        mine = F.pad(ours.tokens_BT, (0, 9 - ours.tokens_BT.shape[1]))
+        assert torch.equal(mine * F.pad(ours.mask_BT, (0, 9 - ours.mask_BT.shape[1])), stock), seed
+        ends += (~ours.truncated_B).tolist()
+    assert any(ends), "no output ended: the case that matters was not tested"
+    assert not all(ends), "no output was cut off: the case that matters was not tested"
+
+
+def test_draws_follow_the_distribution() -> None:
+    # 40,000 draws of 5 tokens: a chi-squared statistic with 4 degrees of freedom exceeds 23.5 once in 10,000 seeds
+    logits = torch.tensor([0.0, 1.0, -1.0, 2.0, 0.5], dtype=torch.float64)
+    token, log_prob = draw(
+        logits.expand(40_000, 5), torch.rand(40_000, generator=rng(), dtype=torch.float64), SamplingSettings()
+    )
+    expected = logits.softmax(0) * 40_000
+    statistic = ((torch.bincount(token, minlength=5) - expected) ** 2 / expected).sum()
+    assert statistic < 23.5
+    torch.testing.assert_close(log_prob, logits.log_softmax(0)[token])
+
+
+@pytest.mark.parametrize(
+    ("settings", "allowed"),
+    [
+        # probabilities .5 .3 .15 .05 in the order of token 2, 0, 3, 1
+        (SamplingSettings(top_k=2), {2: 0.5 / 0.8, 0: 0.3 / 0.8}),
+        (SamplingSettings(top_p=0.79), {2: 0.5 / 0.8, 0: 0.3 / 0.8}),  # the smallest set that reaches .79
+        (SamplingSettings(top_p=0.81), {2: 0.5 / 0.95, 0: 0.3 / 0.95, 3: 0.15 / 0.95}),
+        (SamplingSettings(top_k=3, top_p=0.6), {2: 0.5 / 0.8, 0: 0.3 / 0.8}),  # within the top 3: .526, .842
+    ],
+)
+def test_the_stored_log_probability_is_that_of_the_reshaped_distribution(
+    settings: SamplingSettings, allowed: dict[int, float]
+) -> None:
+    logits = torch.tensor([[0.3, 0.05, 0.5, 0.15]], dtype=torch.float64).log()
+    uniform = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    token, log_prob = draw(logits.expand(1000, 4), uniform, settings)
+    assert set(token.tolist()) == set(allowed)
+    for name, probability in allowed.items():
+        assert (token == name).double().mean().item() == pytest.approx(probability, abs=2e-3)
+        torch.testing.assert_close(log_prob[token == name].exp(), torch.full_like(log_prob[token == name], probability))
+
+
+def test_temperature_divides_the_logits() -> None:
+    logits = torch.tensor([[1.0, 3.0]])
+    assert reshape_logits(logits, SamplingSettings(temperature=2.0))[0].tolist() == [[0.5, 1.5]]
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1.0 - 2**-24])
+def test_the_ends_of_the_unit_interval_fall_on_tokens(uniform: float) -> None:
+    logits = torch.full((1, 7), -3.0)
+    logits[0, 0] = logits[0, -1] = float("-inf")  # a token of probability 0 is never drawn, not even at the ends
+    token, log_prob = draw(logits, torch.tensor([uniform]), SamplingSettings())
+    assert 1 <= token.item() <= 5
+    assert log_prob.isfinite().all()
+
+
+@pytest.mark.usefixtures("exact_layer_norm")
+def test_rollout_log_probabilities_are_the_models_own(make_t5: Make) -> None:
+    model = make_t5()
+    memory = encode(model, SOURCE, SOURCE_MASK)
+    rollout = sample(model, memory, SamplingSettings(max_new_tokens=6), rng())
+    with torch.no_grad():
+        hidden, layout = decode(model, memory, shift_right(rollout.tokens_BT, 0), rollout.mask_BT)
+    log_q = F.log_softmax(hidden @ head_weight(model).T, dim=1)
+    chosen = log_q.gather(1, layout.pack(rollout.tokens_BT)[:, None]).squeeze(1)
+    torch.testing.assert_close(layout.pack(rollout.log_prob_BT), chosen, atol=1e-9, rtol=1e-9)
+    assert (rollout.log_prob_BT[~rollout.mask_BT] == 0).all()
+
+
+def test_a_row_does_not_depend_on_which_others_have_ended(make_t5: Make) -> None:
+    model = make_t5(sharpness=0.3)
+    with torch.no_grad():
+        memory = encode(model, SOURCE, SOURCE_MASK)
+    settings = SamplingSettings(max_new_tokens=12)
+    together = sample(model, memory, settings, rng(5))
+    assert 0 < together.truncated_B.sum() < 4 or together.mask_BT.sum(1).unique().numel() > 1
+    uniform = torch.rand((4, 12), generator=rng(5))
+    for row in range(4):
+        token, history = 0, []
+        for t in range(int(together.mask_BT[row].sum())):
+            history.append(token)
+            with torch.no_grad():
+                inputs = torch.tensor([history])
+                alone = encode(model, SOURCE[row : row + 1], SOURCE_MASK[row : row + 1])
+                hidden, _ = decode(model, alone, inputs, torch.ones_like(inputs, dtype=torch.bool))
+            token = int(draw(hidden[-1:] @ head_weight(model).T, uniform[row, t : t + 1], settings)[0])
+            assert token == together.tokens_BT[row, t]
+
+
+def test_padding_rows_of_the_embedding_are_never_written(make_t5: Make) -> None:
+    model = make_t5(vocab_size=16)
+    with torch.no_grad():
+        model.lm_head.weight[11:] *= 30
+        memory = encode(model, SOURCE, SOURCE_MASK)
+    rollout = sample(model, memory, SamplingSettings(max_new_tokens=20), rng(), num_tokens=11)
+    assert rollout.tokens_BT.max() < 11
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("temperature", 0.0), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.5), ("max_new_tokens", 0)]
+)
+def test_settings_out_of_range_are_refused(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{field} must be .*, got {value}"):
+        SamplingSettings(**{field: value})

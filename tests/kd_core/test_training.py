@@ -1,0 +1,215 @@
+"""The loops: what a step computes, and that a stopped and resumed training is the training that was never stopped."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kd_core.batching import BatchSettings, TokenRows
+from kd_core.rewards import RewardSettings
+from kd_core.sampling import SamplingSettings
+from kd_core.train_llmr import LLMRSettings, Sources, train_llmr
+from kd_core.train_supervised import Pairs, SupervisedSettings, cross_entropy, num_updates, train_supervised
+from kd_core.training import OptimizerSettings, StepMetrics, TrainState, mixed_seed
+
+Make = Callable[..., Any]
+
+
+def ragged(rows: int, seed: int, longest: int = 6) -> TokenRows:
+    rng = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, longest, (rows,), generator=rng).tolist()
+    return TokenRows.of([[*torch.randint(2, 11, (n,), generator=rng).tolist(), 1] for n in lengths])
+
+
+PAIRS = Pairs(ragged(40, 1), ragged(40, 2))
+SOURCES = Sources(ragged(40, 1), ragged(40, 3))
+
+
+def supervised(**more: Any) -> SupervisedSettings:
+    return SupervisedSettings(
+        epochs=3,
+        validate_every=4,
+        batch=BatchSettings(micro_batch_rows=5, micro_batches=2),
+        optimizer=OptimizerSettings(learning_rate=1e-3, schedule="linear", warmup_steps=2),
+        **more,
+    )
+
+
+def rl(**more: Any) -> LLMRSettings:
+    given = {
+        "steps": 9,
+        "validate_every": 4,
+        "sampling": SamplingSettings(max_new_tokens=6),
+        "reward": RewardSettings(baseline="value", truncated="bootstrap", reward_scale=5.0),
+        "batch": BatchSettings(micro_batch_rows=5, micro_batches=2),
+        "optimizer": OptimizerSettings(learning_rate=1e-3),
+    }
+    return LLMRSettings(**(given | more))
+
+
+def weights(model: Any) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def test_micro_batches_equal_one_batch(make_t5: Make) -> None:
+    """One update over 2 x 10 rows is the update over 20: averaged over all tokens, not per micro-batch."""
+    results = []
+    for rows, micro in ((20, 1), (5, 4)):
+        model = make_t5()
+        chosen = SupervisedSettings(
+            max_steps=1,
+            batch=BatchSettings(micro_batch_rows=rows, micro_batches=micro),
+            optimizer=OptimizerSettings(learning_rate=1e-2),
+        )
+        twenty = Pairs(ragged(20, 1), ragged(20, 2))
+        state = TrainState.start(model, chosen.optimizer)
+        (row,) = list(train_supervised(state, twenty, twenty, chosen, 0))
+        results.append((row.values["loss"], row.values["tokens"], weights(model)))
+    (loss, tokens, one), (split_loss, split_tokens, split) = results
+    assert tokens == split_tokens == float(ragged(20, 2).lengths.sum())
+    assert loss == pytest.approx(split_loss, rel=1e-6)
+    for name in one:
+        torch.testing.assert_close(one[name], split[name], atol=1e-6, rtol=1e-6)
+
+
+def test_loss_is_the_stock_models_cross_entropy(make_t5: Make) -> None:
+    model, rows = make_t5(), torch.arange(40)
+    source, source_mask = PAIRS.source.batch(rows, 0)
+    target, mask = PAIRS.target.batch(rows, 0)
+    labels = target.masked_fill(~mask, -100)
+    with torch.no_grad():
+        stock = model(input_ids=source, attention_mask=source_mask.long(), labels=labels, use_cache=False).loss
+    assert cross_entropy(model, PAIRS, 40) == pytest.approx(float(stock), rel=1e-5)
+
+
+def test_seqkd_learns(make_t5: Make) -> None:
+    state = TrainState.start(make_t5(), OptimizerSettings())
+    chosen = supervised()
+    chosen = SupervisedSettings(**(vars(chosen) | {"epochs": 30, "optimizer": OptimizerSettings(learning_rate=1e-2)}))
+    log = list(train_supervised(state, PAIRS, PAIRS, chosen, 0))
+    assert log[-1].values["loss"] < 0.5 * log[0].values["loss"]
+    assert len(log) == num_updates(PAIRS, chosen, 0)
+
+
+def run(
+    loop: Callable[[TrainState], Iterator[StepMetrics]], state: TrainState, stop: int | None = None
+) -> list[StepMetrics]:
+    log = []
+    for row in loop(state):
+        log.append(row)
+        if row.step == stop:
+            break
+    return log
+
+
+@pytest.mark.parametrize("stop", [1, 5])
+@pytest.mark.parametrize(
+    "kind",
+    ["supervised", "dropout", "llmr", "llmr with rollouts in flight", "leave_one_out", "batch_mean", "one batch"],
+)
+def test_resumed_training_is_byte_identical(make_t5: Make, tmp_path: Path, kind: str, stop: int) -> None:
+    def model() -> Any:
+        student = make_t5(seed=4)
+        if kind == "dropout":
+            for module in student.modules():
+                if isinstance(module, torch.nn.Dropout):
+                    module.p = 0.3
+        return student
+
+    if kind in ("supervised", "dropout"):
+        optimizer, teacher = supervised().optimizer, None
+
+        def loop(state: TrainState) -> Iterator[StepMetrics]:
+            return train_supervised(state, PAIRS, PAIRS, supervised(), 0)
+    else:
+        baseline: Any = kind if kind in ("leave_one_out", "batch_mean") else "value"
+        chosen = rl(
+            updates_per_rollout=3 if "flight" in kind else 1,
+            rollouts_per_source=2 if kind == "leave_one_out" else 1,
+            reward=RewardSettings(baseline=baseline, truncated="bootstrap", reward_scale=5.0),
+            batch=BatchSettings(micro_batch_rows=5, micro_batches=1 if kind == "one batch" else 2),
+        )
+        optimizer, teacher = chosen.optimizer, make_t5(seed=5)
+
+        def loop(state: TrainState) -> Iterator[StepMetrics]:
+            return train_llmr(state, teacher, SOURCES, SOURCES, chosen, 0)
+
+    whole = TrainState.start(model(), optimizer)
+    whole_log = run(loop, whole)
+
+    first = TrainState.start(model(), optimizer)
+    first_log = run(loop, first, stop)
+    first.save(tmp_path, first_log)
+    if "flight" in kind:
+        assert first.in_flight, "no rollouts in flight: the case was not tested"
+    second = TrainState.start(model(), optimizer)
+    log = second.load(tmp_path)
+    assert log == first_log
+    log += run(loop, second)
+    assert log == whole_log
+    for name, value in weights(whole.model).items():
+        assert torch.equal(value, weights(second.model)[name]), name
+
+
+def test_rollouts_are_reused_and_weighted(make_t5: Make) -> None:
+    chosen = rl(updates_per_rollout=3)
+    state = TrainState.start(make_t5(seed=4), chosen.optimizer)
+    log = run(lambda s: train_llmr(s, make_t5(seed=5), SOURCES, SOURCES, chosen, 0), state)
+    assert [row.values["staleness"] for row in log[:6]] == [0, 1, 2, 0, 1, 2]
+    assert log[0].values["reward"] == log[1].values["reward"] != log[3].values["reward"]
+    assert log[0].values["max_ratio"] == 1.0
+    assert log[1].values["max_ratio"] != 1.0
+
+
+def test_llmr_raises_the_teachers_reward(make_t5: Make) -> None:
+    chosen = rl(steps=60, optimizer=OptimizerSettings(learning_rate=1e-2), batch=BatchSettings(micro_batch_rows=40))
+    state = TrainState.start(make_t5(seed=4), chosen.optimizer)
+    log = run(lambda s: train_llmr(s, make_t5(seed=5), SOURCES, SOURCES, chosen, 0), state)
+    gains = [row.values["gain"] for row in log]
+    assert sum(gains[-10:]) / 10 > sum(gains[:10]) / 10 + 1.0
+
+
+def test_an_update_with_every_rollout_cut_off_changes_nothing_and_says_so(make_t5: Make) -> None:
+    student = make_t5(seed=4)
+    student.config.eos_token_id = 10  # beyond the 10 tokens that may be written: no output ends
+    chosen = rl(steps=1, reward=RewardSettings(truncated="drop"))
+    state = TrainState.start(student, chosen.optimizer)
+    before = weights(student)
+    (row,) = run(lambda s: train_llmr(s, make_t5(seed=5), SOURCES, SOURCES, chosen, 0, num_tokens=10), state)
+    assert row.values["truncated"] == 1.0
+    assert row.values["tokens"] == 0.0
+    assert all(torch.equal(before[name], value) for name, value in weights(student).items())
+
+
+def test_learning_rate_schedule() -> None:
+    linear = OptimizerSettings(learning_rate=1.0, schedule="linear", warmup_steps=2)
+    assert [round(linear.rate_at(step, 6), 3) for step in range(1, 7)] == [0.333, 0.667, 1.0, 0.75, 0.5, 0.25]
+    assert OptimizerSettings(learning_rate=0.5).rate_at(1000, 6) == 0.5
+
+
+def test_mixed_seeds_differ() -> None:
+    assert len({mixed_seed(a, b, c) for a in range(10) for b in range(10) for c in range(10)}) == 1000
+
+
+@pytest.mark.parametrize(
+    ("settings", "field", "value"),
+    [
+        (OptimizerSettings, "learning_rate", 0.0),
+        (OptimizerSettings, "schedule", "cosine"),
+        (OptimizerSettings, "max_grad_norm", -1.0),
+        (SupervisedSettings, "epochs", 0),
+        (SupervisedSettings, "max_steps", 0),
+        (LLMRSettings, "steps", 0),
+        (LLMRSettings, "importance", "sometimes"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: Any, field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{field} must be .*, got {value!r}"):
+        settings(**{field: value})
+
+
+def test_leave_one_out_needs_two_rollouts() -> None:
+    with pytest.raises(ValueError, match="rollouts_per_source of at least 2"):
+        LLMRSettings(reward=RewardSettings(baseline="leave_one_out"))
