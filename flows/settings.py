@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 CATALOGUE = "prefect.yaml"
+REQUIRED = inspect.Parameter.empty
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,25 +100,30 @@ def _value(text: str) -> Any:
         return text
 
 
-def validate(function: Callable[..., Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """`parameters` as the objects that `function` is annotated with, its defaults included.
+def signature(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+    """What a function takes: name → (annotation, default); the default is REQUIRED where there is none."""
+    hints = typing.get_type_hints(function)
+    return {name: (hints[name], each.default) for name, each in inspect.signature(function).parameters.items()}
+
+
+def validate(known: Mapping[str, tuple[Any, Any]], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """`parameters` as the objects that the signature `known` asks for, its defaults included.
 
     Raises ValueError in one line for an unknown name (with the nearest known one), a missing one, or a bad value.
     """
     from pydantic import TypeAdapter, ValidationError
 
-    hints, signature = typing.get_type_hints(function), inspect.signature(function)
+    _check_names("", parameters, list(known))
     valid: dict[str, Any] = {}
-    _check_names("", parameters, list(signature.parameters))
-    for name, parameter in signature.parameters.items():
+    for name, (hint, default) in known.items():
         if name not in parameters:
-            if parameter.default is inspect.Parameter.empty:
+            if default is REQUIRED:
                 raise ValueError(f"the setting {name} is missing\nadd it with --set {name}=… or in {CATALOGUE}")
-            valid[name] = parameter.default
+            valid[name] = default
             continue
-        _check_names_inside(name, parameters[name], hints[name])
+        _check_names_inside(name, parameters[name], hint)
         try:
-            valid[name] = TypeAdapter(hints[name]).validate_python(parameters[name])
+            valid[name] = TypeAdapter(hint).validate_python(parameters[name])
         except ValidationError as error:
             raise ValueError(_first_error(name, error.errors())) from None
     return valid

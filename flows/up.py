@@ -53,8 +53,11 @@ def up(root: Path, project: Path, prefect_file: Path, port: int, say: Callable[[
         except KeyboardInterrupt:
             say("Stopping …")
         finally:
-            for each in (deploy, worker, api):  # the worker first: it reports its runs as crashed while it still can
+            for each in (deploy, worker):
                 each.stop()
+            if server.is_healthy(url):
+                server.crash_dead_runs(url)
+            api.stop()
 
 
 def _supervise(children: list[Child], nursery: Nursery, url: str, say: Callable[[str], None]) -> NoReturn:

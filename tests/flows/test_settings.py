@@ -37,17 +37,18 @@ def outline(method: Method, prompt: str, runtime: Runtime = Runtime(), seed: int
     """What stands in for the flow's signature."""
 
 
+KNOWN = settings.signature(outline)
 GOOD: dict[str, Any] = {"method": {"learning_rate": 1e-4}, "prompt": "Say: {source}"}
 
 
 def refusal(parameters: dict[str, Any]) -> str:
     with pytest.raises(ValueError, match=r".") as caught:
-        settings.validate(outline, parameters)
+        settings.validate(KNOWN, parameters)
     return str(caught.value)
 
 
 def test_valid_parameters_become_settings_objects_with_the_defaults_filled_in() -> None:
-    valid = settings.validate(outline, GOOD | {"runtime": {"threads": 2}})
+    valid = settings.validate(KNOWN, GOOD | {"runtime": {"threads": 2}})
     assert valid == {
         "method": Method(learning_rate=1e-4),
         "prompt": "Say: {source}",
@@ -55,7 +56,7 @@ def test_valid_parameters_become_settings_objects_with_the_defaults_filled_in() 
         "seed": 0,
     }
     assert settings.jsonable(valid)["method"] == {"learning_rate": 1e-4, "value": "max", "shape": None}
-    assert settings.validate(outline, settings.jsonable(valid)) == valid  # what `resume` relies on
+    assert settings.validate(KNOWN, settings.jsonable(valid)) == valid  # what `resume` relies on
 
 
 @pytest.mark.parametrize(

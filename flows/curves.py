@@ -1,0 +1,42 @@
+"""Training curves as one picture, from the training_log.parquet of a stage."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+MOST_PANELS = 9
+
+
+def curves_png(training_log: Path, title: str) -> bytes:
+    """A PNG with one small plot per metric of the log (step int64, metric string, value float64), against the step.
+
+    Raises ValueError for a log without rows.
+    """
+    import pyarrow.parquet as pq
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    log = pq.read_table(training_log).to_pydict()
+    points: dict[str, tuple[list[int], list[float]]] = {}
+    for step, metric, value in zip(log["step"], log["metric"], log["value"], strict=True):
+        steps, values = points.setdefault(metric, ([], []))
+        steps.append(step)
+        values.append(value)
+    if not points:
+        raise ValueError(f"{training_log} has no rows")
+    shown = list(points)[:MOST_PANELS]
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(3.6 * columns, 2.3 * rows + 0.4), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)  # no window system, and no pyplot state shared with others
+    figure.suptitle(title, fontsize=11)
+    for number, metric in enumerate(shown, start=1):
+        panel = figure.add_subplot(rows, columns, number)
+        panel.plot(*points[metric], linewidth=1.2, color="#3b6fb6", marker="." if len(points[metric][0]) < 30 else "")
+        panel.set_title(metric, fontsize=9)
+        panel.tick_params(labelsize=7)
+        panel.grid(alpha=0.25)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
