@@ -86,9 +86,7 @@ def llmr(
 def _sources(pupil: LoadedModel, prompt: str, texts: list[str], settings: LLMRSettings) -> Sources:
     limit = settings.max_source_tokens
     prompted = apply_prompt(prompt, texts)
-    return Sources(
-        TokenRows.encode(pupil.tokenizer, texts, limit), TokenRows.encode(pupil.tokenizer, prompted, limit)
-    )
+    return Sources(TokenRows.encode(pupil.tokenizer, texts, limit), TokenRows.encode(pupil.tokenizer, prompted, limit))
 
 
 def _record(build: Build, log: list[StepMetrics], settings: LLMRSettings) -> None:

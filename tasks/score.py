@@ -78,9 +78,7 @@ def _write_shard(
     if labels:
         label_rows = [{"id": ids[row], **token} for row in index.tolist() for token in labels[row].rows()]
         label_table = pa.Table.from_pylist(label_rows, schema=LABELS)
-        atomic_write(
-            _shard_path(build, settings, int(index[0]), "labels"), lambda p: pq.write_table(label_table, p)
-        )
+        atomic_write(_shard_path(build, settings, int(index[0]), "labels"), lambda p: pq.write_table(label_table, p))
     table = table.replace_schema_metadata({"seconds": seconds})
     atomic_write(_shard_path(build, settings, int(index[0]), "outputs"), lambda p: pq.write_table(table, p))
 

@@ -64,7 +64,6 @@ def check_finite(row: StepMetrics, stage: str) -> None:
 
 def write_log(path: Path, log: list[StepMetrics]) -> None:
     """The log as (step, metric, value) rows."""
-    rows = [(row.step, name, value) for row in log for name, value in row.values.items()]
-    columns = list(zip(*rows, strict=True)) or [[], [], []]
+    rows = [{"step": row.step, "metric": name, "value": value} for row in log for name, value in row.values.items()]
     schema = pa.schema([("step", pa.int64()), ("metric", pa.string()), ("value", pa.float64())])
-    pq.write_table(pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema), path)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)

@@ -1,0 +1,100 @@
+"""The key of a stage: a hash over everything that decides its result, and what differs between two of them."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from tasks.fingerprint import code_identity
+from tasks.store import Artifact, Store
+
+KeyRecord = dict[str, Any]
+
+
+def key_record(stage: str, module: str, arguments: Mapping[str, Any]) -> KeyRecord:
+    """Stage, settings, inputs and code as plain JSON. Artifacts (and dicts of them) are inputs; all else is a setting.
+
+    Raises TypeError for an argument that has no canonical form.
+    """
+    inputs: dict[str, str] = {}
+    settings: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if isinstance(value, Artifact):
+            inputs[name] = value.key
+        elif isinstance(value, dict) and value and all(isinstance(item, Artifact) for item in value.values()):
+            inputs |= {f"{name}.{part}": item.key for part, item in value.items()}
+        else:
+            settings[name] = canonical(value, name)
+    return {"stage": stage, "settings": settings, "inputs": inputs, "code": code_identity(module)}
+
+
+def key_of(record: KeyRecord) -> str:
+    """32 hex digits of the SHA-256 of a key record's canonical JSON."""
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def canonical(value: Any, where: str) -> Any:
+    """Plain JSON for a setting. A settings object with an `identity()` is that; a float field is a float, 1 or 1.0."""
+    if hasattr(value, "identity") and not isinstance(value, type):
+        return canonical(value.identity(), where)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        hints = get_type_hints(type(value))
+        pairs = ((f.name, getattr(value, f.name), hints[f.name]) for f in dataclasses.fields(value))
+        return {name: canonical(_as_declared(item, hint), f"{where}.{name}") for name, item, hint in pairs}
+    if isinstance(value, Mapping):
+        return {str(name): canonical(item, f"{where}.{name}") for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [canonical(item, where) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{where} cannot be part of a stage's key: {type(value).__name__}")
+
+
+def _as_declared(value: Any, hint: Any) -> Any:
+    is_float = hint is float or float in getattr(hint, "__args__", ())
+    return float(value) if is_float and isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def explain(store: Store, stage: str, record: KeyRecord) -> str:
+    """Why there is no artifact with this key: what differs from the nearest one of the stage that there is."""
+    nearest: list[str] | None = None
+    for artifact in store.artifacts(stage):
+        try:
+            found = difference(artifact.manifest().key_record, record)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # damaged: it cannot be compared with
+        if nearest is None or len(found) < len(nearest):
+            nearest = found
+    return "nothing built yet" if nearest is None else "; ".join(nearest)
+
+
+def difference(old: KeyRecord, new: KeyRecord) -> list[str]:
+    """What has changed from one key record to another, a line each: inputs, settings, code files."""
+    lines = [f"input: {name}" for name in _changed(old["inputs"], new["inputs"])]
+    flat_old, flat_new = dict(_flatten(old["settings"])), dict(_flatten(new["settings"]))
+    lines += [
+        f"setting: {name} {_short(flat_old.get(name))} → {_short(flat_new.get(name))}"
+        for name in _changed(flat_old, flat_new)
+    ]
+    return lines + [f"code: {name}" for name in _changed(old["code"], new["code"])]
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    missing = object()
+    return [n for n in sorted({*old, *new}) if old.get(n, missing) != new.get(n, missing)]
+
+
+def _flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        return [(prefix, value)]
+    return [pair for name, item in value.items() for pair in _flatten(item, f"{prefix}.{name}" if prefix else name)]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:37]}…"
