@@ -18,6 +18,7 @@ from data.specs import CHITCHAT_PACKAGE
 RAW_SCHEMA = pa.schema([(name, pa.string()) for name in ("dialogue", "source", "target", "flaw")])
 BATCH_ROWS = 10_000
 ONE_TURN = "dialogue of one turn"
+EMPTY_TURN = "empty turn in source"
 
 Dialogue = tuple[str, list[str]]  # its name, its turns
 RawRow = tuple[str, str, str, str | None]
@@ -26,15 +27,16 @@ RawRow = tuple[str, str, str, str | None]
 def pairs_of_turns(dialogue: Dialogue, context_turns: int, turn_separator: str) -> Iterator[RawRow]:
     """Every turn after the first with the (up to) `context_turns` turns before it.
 
-    The pairs of an empty turn are kept here, for cleaning to drop with their reason: closing the gap would make one
-    speaker answer themselves. A dialogue of one turn has no pair and comes back as one flawed row.
+    A pair with an empty turn in its context is flawed, and so is a dialogue of one turn, which has no pair and comes
+    back as one row: leaving an empty turn out would make one speaker answer themselves.
     """
     name, turns = dialogue
     if len(turns) < 2:
         yield name, turns[0] if turns else "", "", ONE_TURN
     for position in range(1, len(turns)):
         context = turns[max(0, position - context_turns) : position]
-        yield name, turn_separator.join(context), turns[position], None
+        flaw = None if all(turn.strip() for turn in context) else EMPTY_TURN
+        yield name, turn_separator.join(context), turns[position], flaw
 
 
 def raw_batches(rows: Iterable[RawRow]) -> Iterator[Any]:

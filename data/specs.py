@@ -71,6 +71,11 @@ class DatasetSettings:
             raise ValueError(
                 f"validation_share + test_share must be below 1, got {self.validation_share} + {self.test_share}"
             )
+        if " ".join(f"a{self.turn_separator}b".split()) != f"a{self.turn_separator}b":
+            raise ValueError(
+                f"turn_separator must hold no white space but single spaces, got {self.turn_separator!r}\n"
+                "cleaning would make one space of it; a printed mark survives, for example ' | '"
+            )
         for name in ("context_turns", "max_validation", "max_test", "max_source_words", "max_target_words"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import dialogues
-from data.dialogues import ONE_TURN, RAW_SCHEMA, RawRow, pairs_of_turns, raw_batches
+from data.dialogues import EMPTY_TURN, ONE_TURN, RAW_SCHEMA, RawRow, pairs_of_turns, raw_batches
 
 
 def test_consecutive_turns_make_pairs() -> None:
@@ -28,9 +28,16 @@ def test_two_turns_of_context_where_there_are_two() -> None:
 
 
 def test_an_empty_turn_does_not_make_a_speaker_answer_themselves() -> None:
-    # speakers X: hi, "", ok   Y answers between; closing the gap would give (hello, ok) where X never heard a reply
-    pairs = list(pairs_of_turns(("d", ["hi", "", "ok"]), 1, " "))
-    assert [(source, target) for _, source, target, _ in pairs] == [("hi", ""), ("", "ok")]
+    # X: hi, hm?, ok; Y: only white space. Without Y's turn, X would answer X
+    turns = ["hi", " \t", "hm?", "yes", "ok"]
+    assert list(pairs_of_turns(("d", turns), 1, " ")) == [
+        ("d", "hi", " \t", None),  # for cleaning to drop: its target is empty
+        ("d", " \t", "hm?", EMPTY_TURN),
+        ("d", "hm?", "yes", None),
+        ("d", "yes", "ok", None),
+    ]
+    flaws = [flaw for *_, flaw in pairs_of_turns(("d", turns), 2, " ")]
+    assert flaws == [None, EMPTY_TURN, EMPTY_TURN, None]
 
 
 @pytest.mark.parametrize(("turns", "source"), [(["alone"], "alone"), ([], "")])
@@ -39,13 +46,14 @@ def test_a_dialogue_without_a_pair_is_one_flawed_row(turns: list[str], source: s
 
 
 @settings(deadline=None)
-@given(st.lists(st.text(max_size=3), max_size=8), st.integers(1, 5))
+@given(st.lists(st.text(alphabet="ab \n", max_size=3), max_size=8), st.integers(1, 5))
 def test_every_turn_after_the_first_is_a_target_once(turns: list[str], context_turns: int) -> None:
     slow = []
     for i in range(1, len(turns)):
         context = [turns[j] for j in range(len(turns)) if i - context_turns <= j < i]
-        slow.append(("d", "|".join(context), turns[i], None))
-    rows = [row for row in pairs_of_turns(("d", turns), context_turns, "|") if row[3] is None]
+        blank = [turn for turn in context if turn == "" or turn.isspace()]
+        slow.append(("d", "|".join(context), turns[i], EMPTY_TURN if blank else None))
+    rows = [row for row in pairs_of_turns(("d", turns), context_turns, "|") if row[3] != ONE_TURN]
     assert rows == slow
 
 

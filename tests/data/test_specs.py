@@ -23,6 +23,7 @@ from data.specs import DatasetSettings
         ({"validation_share": 0.5, "test_share": 0.5}, "must be below 1, got 0.5 \\+ 0.5"),
         ({"context_turns": 0}, "context_turns must be at least 1, got 0"),
         ({"max_test": 0}, "max_test must be at least 1, got 0"),
+        ({"turn_separator": "\n"}, r"turn_separator must hold no white space but single spaces, got '\\n'"),
         ({"path": "a.csv"}, "path is not read for source 'chitchat', got 'a.csv'"),
         ({"source_column": "context"}, "source_column is not read for source 'chitchat'"),
         ({"source": "files", "path": "a.csv", "revision": "main"}, "revision is not read for source 'files'"),
