@@ -81,7 +81,7 @@ def test_the_same_content_elsewhere_is_a_hit_and_other_content_a_miss(tmp_path: 
     assert other.key != first.key
 
 
-def test_built_twice_byte_identical(tmp_path: Path) -> None:
+def test_built_twice_byte_identical_and_by_seed(tmp_path: Path) -> None:
     write(tmp_path / "all.csv", 300)
     dataset = settings(tmp_path / "all.csv", max_test=3)
     built = [run(Store(tmp_path / name), dataset, seed=5, limit=50)[0] for name in ("one", "two")]
@@ -89,6 +89,9 @@ def test_built_twice_byte_identical(tmp_path: Path) -> None:
     assert built[0].manifest().stats["train_pairs"] == 50
     assert built[0].manifest().stats["train_pairs_before_limits"] == 270
     assert built[0].manifest().stats["test_pairs"] == 3
+    other, outcome = run(Store(tmp_path / "one"), dataset, seed=6, limit=50)
+    assert outcome == "built"
+    assert hashes(other)["test.parquet"] != hashes(built[0])["test.parquet"]
 
 
 def test_an_unpinned_hub_data_set_is_warned_of_and_a_pinned_or_local_one_is_not(
