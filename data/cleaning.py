@@ -48,10 +48,15 @@ def pair_key(source: str, target: str) -> bytes:
 
 @dataclass(frozen=True)
 class Rules:
-    """Longest source and target in words separated by white space; None = no limit."""
+    """Longest source and target in words separated by white space, None = no limit; whether case is kept."""
 
     max_source_words: int | None = None
     max_target_words: int | None = None
+    lowercase: bool = False
+
+    def normalise(self, text: str) -> str:
+        """The text as it is kept."""
+        return normalise_space(text.lower() if self.lowercase else text)
 
     def flaw(self, source: str, target: str) -> str | None:
         """Why this pair, its white space normalised, is unfit by itself; None if it is not."""
@@ -88,7 +93,7 @@ def clean(split: str, batches: Iterable[Any], rules: Rules, others: dict[str, se
         kept: tuple[list[str], ...] = ([], [], [])
         dropped: tuple[list[str], ...] = ([], [], [], [], [])
         for dialogue, raw_source, raw_target, raw_flaw in zip(*(column.to_pylist() for column in batch), strict=True):
-            source, target = normalise_space(raw_source or ""), normalise_space(raw_target or "")
+            source, target = rules.normalise(raw_source or ""), rules.normalise(raw_target or "")
             reason = raw_flaw or rules.flaw(source, target)
             if reason is None:
                 key = pair_key(source, target)

@@ -74,7 +74,7 @@ def _share(settings: DatasetSettings, split: str) -> float:
 
 def _clean_splits(settings: DatasetSettings, raw: dict[str, Iterable[Any]]) -> dict[str, Cleaned]:
     """Each split loses what one before it in _PRECEDENCE has. Raises ValueError for one of which nothing is left."""
-    rules = Rules(settings.max_source_words, settings.max_target_words)
+    rules = Rules(settings.max_source_words, settings.max_target_words, settings.lowercase)
     cleaned: dict[str, Cleaned] = {}
     for split in _PRECEDENCE:
         others = {name: done.keys for name, done in cleaned.items()} if settings.remove_overlap else {}

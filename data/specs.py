@@ -50,6 +50,7 @@ class DatasetSettings:
     turn_separator: str = " "  # between the turns of one source
     validation_share: float = 0.05  # of the dialogues, where the split is cut from train
     test_share: float = 0.05
+    lowercase: bool = False  # the texts themselves; what counts as a duplicate ignores case anyway
     max_validation: int | None = None  # pairs, a seeded sample; None = all
     max_test: int | None = None
     max_source_words: int | None = None  # longer pairs are dropped; words are separated by white space

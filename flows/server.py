@@ -73,6 +73,12 @@ def running_stack(root: Path) -> str | None:
     return None
 
 
+def join(root: Path, url: str) -> None:
+    """Make this process one of that stack's clients; call it before prefect is imported, which reads this once."""
+    os.environ.update(environment(root, url))
+    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # the terminal shows our own progress
+
+
 def arrange(url: str, project: Path) -> None:
     """Make the server ready for a worker: the work pool, and one slot on the GPU.
 

@@ -71,7 +71,7 @@ def named_run(catalogue: Mapping[str, NamedRun], name: str) -> NamedRun:
     """The run called `name`; ValueError with the nearest name if there is none."""
     if name in catalogue:
         return catalogue[name]
-    raise ValueError(f"there is no run called {name!r}{_nearest(name, catalogue)}\nthere are: {', '.join(catalogue)}")
+    raise ValueError(f"there is no run called {name!r}{nearest(name, catalogue)}\nthere are: {', '.join(catalogue)}")
 
 
 def override(parameters: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
@@ -163,11 +163,12 @@ def _check_names(prefix: str, given: Mapping[str, Any], known: Sequence[str]) ->
         if name not in known:
             what = prefix.rstrip(".") or "a run"
             raise ValueError(
-                f"there is no setting {prefix}{name}{_nearest(name, known, prefix)}\n{what} has: {', '.join(known)}"
+                f"there is no setting {prefix}{name}{nearest(name, known, prefix)}\n{what} has: {', '.join(known)}"
             )
 
 
-def _nearest(name: str, known: Sequence[str] | Mapping[str, Any], prefix: str = "") -> str:
+def nearest(name: str, known: Sequence[str] | Mapping[str, Any], prefix: str = "") -> str:
+    """`; did you mean …?`, or nothing where no known name comes near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
     return f"; did you mean {prefix}{near[0]}?" if near else ""
 

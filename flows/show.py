@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import shutil
 import sys
 import textwrap
@@ -43,17 +45,38 @@ def _is_number(value: Any) -> bool:
 
 
 def seconds(value: float | None) -> str:
-    """A duration in the unit that suits it: 0.42 s, 12 s, 3 min 20 s, 2 h 5 min."""
+    """A duration in the unit that suits it: 0.4 s, 12 s, 3 min 20 s, 2 h 5 min."""
     if value is None:
         return "–"
-    if value < 10:
-        return f"{value:.2g} s"
+    if value < 9.95:
+        return f"{value:.1f} s"
     whole = round(value)
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def size(num_bytes: float) -> str:
+    """Bytes in the unit that suits them: 12 B, 3.4 kB, 5.6 MB, 7.8 GB."""
+    for unit in ("B", "kB", "MB"):
+        if num_bytes < 999.5:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} GB"
+
+
+def answer(rows: Any, form: str) -> None:
+    """Print an Arrow table as a table, CSV or JSON."""
+    if form == "json":
+        print(json.dumps(rows.to_pylist(), indent=1, ensure_ascii=False, default=str))
+    elif form == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(rows.column_names)
+        writer.writerows(row.values() for row in rows.to_pylist())
+    else:
+        table(rows.column_names, [list(row.values()) for row in rows.to_pylist()])
 
 
 def labelled(pairs: Iterable[tuple[str, str]]) -> None:

@@ -24,7 +24,7 @@ class Grid:
 
 
 def comparison(evaluation: Path) -> Grid:
-    """A row per metric, a column per system, from metrics.parquet: `value [low, high]`, a dash with a note where undefined."""
+    """A row per metric, a column per system: `value [low, high]`, or a dash and a note where it is undefined."""
     rows = [row for row in _read(evaluation / "metrics.parquet") if row["split"] == SPLIT]
     systems, metrics = _in_order(rows, "system"), _in_order(rows, "metric")
     found = {(row["metric"], row["system"]): row for row in rows}
@@ -43,7 +43,7 @@ def comparison(evaluation: Path) -> Grid:
 
 
 def differences(evaluation: Path) -> Grid:
-    """A row per metric with its paired differences between systems, from differences.parquet; `*` where 0 is outside."""
+    """A row per metric with the paired differences between systems; `*` where the interval excludes 0."""
     rows = _read(evaluation / "differences.parquet")
     pairs = list(dict.fromkeys((row["system"], row["baseline"]) for row in rows))
     found = {(row["metric"], row["system"], row["baseline"]): row for row in rows}

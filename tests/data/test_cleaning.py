@@ -165,3 +165,11 @@ def test_nothing_read_gives_empty_tables_of_the_same_schema() -> None:
     cleaned = run([], Rules(), {})
     assert (cleaned.kept.num_rows, cleaned.dropped.num_rows) == (0, 0)
     assert isinstance(cleaned.kept, pa.Table)
+
+
+def test_lowercase_changes_the_kept_texts_and_nothing_else() -> None:
+    rows = [("d", "Hello THERE", "Ja, Ümit"), ("d", "hello there", "ja, ümit")]
+    lower, plain = (run(rows, Rules(lowercase=each), {}) for each in (True, False))
+    assert lower.kept.select(["source", "target"]).to_pylist() == [{"source": "hello there", "target": "ja, ümit"}]
+    assert plain.kept.select(["source", "target"]).to_pylist() == [{"source": "Hello THERE", "target": "Ja, Ümit"}]
+    assert lower.keys == plain.keys

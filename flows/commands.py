@@ -1,0 +1,256 @@
+"""What each command of `distill` does. Heavy imports come late: a mistake in the arguments is told at once."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows import server, settings, show
+
+if TYPE_CHECKING:
+    from tasks.runs import RunRecord
+    from tasks.store import Store
+
+PROJECT = Path(__file__).resolve().parents[1]
+UNFINISHED = ("failed", "crashed")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """`distill run`: a named run here, to its comparison table."""
+    named = _named(arguments)
+    return _run(named.name, settings.override(named.parameters, _assignments(arguments)))
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """`distill plan`: a row per stage: hit or miss, and why."""
+    from flows.pipeline import PARAMETERS, execute
+    from tasks.progress import NullReporter
+
+    named = _named(arguments)
+    parameters = settings.validate(PARAMETERS, settings.override(named.parameters, _assignments(arguments)))
+    planned, _ = execute(_store(), named.name, parameters, NullReporter(), planning=True)
+    show.table(["stage", "plan", "why"], [[row.stage, row.status, row.why] for row in planned.plan])
+    return 0
+
+
+def up(arguments: argparse.Namespace) -> int:
+    """`distill up`: the local stack, until Ctrl-C."""
+    from flows.up import up as start
+    from tasks.store import default_root
+
+    catalogue = settings.find_catalogue(arguments.prefect_file)
+    start(default_root(), PROJECT, catalogue, arguments.port, lambda text: print(text, flush=True))
+    return 0
+
+
+def ls(arguments: argparse.Namespace) -> int:
+    """`distill ls`: the catalogue."""
+    path = settings.find_catalogue(arguments.prefect_file)
+    for named in settings.load_catalogue(path).values():
+        show.heading(named.name)
+        show.labelled([("what", named.description), ("needs", named.needs)])
+    print(f"\nThese are in {path}. Run one with: distill run NAME")
+    return 0
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """`distill status`: every run, or the stages of one."""
+    from tasks.runs import read_runs
+
+    records = read_runs(_store())
+    if arguments.run is not None:
+        _show_run(_find_run(records, arguments.run))
+        return 0
+    rows = [[each.run_id, each.status, _stages(each), _duration(each)] for each in records]
+    if not rows:
+        print("no runs yet; start one with: distill run llmr-chitchat")
+        return 0
+    show.table(["run", "state", "stages", "time"], rows)
+    if records[-1].status in UNFINISHED:
+        print("go on with the last one: distill resume")
+    return 0
+
+
+def resume(arguments: argparse.Namespace) -> int:
+    """`distill resume`: an unfinished run again, with the parameters that it recorded."""
+    from tasks.runs import read_runs
+
+    records = read_runs(_store())
+    unfinished = [each for number, each in enumerate(records) if not _is_done(each, records[number:])]
+    if arguments.run is not None:
+        record = _find_run(records, arguments.run)
+    elif unfinished:
+        record = unfinished[-1]
+    else:
+        raise ValueError("there is no unfinished run\nsee `distill status`, or start one with `distill run NAME`")
+    if record.status == "running":
+        raise ValueError(f"{record.run_id} is still running, as process {record.pid}\nwait for it, or end it first")
+    print(f"going on with {record.run_id}")
+    return _run(record.name, settings.override(record.parameters, _runtime_assignments(arguments)))
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """`distill verify`: exit code 1 if anything is not what it was."""
+    from tasks import maintenance
+
+    store, count = _store(), 0
+    for problem in maintenance.verify(store):
+        count += 1
+        print(f"{problem.artifact.path}: {problem.what}")
+    if count:
+        print(f"damaged: {count}; the next run that needs one moves it aside and builds it anew")
+        return 1
+    print(f"all {sum(1 for _ in store.artifacts())} artifacts are what they were when they were made")
+    return 0
+
+
+def gc(arguments: argparse.Namespace) -> int:
+    """`distill gc`: list what nobody refers to, ask, delete."""
+    from tasks import maintenance
+
+    store = _store()
+    garbage = maintenance.unreferenced(store, arguments.days)
+    if not garbage:
+        print(f"every artifact is used by a run of the last {arguments.days:g} days")
+        return 0
+    show.table(
+        ["stage", "key", "size"],
+        [[each.artifact.stage, each.artifact.key[:12], show.size(each.bytes)] for each in garbage],
+    )
+    total = show.size(sum(each.bytes for each in garbage))
+    if not arguments.yes and not _agreed(f"delete these {len(garbage)}, {total} in all? [y/N] "):
+        print("nothing was deleted; --yes deletes without asking")
+        return 0
+    print(f"freed {show.size(maintenance.delete(store, garbage))}")
+    return 0
+
+
+def sql(arguments: argparse.Namespace) -> int:
+    """`distill sql`: one query against results.duckdb."""
+    from tasks import catalog
+
+    store = _store()
+    show.answer(catalog.query(store, arguments.query), arguments.format)
+    return 0
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """`distill export`: a model directory with its card."""
+    from tasks.export import export_run
+
+    from tasks.runs import read_runs
+
+    store = _store()
+    record = _find_run(read_runs(store), arguments.run)
+    export_run(store, record, arguments.directory)
+    print(f"{arguments.directory} is ready: AutoModelForSeq2SeqLM.from_pretrained({str(arguments.directory)!r})")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "run": run,
+    "up": up,
+    "ls": ls,
+    "plan": plan,
+    "status": status,
+    "resume": resume,
+    "verify": verify,
+    "gc": gc,
+    "sql": sql,
+    "export": export,
+}
+
+
+def _run(name: str, parameters: dict[str, Any]) -> int:
+    """Validate, run, print what came out.
+
+    Where `distill up` is running, Prefect records the run; elsewhere it starts without Prefect, and faster.
+    """
+    from flows import summary
+
+    store = _store()
+    url = server.running_stack(store.root)
+    if url is not None:
+        server.join(store.root, url)
+    from flows.pipeline import PARAMETERS, execute
+
+    valid = settings.validate(PARAMETERS, parameters)
+    if url is not None:
+        from flows.distill import run_recorded
+
+        run_id, evaluation = run_recorded(name, valid)
+    else:
+        from tasks.progress import default_reporter
+
+        finished, last = execute(store, name, valid, default_reporter())
+        run_id, evaluation = finished.run_id, last.path
+    summary.show_results(name, run_id, evaluation, store.root)
+    return 0
+
+
+def _named(arguments: argparse.Namespace) -> settings.NamedRun:
+    catalogue = settings.load_catalogue(settings.find_catalogue(arguments.prefect_file))
+    return settings.named_run(catalogue, arguments.name)
+
+
+def _assignments(arguments: argparse.Namespace) -> list[str]:
+    """The `--set`s, then the options that are short for one."""
+    short = [f"{name}={value}" for name in ("seed", "limit") if (value := getattr(arguments, name)) is not None]
+    return [*arguments.assignments, *short, *_runtime_assignments(arguments)]
+
+
+def _runtime_assignments(arguments: argparse.Namespace) -> list[str]:
+    return [
+        f"runtime.{name}={value}" for name in ("device", "threads") if (value := getattr(arguments, name)) is not None
+    ]
+
+
+def _store() -> Store:
+    from tasks.store import Store, default_root
+
+    return Store(default_root())
+
+
+def _find_run(records: list[RunRecord], wanted: str) -> RunRecord:
+    """The run with this id, or the last one of this name; ValueError with the nearest if there is none."""
+    matching = [each for each in records if wanted in (each.run_id, each.name)]
+    if matching:
+        return matching[-1]
+    known = [each.run_id for each in reversed(records)]
+    raise ValueError(f"there is no run {wanted}{settings.nearest(wanted, known)}\n`distill status` lists the runs")
+
+
+def _is_done(record: RunRecord, later: list[RunRecord]) -> bool:
+    """Whether nothing is left to resume: it goes on, or it or a later run with the same parameters has completed."""
+    same = [each for each in later if (each.name, each.parameters) == (record.name, record.parameters)]
+    return record.status == "running" or any(each.status == "completed" for each in same)
+
+
+def _show_run(record: RunRecord) -> None:
+    facts = [("run", record.run_id), ("state", record.status), ("started", record.started), ("time", _duration(record))]
+    show.labelled(facts + ([("error", record.error)] if record.error else []))
+    print()
+    rows = [[each.stage, each.outcome, show.seconds(each.seconds), each.key[:12], each.why] for each in record.stages]
+    show.table(["stage", "outcome", "time", "key", "why"], rows)
+
+
+def _stages(record: RunRecord) -> str:
+    """`6: 4 built, 2 hit`."""
+    counts = {outcome: sum(each.outcome == outcome for each in record.stages) for outcome in ("built", "waited", "hit")}
+    return ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count) or "none"
+
+
+def _duration(record: RunRecord) -> str:
+    """How long a run took, or has been going; of a crashed one only what its stages tell."""
+    if record.status == "crashed":
+        return f"≥ {show.seconds(sum(each.seconds for each in record.stages))}"
+    end = datetime.fromisoformat(record.finished) if record.finished else datetime.now().astimezone()
+    return show.seconds((end - datetime.fromisoformat(record.started)).total_seconds())
+
+
+def _agreed(question: str) -> bool:
+    return sys.stdin.isatty() and input(question).strip().lower() in ("y", "yes")

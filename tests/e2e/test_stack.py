@@ -1,0 +1,196 @@
+"""The real local stack: deployments run and watched as a user would, runs that fail, a stack that is killed."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+PROJECT = Path(__file__).parents[2]
+RECIPES = Path(__file__).parent / "prefect.yaml"
+STAGES = ["prepare", "teacher", "score", "pre_distill", "llmr", "evaluate"]
+READY_SECONDS = 90
+
+
+@dataclass
+class Stack:
+    """A running `distill up` with its own home and port."""
+
+    home: Path
+    port: int
+    process: subprocess.Popen[str]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/api"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What another shell has: the address of this stack, and nothing else of it."""
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        client = {"PREFECT_API_URL": self.url, "PREFECT_HOME": str(self.home / "client"), "COLUMNS": "200"}
+        return clean | client | {"DISTILL_HOME": str(self.home)}
+
+    def prefect(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self._run("prefect", *arguments)
+
+    def distill(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self._run("flows.cli", *arguments)
+
+    def ask(self, path: str, **query: Any) -> list[dict[str, Any]]:
+        """POST to one of the API's filters."""
+        request = urllib.request.Request(
+            f"{self.url}/{path}/filter", json.dumps(query).encode(), {"content-type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            found: list[dict[str, Any]] = json.load(answer)
+            return found
+
+    def newest_run(self) -> dict[str, Any]:
+        return self.ask("flow_runs", sort="EXPECTED_START_TIME_DESC", limit=1)[0]
+
+    def _run(self, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            cwd=PROJECT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def start(home: Path, port: int) -> Stack:
+    """`distill up`, waited for until it says that it is ready."""
+    output = home / "up.txt"
+    with output.open("a") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "up", "--port", str(port), "--prefect-file", str(RECIPES)],
+            cwd=PROJECT,
+            env=os.environ | {"DISTILL_HOME": str(home)},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    deadline = time.monotonic() + READY_SECONDS
+    seen = output.read_text().count("Ready in")
+    while output.read_text().count("Ready in") == seen:
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            process.wait()
+            pytest.fail(f"distill up did not get ready:\n{output.read_text()}")
+        time.sleep(0.1)
+    return Stack(home, port, process)
+
+
+def stop(stack: Stack) -> int:
+    stack.process.terminate()
+    return stack.process.wait(timeout=40)
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    running = start(tmp_path_factory.mktemp("home"), free_port())
+    yield running
+    if running.process.poll() is None:
+        stop(running)
+
+
+def test_a_deployment_runs_to_its_end_and_prefect_shows_what_came_out(stack: Stack) -> None:
+    watched = stack.prefect("deployment", "run", "distill/tiny", "--watch")
+    assert watched.returncode == 0, watched.stdout + watched.stderr
+    run = stack.newest_run()
+    assert run["state_type"] == "COMPLETED"
+    assert [task["name"].rsplit("-", 1)[0] for task in stack.ask("task_runs", sort="EXPECTED_START_TIME_ASC")] == STAGES
+    artifacts = {each["key"]: each for each in stack.ask("artifacts", limit=100) if each["key"]}
+    keys = {stage.replace("_", "-") for stage in STAGES} | {"comparison", "results"}
+    assert keys | {"teacher-curves", "pre-distill-curves", "llmr-curves"} <= set(artifacts)
+    assert {"test split", "teacher", "SeqKD", "LLMR"} == set(json.loads(artifacts["comparison"]["data"])[0])
+    assert "data:image/png;base64," in artifacts["llmr-curves"]["data"]
+    assert str(stack.home / "results.duckdb") in artifacts["results"]["data"]
+    sql = stack.distill("sql", "select name, state from runs", "--format", "csv")
+    assert sql.stdout.splitlines() == ["name,state", "tiny,completed"]
+
+
+def test_a_failing_deployment_exits_with_1_and_the_reason_is_visible(stack: Stack) -> None:
+    before = sorted((stack.home / "artifacts").rglob("*"))
+    watched = stack.prefect("deployment", "run", "distill/failing", "--watch")
+    assert watched.returncode == 1
+    state = stack.newest_run()["state"]
+    assert state["type"] == "FAILED"
+    assert "answer" in state["message"].splitlines()[0]
+    assert state["message"].splitlines()[0] in watched.stdout
+    assert "Traceback" not in watched.stdout
+    assert sorted((stack.home / "artifacts").rglob("*")) == before
+
+
+def test_a_wrong_setting_is_refused_before_anything_starts(stack: Stack) -> None:
+    before = stack.newest_run()["id"]
+    refused = stack.prefect("deployment", "run", "distill/tiny", "--param", 'method={"learnin_rate": 1}')
+    assert refused.returncode == 1
+    assert "learnin_rate" in refused.stdout
+    assert stack.newest_run()["id"] == before
+
+
+def test_distill_run_is_recorded_while_the_stack_is_up(stack: Stack) -> None:
+    done = stack.distill("run", "tiny", "--prefect-file", str(RECIPES))
+    assert done.returncode == 0, done.stderr
+    run = stack.newest_run()
+    assert (run["name"], run["state_type"]) == ("tiny", "COMPLETED")
+    failed = stack.distill("run", "failing", "--prefect-file", str(RECIPES))
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("error: ")
+    assert "Traceback" not in failed.stderr
+    assert stack.newest_run()["state_type"] == "FAILED"
+
+
+def test_a_second_stack_on_the_same_home_or_port_is_refused_in_one_line(stack: Stack, tmp_path: Path) -> None:
+    same_home = stack.distill("up", "--port", str(free_port()))
+    assert same_home.returncode == 1
+    assert same_home.stderr.startswith(f"error: `distill up` is running already for {stack.home}")
+    other = Stack(tmp_path, stack.port, stack.process).distill("up", "--port", str(stack.port))
+    assert other.returncode == 1
+    assert other.stderr.splitlines() == [
+        f"error: port {stack.port} on 127.0.0.1 cannot be used: address already in use",
+        f"stop the program that has it, or choose another: distill up --port {stack.port + 1}",
+    ]
+
+
+def test_a_killed_stack_leaves_no_run_going_and_the_next_one_goes_on(stack: Stack) -> None:
+    """Last, because the stack of this module is killed in it and another one takes its place."""
+    slow = '{"max_steps": 100000, "epochs": 100000, "max_source_tokens": 16, "validate_every": 0}'
+    created = stack.prefect("deployment", "run", "distill/tiny", "--param", f"pre_distill={slow}")
+    assert created.returncode == 0, created.stdout
+    deadline = time.monotonic() + 30
+    while not any((stack.home / ".checkpoints").glob("pre_distill-*")):
+        assert time.monotonic() < deadline, "the run did not begin its second training"
+        time.sleep(0.1)
+    os.kill(stack.process.pid, signal.SIGKILL)
+    stack.process.wait()
+    successor = start(stack.home, stack.port)
+    try:
+        run = successor.newest_run()
+        assert run["state_type"] == "CRASHED"
+        assert "run it again" in run["state"]["message"]
+        states = {task["state_type"] for task in successor.ask("task_runs", flow_runs={"id": {"any_": [run["id"]]}})}
+        assert states == {"COMPLETED", "CRASHED"}
+    finally:
+        assert stop(successor) == 0

@@ -1,0 +1,134 @@
+"""The command line: instant, and one clear line for every mistake."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flows import cli, commands
+
+HEAVY = {"torch", "transformers", "prefect", "pydantic", "duckdb", "pyarrow", "rich", "yaml", "matplotlib", "numpy"}
+
+
+def test_importing_the_cli_loads_nothing_heavy() -> None:
+    program = "import sys, flows.cli; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert HEAVY & set(loaded) == set()
+
+
+def test_importing_the_cli_takes_under_half_a_second() -> None:
+    def once() -> float:
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import flows.cli"], check=True)
+        return time.perf_counter() - began
+
+    assert min(once() for _ in range(3)) < 0.5
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DISTILL_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def fails_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def command(_: object) -> int:
+        raise error
+
+    monkeypatch.setitem(commands.COMMANDS, "run", command)
+
+
+@pytest.mark.parametrize(
+    ("error", "lines"),
+    [
+        (ValueError("alpha must be in [0, 1], got 1.5"), ["error: alpha must be in [0, 1], got 1.5"]),
+        (ValueError("no column x\n  name one of: a, b\n"), ["error: no column x", "name one of: a, b"]),
+        (FileNotFoundError(2, "No such file or directory", "a.csv"), ["error: no such file or directory: a.csv"]),
+        (
+            OSError("the hub cannot be reached\ngive a local copy"),
+            ["error: the hub cannot be reached", "give a local copy"],
+        ),
+        (ValueError(), ["error: ValueError"]),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_what_to_do(
+    error: Exception, lines: list[str], home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails_with(monkeypatch, error)
+    assert cli.main(["run", "it"]) == 1
+    assert capsys.readouterr().err.splitlines() == lines
+    assert "Traceback" in (home / "logs" / "distill.log").read_text()
+
+
+def test_an_unexpected_error_names_the_log_that_has_its_traceback(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails_with(monkeypatch, KeyError("weights"))
+    assert cli.main(["run", "it"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "error: KeyError: 'weights'",
+        f"this should not happen; the traceback is in {home / 'logs' / 'distill.log'}",
+    ]
+    assert "in command" in (home / "logs" / "distill.log").read_text()
+
+
+def test_ctrl_c_exits_with_130_and_says_how_to_go_on(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails_with(monkeypatch, KeyboardInterrupt())
+    assert cli.main(["run", "it"]) == 130
+    assert "distill resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["rnu"], ["run"], ["run", "it", "--seed", "x"], ["up", "--port", "0"]])
+def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: distill")
+
+
+@pytest.mark.parametrize("name", sorted(commands.COMMANDS))
+def test_every_command_has_help_that_fits_80_columns(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as caught:
+        cli.main([name, "--help"])
+    assert caught.value.code == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_a_broken_pipe_is_quiet(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "ls"],
+        env=os.environ | {"DISTILL_HOME": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()  # the reader is gone before the first line
+    with process.stderr:
+        assert process.stderr.read() == b""
+    assert process.wait() == 1
+
+
+def test_ls_shows_the_catalogue_and_what_each_run_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["ls"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("llmr-chitchat", "llmr-cnndm", "llmr-dailydialog", "llmr-opensubtitles"):
+        assert f"\n{name}\n" in printed
+    assert "Hugging Face hub, GPU" in printed
+
+
+def test_unknown_runs_and_settings_name_the_nearest(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    assert cli.main(["run", "llmr-chitcat"]) == 1
+    assert "did you mean llmr-chitchat?" in capsys.readouterr().err
+    assert cli.main(["plan", "llmr-chitchat", "--set", "method.reward.valu=max"]) == 1
+    assert "did you mean method.reward.value?" in capsys.readouterr().err
+    assert cli.main(["plan", "llmr-chitchat", "--set", "method.sampling.temperature=0"]) == 1
+    assert capsys.readouterr().err.startswith("error: method")
