@@ -9,7 +9,6 @@ from typing import Any
 
 from flows import show
 
-SPLIT = "test"
 NUM_SAMPLES = 3
 NAMES = {"teacher": "teacher", "seqkd": "SeqKD", "llmr": "LLMR"}
 
@@ -25,7 +24,7 @@ class Grid:
 
 def comparison(evaluation: Path) -> Grid:
     """A row per metric, a column per system: `value [low, high]`, or a dash and a note where it is undefined."""
-    rows = [row for row in _read(evaluation / "metrics.parquet") if row["split"] == SPLIT]
+    rows = _read(evaluation / "metrics.parquet")
     systems, metrics = _in_order(rows, "system"), _in_order(rows, "metric")
     found = {(row["metric"], row["system"]): row for row in rows}
     notes = [
@@ -39,7 +38,7 @@ def comparison(evaluation: Path) -> Grid:
         digits = _decimals([row["value"] for row in of_metric if row])
         unit = next((row["unit"] for row in of_metric if row and row["unit"]), "")
         cells.append([f"{metric} ({unit})" if unit else metric, *(_interval(row, digits) for row in of_metric)])
-    return Grid([f"{SPLIT} split", *map(_system, systems)], cells, notes)
+    return Grid([f"{rows[0]['split']} split", *map(_system, systems)], cells, notes)
 
 
 def differences(evaluation: Path) -> Grid:

@@ -146,7 +146,8 @@ def query(store: Store, sql: str) -> pa.Table:
     try:
         with duckdb.connect(str(path), read_only=True) as connection:
             connection.execute("SET TimeZone = 'UTC'")
-            return connection.execute(sql).to_arrow_table()
+            answer = connection.sql(sql)
+            return pa.table({}) if answer is None else answer.to_arrow_table()  # None: a statement, not a question
     except duckdb.Error as error:
         raise ValueError(f"{_first_line(error)}\nthe relations are: {', '.join(relations())}") from None
 

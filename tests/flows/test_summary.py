@@ -16,7 +16,6 @@ METRICS = [
     ("teacher", "test", "BLEU-2", 2.84, 2.6, 3.1, 1000, "", None),
     ("seqkd", "test", "BLEU-2", 2.75, 2.51, 2.99, 1000, "", None),
     ("llmr", "test", "BLEU-2", 3.114, 2.9, 3.3, 1000, "", None),
-    ("llmr", "validation", "BLEU-2", 9.0, 8.0, 10.0, 1000, "", None),
     ("teacher", "test", "reward", -1.234, -2.0, -0.01, 1000, "nats/token", None),
     ("seqkd", "test", "reward", None, None, None, 0, "nats/token", "no output was finished"),
     ("llmr", "test", "reward", -0.5, None, None, 1000, "nats/token", None),
@@ -46,7 +45,7 @@ def evaluation(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_comparison_has_the_test_splits_numbers_with_intervals(evaluation: Path) -> None:
+def test_the_comparison_names_its_split_and_has_its_intervals(evaluation: Path) -> None:
     grid = summary.comparison(evaluation)
     assert grid.headers == ["test split", "teacher", "SeqKD", "LLMR"]
     assert grid.rows == [
