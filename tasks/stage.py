@@ -239,17 +239,31 @@ def _reason(run: Run, artifact: Artifact, record: KeyRecord) -> str:
 def _as_prefect_task(name: str, body: Callable[[], Artifact]) -> Artifact:
     """Run the body as a Prefect task inside a flow run, plainly elsewhere.
 
-    Prefect caches nothing: the manifest is the truth.
+    Prefect caches nothing: the manifest is the truth. A user's mistake fails the task with its one line, no traceback.
     """
     if "prefect" not in sys.modules:
         return body()
     from prefect import task
     from prefect.cache_policies import NO_CACHE
     from prefect.context import FlowRunContext
+    from prefect.states import Failed, State
 
     if FlowRunContext.get() is None:
         return body()
-    return task(name=name, cache_policy=NO_CACHE, persist_result=False)(body)()
+    mistakes: list[Exception] = []
+
+    def recorded() -> Artifact | State:
+        try:
+            return body()
+        except (ValueError, OSError) as error:
+            mistakes.append(error)
+            return Failed(message=first_line(error))
+
+    state = task(name=name, cache_policy=NO_CACHE, persist_result=False)(recorded)(return_state=True)
+    if mistakes:
+        raise mistakes[0]
+    artifact: Artifact = state.result()
+    return artifact
 
 
 def versions() -> dict[str, str]:
