@@ -4,17 +4,22 @@ No pickled weights and no remote code: `from_pretrained` is told so at the one p
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from kd_core.model_files import NEEDED, check_config, check_tokenizer_files, check_weights
+
 Model = Any  # transformers ships no types
 Tokenizer = Any
 DType = Literal["float32", "bfloat16"]
 PLACEHOLDER = "{source}"
+MIXED = "config.json and weights belong to different models, or a part is gone: copy or download both again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +90,16 @@ class ModelSettings:
 
 def directory_hash(directory: Path) -> str:
     """SHA-256 over the names and bytes of a model directory's files. A copy elsewhere is the same model."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    stats = (path.stat() for path in paths)
+    return _hash_of_files(
+        directory.resolve(), tuple((s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats)
+    )
+
+
+@cache
+def _hash_of_files(directory: Path, _unchanged: tuple[tuple[int, ...], ...]) -> str:
+    """The hash itself, once for as long as no file is touched: a large model takes many seconds to read."""
     digest = hashlib.sha256()
     for path in sorted(p for p in directory.rglob("*") if p.is_file()):
         digest.update(f"{path.relative_to(directory).as_posix()}\0".encode())
@@ -124,7 +139,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """
     from transformers import T5Tokenizer
 
-    tokenizer = T5Tokenizer(extra_ids=0).train_new_from_iterator(texts, vocab_size=vocab_size)
+    tokenizer = T5Tokenizer(extra_ids=0).train_new_from_iterator(texts, vocab_size, show_progress=False)
     if len(tokenizer) < vocab_size // 2:
         raise ValueError(
             f"the corpus gives only {len(tokenizer)} of {vocab_size} tokens\nlower teacher.vocab_size or give more text"
@@ -133,45 +148,86 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def load_tokenizer(location: str | Path, revision: str | None = None) -> Tokenizer:
-    """A model's tokenizer. Raises ValueError in one line if there is none."""
+    """A model's tokenizer. Raises ValueError in one line if there is none, or none that can be read."""
     from transformers import AutoTokenizer
 
+    if Path(location).is_dir():
+        check_tokenizer_files(Path(location))
     try:
-        return AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
+    except Exception as error:  # the Rust library raises nothing narrower
         raise ValueError(_loading_problem("tokenizer", location, error)) from error
+    # from an unreadable spiece.model, or none, transformers makes an empty tokenizer without a word
+    if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) < 2:
+        raise ValueError(_loading_problem("tokenizer", location, ValueError("it knows no words")))
+    return tokenizer
 
 
 def load_model(
     location: str | Path, revision: str | None = None, dtype: DType = "float32", device: str | torch.device = "cpu"
 ) -> Model:
-    """A T5-family model in evaluation mode.
+    """A T5-family model in evaluation mode. A head of its own (T5 v1.1, T0) stays one.
 
-    Raises ValueError in one line for a missing, corrupt or different kind of model.
+    Raises ValueError in one line for a missing, corrupt, incomplete or different kind of model.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoModelForSeq2SeqLM
+    from transformers.utils import cached_file
 
+    local = Path(location) if Path(location).is_dir() else None
     try:
-        model = AutoModelForSeq2SeqLM.from_pretrained(
-            location, revision=revision, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
+        with _quiet():
+            check_config(local or Path(cached_file(location, "config.json", revision=revision)).parent)
+            if local is not None:
+                check_weights(local)
+            model, found = AutoModelForSeq2SeqLM.from_pretrained(
+                location,
+                revision=revision,
+                dtype=getattr(torch, dtype),
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, SafetensorError, RuntimeError, StrictDataclassError) as error:
         raise ValueError(_loading_problem("model", location, error)) from error
-    if model.config.model_type not in ("t5", "mt5"):
-        raise ValueError(
-            f"model {str(location)!r} is a {model.config.model_type}, not of the T5 family\n"
-            "use T5, T5 v1.1, T0, Flan-T5 or mT5"
-        )
+    if found["missing_keys"]:  # transformers draws them at random and goes on
+        problem = f"{len(found['missing_keys'])} weights are missing, the first {min(found['missing_keys'])}"
+        raise ValueError(f"cannot load the model {str(location)!r}: {problem}\n{MIXED}")
     return model.eval().to(device)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Neither progress bars nor advice from transformers: what matters of it is checked here. Downloads keep theirs."""
+    from transformers.utils import logging
+
+    verbosity, hook = logging.get_verbosity(), logging.set_tqdm_hook(_no_bar)
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.set_tqdm_hook(hook)
+
+
+def _no_bar(make: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    return make(*arguments, **(named | {"disable": True}))
+
+
 def _loading_problem(kind: str, location: str | Path, error: Exception) -> str:
-    reason = str(error).strip().split("\n")[0]
-    if Path(location).is_dir():
-        hint = "the directory needs config.json, *.safetensors and tokenizer.json or spiece.model"
+    """What went wrong in one line, what to do in another. Our own checks say both by themselves."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    if str(location) in lines[0] and len(lines) == 2:
+        return str(error)
+    if "mismatched_sizes" in lines[0]:  # transformers prints a report instead
+        lines, hint = ["its weights have other sizes than config.json says"], MIXED
+    elif Path(location).is_dir():
+        hint = NEEDED
     else:
         hint = "no network? download it elsewhere (safetensors) and give the directory as name"
+    reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return f"cannot load the {kind} {str(location)!r}: {reason}\n{hint}"
 
 
@@ -195,5 +251,6 @@ def check_same_tokenizer(teacher: Tokenizer, student: Tokenizer) -> None:
 
 def save_model(model: Model, tokenizer: Tokenizer, directory: Path) -> None:
     """A directory that `AutoModelForSeq2SeqLM.from_pretrained` and `AutoTokenizer.from_pretrained` load."""
-    model.save_pretrained(directory)
+    with _quiet():
+        model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)

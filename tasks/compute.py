@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from kd_core.models import PLACEHOLDER, DType, Model, Tokenizer, load_model, load_tokenizer
+from kd_core.models import PLACEHOLDER, DType, Model, Tokenizer, directory_hash, load_model, load_tokenizer
 from tasks.stage import RuntimeSettings
-from tasks.store import Artifact
+from tasks.store import Artifact, StoreError
 
 
 def device_of(runtime: RuntimeSettings) -> torch.device:
@@ -46,11 +46,27 @@ def load_artifact(artifact: Artifact, device: torch.device) -> LoadedModel:
 
 
 def model_location(artifact: Artifact) -> tuple[str | Path, str | None, DType]:
-    """Directory or hub id, revision and dtype of an artifact's model."""
+    """Directory or hub id, revision and dtype of an artifact's model.
+
+    Raises StoreError if a directory is not, or no longer, the one that the artifact refers to.
+    """
     if (artifact.path / "model").is_dir():
         return artifact.path / "model", None, "float32"
     reference = json.loads((artifact.path / "reference.json").read_text())
+    if reference["content"] is not None:
+        _check_unchanged(artifact, Path(reference["name"]), reference["content"])
     return reference["name"], reference["revision"], reference["dtype"]
+
+
+def _check_unchanged(artifact: Artifact, directory: Path, content: str) -> None:
+    """A reference is to what a directory held: the key says so, whatever lies there now."""
+    if directory.is_dir() and directory_hash(directory) == content:
+        return
+    state = "has changed" if directory.is_dir() else "is not there any more"
+    raise StoreError(
+        f"the {artifact.stage} was in {directory}, which {state}\n"
+        f"put the same model back there, or delete {artifact.path} so that the next run notes where it is now"
+    )
 
 
 def read_split(corpus: Artifact, split: str, columns: Sequence[str], rows: int | None = None) -> dict[str, list[Any]]:

@@ -53,7 +53,7 @@ def pre_distill(
 
 
 def student_model(settings: ModelSettings, teacher: Artifact, seed: int, device: torch.device) -> LoadedModel:
-    """The untrained student: loaded, or made to its shape over the teacher's tokenizer.
+    """The untrained student: loaded, or made to its shape over the teacher's tokenizer. It trains in float32.
 
     Raises ValueError if it reads other tokens than the teacher.
     """
@@ -65,7 +65,7 @@ def student_model(settings: ModelSettings, teacher: Artifact, seed: int, device:
     assert name is not None  # the settings' own check
     own = load_tokenizer(name, settings.revision)
     check_same_tokenizer(tokenizer, own)
-    return LoadedModel(load_model(name, settings.revision, settings.dtype, device), own)
+    return LoadedModel(load_model(name, settings.revision, settings.dtype, device).float(), own)
 
 
 def seqkd_pairs(loaded: LoadedModel, corpus: Artifact, outputs: Artifact, settings: SupervisedSettings) -> Pairs:

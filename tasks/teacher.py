@@ -4,7 +4,16 @@ import json
 from dataclasses import asdict, dataclass
 
 from kd_core.batching import TokenRows
-from kd_core.models import PLACEHOLDER, ModelSettings, Tokenizer, build_t5, load_tokenizer, save_model, train_tokenizer
+from kd_core.models import (
+    PLACEHOLDER,
+    ModelSettings,
+    Tokenizer,
+    build_t5,
+    directory_hash,
+    load_tokenizer,
+    save_model,
+    train_tokenizer,
+)
 from kd_core.train_supervised import Pairs, SupervisedSettings, num_updates, train_supervised
 from kd_core.training import TrainState
 from tasks.compute import device_of, read_split
@@ -61,11 +70,12 @@ def teacher(build: Build, corpus: Artifact, settings: TeacherSettings, seed: int
 
 def refer(build: Build, settings: ModelSettings) -> None:
     """Write down which model this is. Its tokenizer is loaded, so that a wrong name fails here and not after hours."""
-    location = settings.directory or settings.name
-    assert location is not None  # the settings' own check
-    load_tokenizer(location, settings.revision)
-    name = str(settings.directory.resolve()) if settings.directory else settings.name
-    record = {"name": name, "revision": settings.revision, "dtype": settings.dtype}
+    directory = settings.directory
+    name = settings.name if directory is None else str(directory.resolve())
+    assert name is not None  # the settings' own check
+    load_tokenizer(name, settings.revision)
+    content = None if directory is None else directory_hash(directory)
+    record = {"name": name, "revision": settings.revision, "dtype": settings.dtype, "content": content}
     (build.dir / "reference.json").write_text(json.dumps(record, indent=2))
     build.record(model=str(name))
 

@@ -1,0 +1,100 @@
+"""What a model directory must hold, told from its files alone, without loading a weight or importing anything heavy.
+
+A model is often loaded late, after hours of another one's work: what can be seen to be wrong is said before. Every
+problem is a ValueError of two lines: what is wrong, and what to do.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+FAMILIES = ("t5", "mt5")
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+NEEDED = f"a model directory needs config.json, {WEIGHTS} (or shards with {INDEX}) and tokenizer.json or spiece.model"
+
+
+def check_model_files(directory: Path) -> None:
+    """A T5-family model with whole weights in safetensors and a tokenizer. Raises ValueError if it is not that."""
+    check_config(directory)
+    check_weights(directory)
+    check_tokenizer_files(directory)
+
+
+def check_config(directory: Path) -> None:
+    """config.json is there, asks for no code of its own, and names a model of the T5 family."""
+    path = directory / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{directory} has no config.json\n{NEEDED}")
+    config = _read_json(path)
+    if config.get("auto_map"):
+        raise ValueError(
+            f"{path} asks for code of its own (auto_map), and code that comes with weights is never run here\n"
+            "use a T5 of the stock architecture, or take auto_map out if the weights are those of one"
+        )
+    kind = config.get("model_type")
+    if kind not in FAMILIES:
+        raise ValueError(
+            f"{path} describes a model of type {kind!r}, not of the T5 family\nuse T5, T5 v1.1, T0, Flan-T5 or mT5"
+        )
+
+
+def check_weights(directory: Path) -> None:
+    """Every safetensors file that the model consists of is there and whole; pickled weights are none."""
+    if (directory / WEIGHTS).exists():
+        check_safetensors(directory / WEIGHTS)
+        return
+    if not (directory / INDEX).exists():
+        raise ValueError(f"{directory} has no {WEIGHTS}\n{_pickled(directory) or NEEDED}")
+    shards = _read_json(directory / INDEX).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise ValueError(f"{directory / INDEX} names no weights\ncopy or download it again")
+    for name in sorted(set(shards.values())):
+        if not (directory / name).is_file():
+            raise ValueError(f"{directory} has no {name}, which {INDEX} names\ncopy or download it again")
+        check_safetensors(directory / name)
+
+
+def check_safetensors(path: Path) -> None:
+    """The header can be read and the file is as long as it says. Reads the header alone."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length) if length <= size - 8 else b""
+    try:
+        entries: dict[str, Any] = json.loads(header)
+        entries.pop("__metadata__", None)
+        expected = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        raise ValueError(f"{path} is damaged: its header cannot be read\ncopy or download it again") from None
+    if size != expected:
+        raise ValueError(f"{path} is damaged: {size} bytes, but its header says {expected}\ncopy or download it again")
+
+
+def check_tokenizer_files(directory: Path) -> None:
+    """There is a tokenizer. Without its files an empty one would be made up for the model's type, in silence."""
+    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
+        raise ValueError(
+            f"{directory} has no tokenizer: neither {' nor '.join(TOKENIZER_FILES)}\n"
+            "copy it from where the model is from"
+        )
+
+
+def _pickled(directory: Path) -> str:
+    """What to do about pickled weights, if there are any."""
+    if not any(directory.glob("*.bin")):
+        return ""
+    return (
+        "its weights are pickled (*.bin), and a pickle can run any code: it is never loaded here; convert it once "
+        "where you trust it: T5ForConditionalGeneration.from_pretrained(OLD).save_pretrained(NEW)"
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # JSON and UTF-8 alike
+        raise ValueError(f"{path} is not valid JSON: {error}\ncopy or download it again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object\ncopy or download it again")
+    return content

@@ -1,0 +1,258 @@
+"""Real models by path: T5 (tied head) and T5 v1.1 or T0 (a head of its own), in safetensors with spiece.model."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import sentencepiece
+import torch
+
+from data.specs import DatasetSettings
+from kd_core.batching import BatchSettings
+from kd_core.beam_search import BeamSettings
+from kd_core.models import ModelSettings, load_model, load_tokenizer, save_model, train_tokenizer
+from kd_core.rewards import RewardSettings
+from kd_core.sampling import SamplingSettings
+from kd_core.train_llmr import LLMRSettings
+from kd_core.train_supervised import SupervisedSettings
+from kd_core.training import OptimizerSettings
+from tasks.compute import LoadedModel, load_artifact
+from tasks.evaluate import EvaluationSettings, evaluate
+from tasks.llmr import llmr
+from tasks.pre_distill import pre_distill, student_model
+from tasks.prepare import prepare
+from tasks.score import ScoreSettings, score
+from tasks.stage import RuntimeSettings, open_run
+from tasks.store import Artifact, Store
+from tasks.teacher import TeacherSettings, teacher
+from tests.tasks.tiny_models import NUM_SENTINELS, TEXTS, WORDS, write_model, write_spiece, write_t5
+
+torch.set_num_threads(1)  # tensors this small only lose by being shared out
+
+
+@pytest.mark.parametrize("own_head", [False, True])
+def test_weights_come_back_equal_and_a_head_of_its_own_stays_one(tmp_path: Path, own_head: bool) -> None:
+    made = write_t5(tmp_path, own_head=own_head)
+    loaded = load_model(tmp_path)
+    ours, theirs = loaded.state_dict(), made.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert (loaded.lm_head.weight is loaded.shared.weight) is not own_head
+    assert loaded.config.scale_decoder_outputs is not own_head
+    assert not loaded.training
+
+
+@pytest.mark.parametrize("own_head", [False, True])
+def test_a_trained_model_saved_and_loaded_again_is_the_same(tmp_path: Path, own_head: bool) -> None:
+    write_model(tmp_path / "start", own_head=own_head)
+    model, tokenizer = load_model(tmp_path / "start"), load_tokenizer(tmp_path / "start")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01)
+    save_model(model, tokenizer, tmp_path / "end")
+    again = load_model(tmp_path / "end")
+    ids = torch.tensor([[5, 6, 7, 1]])
+    with torch.no_grad():
+        outputs = [each(input_ids=ids, decoder_input_ids=ids).logits for each in (model, again)]
+    assert torch.equal(*outputs)
+    assert load_tokenizer(tmp_path / "end").get_vocab() == tokenizer.get_vocab()
+
+
+def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_model(tmp_path / "start", own_head=True)
+    capfd.readouterr()
+    save_model(load_model(tmp_path / "start"), load_tokenizer(tmp_path / "start"), tmp_path / "end")
+    train_tokenizer(TEXTS, 60)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_bfloat16_is_of_the_weights_as_loaded(tmp_path: Path) -> None:
+    made = write_t5(tmp_path, own_head=True)
+    loaded = load_model(tmp_path, dtype="bfloat16")
+    assert loaded.shared.weight.dtype == loaded.lm_head.weight.dtype == torch.bfloat16
+    assert torch.equal(loaded.lm_head.weight, made.lm_head.weight.bfloat16())
+
+
+def test_a_sentencepiece_model_gives_its_own_ids(tmp_path: Path) -> None:
+    length = write_spiece(tmp_path)
+    write_t5(tmp_path, own_head=False)
+    tokenizer = load_tokenizer(tmp_path)
+    oracle = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
+    for text in (*TEXTS[:50], "an unknown Ω", "  two  spaces "):
+        assert tokenizer(text)["input_ids"] == [*oracle.encode(text), 1], text
+    assert len(tokenizer) == length == oracle.get_piece_size() + NUM_SENTINELS
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (0, 1, 2)
+    assert tokenizer.decode(tokenizer("the cat sat")["input_ids"], skip_special_tokens=True) == "the cat sat"
+
+
+def test_the_form_that_the_project_trains_loads_the_same_way(tmp_path: Path) -> None:
+    made = train_tokenizer(TEXTS, 60)
+    made.save_pretrained(tmp_path)
+    write_t5(tmp_path, own_head=False)
+    assert not (tmp_path / "spiece.model").exists()
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.get_vocab() == made.get_vocab()
+    assert loaded("the cat sat")["input_ids"] == made("the cat sat")["input_ids"]
+
+
+def test_padding_rows_of_the_embedding_are_no_tokens(tmp_path: Path) -> None:
+    write_model(tmp_path, own_head=False)
+    loaded = LoadedModel(load_model(tmp_path), load_tokenizer(tmp_path))
+    assert (loaded.num_tokens, loaded.model.config.vocab_size) == (160, 192)
+
+
+def change_config(directory: Path, **fields: Any) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def pickled(directory: Path) -> None:
+    torch.save(load_model(directory).state_dict(), directory / "pytorch_model.bin")
+    (directory / "model.safetensors").unlink()
+
+
+def without_a_shard(directory: Path) -> None:
+    load_model(directory).save_pretrained(directory, max_shard_size="10KB")
+    (directory / "model.safetensors").unlink()
+    min(directory.glob("model-*.safetensors")).unlink()
+
+
+REFUSED: list[tuple[Callable[[Path], object], str, str]] = [
+    (pickled, "has no model.safetensors", "pickled"),
+    (lambda d: change_config(d, model_type="gpt2"), "type 'gpt2', not of the T5 family", "use T5"),
+    (lambda d: change_config(d, auto_map={"AutoModelForSeq2SeqLM": "m.M"}), "code of its own", "never run here"),
+    (lambda d: truncate(d / "model.safetensors"), r"model.safetensors is damaged: \d+ bytes", "again"),
+    (lambda d: (d / "model.safetensors").write_bytes(b"x" * 99), "header cannot be read", "again"),
+    (lambda d: (d / "model.safetensors").write_bytes(b""), "header cannot be read", "again"),
+    (without_a_shard, "has no model-00001-of-", "again"),
+    (lambda d: (d / "config.json").unlink(), "has no config.json", "needs config.json"),
+    (lambda d: (d / "config.json").write_text("{"), "not valid JSON", "again"),
+    (lambda d: change_config(d, num_layers=2), "weights are missing, the first encoder.block.1", "different models"),
+    (lambda d: change_config(d, d_ff=32), "other sizes than config.json says", "different models"),
+    (lambda d: change_config(d, d_model="wide"), "'d_model'", "needs config.json"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "what", "advice"), REFUSED)
+def test_a_broken_or_foreign_model_is_refused_in_two_lines(
+    tmp_path: Path, spoil: Callable[[Path], object], what: str, advice: str
+) -> None:
+    write_t5(tmp_path, own_head=True)
+    spoil(tmp_path)
+    with pytest.raises(ValueError, match=what) as refused:
+        load_model(tmp_path)
+    problem, hint = str(refused.value).split("\n")
+    assert str(tmp_path) in problem
+    assert advice in hint or advice in problem
+
+
+def test_a_missing_path_is_refused_in_two_lines(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"does not exist\ngive a directory"):
+        _ = ModelSettings(name=str(tmp_path / "nowhere")).directory
+    with pytest.raises(ValueError, match=r"nowhere.*\n.*give the directory"):
+        load_model(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no SentencePiece model"])
+def test_a_missing_or_unreadable_tokenizer_is_refused_and_not_made_up(tmp_path: Path, content: bytes | None) -> None:
+    write_t5(tmp_path, own_head=False)
+    if content is not None:
+        (tmp_path / "spiece.model").write_bytes(content)
+    with pytest.raises(ValueError, match="tokenizer") as refused:
+        load_tokenizer(tmp_path)
+    assert len(str(refused.value).split("\n")) == 2
+
+
+def write_pairs(path: Path) -> DatasetSettings:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["source", "target"])
+        writer.writerows([f"{WORDS[i % 21]} {WORDS[i % 7]} {i}", f"{WORDS[i % 5]} {WORDS[i % 11]}"] for i in range(80))
+    return DatasetSettings(source="files", path=str(path), validation_share=0.1, test_share=0.1)
+
+
+OPTIMIZER = OptimizerSettings(learning_rate=1e-3)
+TRAINING = SupervisedSettings(max_steps=2, max_source_tokens=16, max_target_tokens=8, optimizer=OPTIMIZER)
+RUNTIME = RuntimeSettings(device="cpu", threads=1)
+
+
+def refer(store: Store, directory: Path, **fields: Any) -> tuple[Artifact, Artifact]:
+    """A corpus and a teacher by path."""
+    with open_run(store, name="test", runtime=RUNTIME):
+        corpus = prepare(dataset=write_pairs(store.root / "pairs.csv"), seed=0, limit=None)
+        return corpus, teacher(corpus=corpus, settings=TeacherSettings(name=str(directory), **fields), seed=0)
+
+
+def test_a_teacher_and_a_student_by_path_go_through_every_stage(tmp_path: Path) -> None:
+    store, prompt = Store(tmp_path / "store"), "reply to [ {source} ]:"
+    corpus, guide = refer(store, write_model(tmp_path / "t0", own_head=True), prompt=prompt, dtype="bfloat16")
+    student = ModelSettings(name=str(write_model(tmp_path / "t5", own_head=False, seed=1)))
+    method = LLMRSettings(
+        steps=2,
+        max_source_tokens=16,
+        sampling=SamplingSettings(max_new_tokens=6),
+        reward=RewardSettings(truncated="bootstrap"),  # dropped, nothing might be left to learn from
+        batch=BatchSettings(micro_batch_rows=8, micro_batches=1),
+        optimizer=OPTIMIZER,
+    )
+    with open_run(store, name="test", runtime=RUNTIME) as run:
+        outputs = score(
+            corpus=corpus,
+            teacher=guide,
+            prompt=prompt,
+            settings=ScoreSettings(beam=BeamSettings(num_beams=2, max_new_tokens=6), max_source_tokens=32),
+        )
+        seqkd = pre_distill(
+            corpus=corpus, teacher=guide, outputs=outputs, student=student, prompt=prompt, settings=TRAINING, seed=0
+        )
+        pupil = llmr(corpus=corpus, teacher=guide, student=seqkd, prompt=prompt, settings=method, seed=0)
+        evaluation = evaluate(
+            corpus=corpus,
+            teacher=guide,
+            students={"seqkd": seqkd, "llmr": pupil},
+            prompt=prompt,
+            reward=method.reward,
+            settings=EvaluationSettings(decoding=BeamSettings(num_beams=1, max_new_tokens=6), resamples=20),
+        )
+    assert [each.outcome for each in run.stages] == ["built"] * 4
+    written = pq.read_table(outputs.path / "outputs-00000.parquet", columns=["token_ids"])["token_ids"].to_pylist()
+    assert max(max(ids) for ids in written) < 160  # never a padding row
+    start, end = (load_artifact(each, torch.device("cpu")).model for each in (seqkd, pupil))
+    assert end.lm_head.weight is end.shared.weight
+    assert not torch.equal(start.shared.weight, end.shared.weight)
+    systems = set(pq.read_table(evaluation.path / "metrics.parquet")["system"].to_pylist())
+    assert systems == {"teacher", "seqkd", "llmr"}
+
+
+def test_a_student_trains_in_float32_whatever_it_was_loaded_as(tmp_path: Path) -> None:
+    directory = write_model(tmp_path / "t5", own_head=True)
+    _, guide = refer(Store(tmp_path / "store"), directory)
+    named = ModelSettings(name=str(directory), dtype="bfloat16")
+    model = student_model(named, guide, 0, torch.device("cpu")).model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    rounded = load_model(directory).lm_head.weight.bfloat16().float()
+    assert torch.equal(model.lm_head.weight, rounded)
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_teacher_that_moved_or_changed_since_is_not_taken_for_the_old_one(tmp_path: Path, gone: bool) -> None:
+    store, first = Store(tmp_path / "store"), write_model(tmp_path / "first", own_head=False)
+    _, guide = refer(store, first)
+    copy = first.rename(tmp_path / "second")
+    if not gone:
+        write_model(first, own_head=False, seed=1)
+    _, again = refer(store, copy)
+    assert again == guide  # the same content: the same model
+    with pytest.raises(ValueError, match=r"first.*(not there any more|changed)") as refused:
+        load_artifact(again, torch.device("cpu"))
+    assert str(guide.path) in str(refused.value).split("\n")[1]
