@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,25 +12,15 @@ import pytest
 import sentencepiece
 import torch
 
-from data.specs import DatasetSettings
-from kd_core.batching import BatchSettings
-from kd_core.beam_search import BeamSettings
 from kd_core.models import ModelSettings, load_model, load_tokenizer, save_model, train_tokenizer
-from kd_core.rewards import RewardSettings
-from kd_core.sampling import SamplingSettings
-from kd_core.train_llmr import LLMRSettings
-from kd_core.train_supervised import SupervisedSettings
-from kd_core.training import OptimizerSettings
 from tasks.compute import LoadedModel, load_artifact
-from tasks.evaluate import EvaluationSettings, evaluate
-from tasks.llmr import llmr
-from tasks.pre_distill import pre_distill, student_model
+from tasks.pre_distill import student_model
 from tasks.prepare import prepare
-from tasks.score import ScoreSettings, score
-from tasks.stage import RuntimeSettings, open_run
+from tasks.stage import open_run
 from tasks.store import Artifact, Store
 from tasks.teacher import TeacherSettings, teacher
-from tests.tasks.tiny_models import NUM_SENTINELS, TEXTS, WORDS, write_model, write_spiece, write_t5
+from tests.tasks.tiny_models import NUM_SENTINELS, TEXTS, write_model, write_spiece, write_t5
+from tests.tasks.tiny_runs import RUNTIME, run_llmr, write_pairs
 
 torch.set_num_threads(1)  # tensors this small only lose by being shared out
 
@@ -173,70 +162,33 @@ def test_a_missing_or_unreadable_tokenizer_is_refused_and_not_made_up(tmp_path: 
     assert len(str(refused.value).split("\n")) == 2
 
 
-def write_pairs(path: Path) -> DatasetSettings:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["source", "target"])
-        writer.writerows([f"{WORDS[i % 21]} {WORDS[i % 7]} {i}", f"{WORDS[i % 5]} {WORDS[i % 11]}"] for i in range(80))
-    return DatasetSettings(source="files", path=str(path), validation_share=0.1, test_share=0.1)
-
-
-OPTIMIZER = OptimizerSettings(learning_rate=1e-3)
-TRAINING = SupervisedSettings(max_steps=2, max_source_tokens=16, max_target_tokens=8, optimizer=OPTIMIZER)
-RUNTIME = RuntimeSettings(device="cpu", threads=1)
-
-
-def refer(store: Store, directory: Path, **fields: Any) -> tuple[Artifact, Artifact]:
-    """A corpus and a teacher by path."""
+def refer(store: Store, directory: Path) -> Artifact:
+    """A teacher by path."""
     with open_run(store, name="test", runtime=RUNTIME):
         corpus = prepare(dataset=write_pairs(store.root / "pairs.csv"), seed=0, limit=None)
-        return corpus, teacher(corpus=corpus, settings=TeacherSettings(name=str(directory), **fields), seed=0)
+        return teacher(corpus=corpus, settings=TeacherSettings(name=str(directory)), seed=0)
 
 
 def test_a_teacher_and_a_student_by_path_go_through_every_stage(tmp_path: Path) -> None:
-    store, prompt = Store(tmp_path / "store"), "reply to [ {source} ]:"
-    corpus, guide = refer(store, write_model(tmp_path / "t0", own_head=True), prompt=prompt, dtype="bfloat16")
-    student = ModelSettings(name=str(write_model(tmp_path / "t5", own_head=False, seed=1)))
-    method = LLMRSettings(
-        steps=2,
-        max_source_tokens=16,
-        sampling=SamplingSettings(max_new_tokens=6),
-        reward=RewardSettings(truncated="bootstrap"),  # dropped, nothing might be left to learn from
-        batch=BatchSettings(micro_batch_rows=8, micro_batches=1),
-        optimizer=OPTIMIZER,
+    guide, student = write_model(tmp_path / "t0", own_head=True), write_model(tmp_path / "t5", own_head=False, seed=1)
+    run, made = run_llmr(
+        Store(tmp_path / "store"),
+        TeacherSettings(name=str(guide), prompt="reply to [ {source} ]:", dtype="bfloat16"),
+        ModelSettings(name=str(student)),
     )
-    with open_run(store, name="test", runtime=RUNTIME) as run:
-        outputs = score(
-            corpus=corpus,
-            teacher=guide,
-            prompt=prompt,
-            settings=ScoreSettings(beam=BeamSettings(num_beams=2, max_new_tokens=6), max_source_tokens=32),
-        )
-        seqkd = pre_distill(
-            corpus=corpus, teacher=guide, outputs=outputs, student=student, prompt=prompt, settings=TRAINING, seed=0
-        )
-        pupil = llmr(corpus=corpus, teacher=guide, student=seqkd, prompt=prompt, settings=method, seed=0)
-        evaluation = evaluate(
-            corpus=corpus,
-            teacher=guide,
-            students={"seqkd": seqkd, "llmr": pupil},
-            prompt=prompt,
-            reward=method.reward,
-            settings=EvaluationSettings(decoding=BeamSettings(num_beams=1, max_new_tokens=6), resamples=20),
-        )
-    assert [each.outcome for each in run.stages] == ["built"] * 4
-    written = pq.read_table(outputs.path / "outputs-00000.parquet", columns=["token_ids"])["token_ids"].to_pylist()
-    assert max(max(ids) for ids in written) < 160  # never a padding row
-    start, end = (load_artifact(each, torch.device("cpu")).model for each in (seqkd, pupil))
+    assert [each.outcome for each in run.stages] == ["built"] * 6
+    outputs = pq.read_table(made["score"].path / "outputs-00000.parquet")["token_ids"].to_pylist()
+    assert max(max(ids) for ids in outputs) < 160  # never a padding row
+    start, end = (load_artifact(made[name], torch.device("cpu")).model for name in ("seqkd", "llmr"))
     assert end.lm_head.weight is end.shared.weight
     assert not torch.equal(start.shared.weight, end.shared.weight)
-    systems = set(pq.read_table(evaluation.path / "metrics.parquet")["system"].to_pylist())
+    systems = set(pq.read_table(made["evaluate"].path / "metrics.parquet")["system"].to_pylist())
     assert systems == {"teacher", "seqkd", "llmr"}
 
 
 def test_a_student_trains_in_float32_whatever_it_was_loaded_as(tmp_path: Path) -> None:
     directory = write_model(tmp_path / "t5", own_head=True)
-    _, guide = refer(Store(tmp_path / "store"), directory)
+    guide = refer(Store(tmp_path / "store"), directory)
     named = ModelSettings(name=str(directory), dtype="bfloat16")
     model = student_model(named, guide, 0, torch.device("cpu")).model
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
@@ -247,11 +199,11 @@ def test_a_student_trains_in_float32_whatever_it_was_loaded_as(tmp_path: Path) -
 @pytest.mark.parametrize("gone", [True, False])
 def test_a_teacher_that_moved_or_changed_since_is_not_taken_for_the_old_one(tmp_path: Path, gone: bool) -> None:
     store, first = Store(tmp_path / "store"), write_model(tmp_path / "first", own_head=False)
-    _, guide = refer(store, first)
+    guide = refer(store, first)
     copy = first.rename(tmp_path / "second")
     if not gone:
         write_model(first, own_head=False, seed=1)
-    _, again = refer(store, copy)
+    again = refer(store, copy)
     assert again == guide  # the same content: the same model
     with pytest.raises(ValueError, match=r"first.*(not there any more|changed)") as refused:
         load_artifact(again, torch.device("cpu"))

@@ -1,0 +1,74 @@
+"""A run's student as a directory of its own: the model, its tokenizer, and a card that says how it came about."""
+
+import os
+import shutil
+from pathlib import Path
+
+from tasks.model_card import model_card
+from tasks.runs import RunRecord
+from tasks.store import Artifact, Store, StoreError, file_hash, sync
+
+STUDENT_STAGES = ("llmr", "pre_distill")  # the last one that a run has made its student
+
+
+def export_run(store: Store, record: RunRecord, directory: Path) -> None:
+    """Write `directory` for `AutoModelForSeq2SeqLM.from_pretrained`: all of it, or nothing.
+
+    Raises StoreError for a run that is not completed, a student that is gone or damaged, a directory that holds
+    something, and a disk that is full.
+    """
+    artifact, target = _student(store, record), directory.expanduser().resolve()
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise StoreError(f"{directory} is there already and not empty\ngive the name of a new directory")
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        _copy_model(artifact, partial)
+        (partial / "README.md").write_text(model_card(store, record, artifact), encoding="utf-8")
+        for path in (*partial.iterdir(), partial):
+            sync(path)
+        partial.replace(target)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StoreError(f"cannot write {directory}: {reason}\nnothing was kept; give another place") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _student(store: Store, record: RunRecord) -> Artifact:
+    """The artifact of the run's last student. Raises StoreError if there is none, or not a whole one."""
+    if record.status != "completed":
+        advice = (
+            "wait for its end" if record.status == "running" else f"`distill resume {record.run_id}` goes on with it"
+        )
+        raise StoreError(f"{record.run_id} has no finished student: it is {record.status}\n{advice}")
+    keys = {each.stage: each.key for each in record.stages}
+    stage = next((stage for stage in STUDENT_STAGES if stage in keys), None)
+    if stage is None:
+        raise StoreError(
+            f"{record.run_id} trained no student: its stages are {', '.join(keys) or 'none'}\nexport another run"
+        )
+    artifact = store.artifact(stage, keys[stage])
+    damage = store.damage(artifact) if artifact.path.exists() else f"{artifact.path} was deleted"
+    if damage:
+        raise StoreError(f"the student of {record.run_id} cannot be exported: {damage}\n{_rebuild(record)}")
+    return artifact
+
+
+def _copy_model(artifact: Artifact, directory: Path) -> None:
+    """Copy model/, each file checked against what it was when it was made."""
+    for name, known in artifact.manifest().files.items():
+        if not name.startswith("model/"):
+            continue
+        copy = directory / name.removeprefix("model/")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(artifact.path / name, copy)
+        if file_hash(copy) != known.sha256:
+            raise StoreError(
+                f"{artifact.path / name} is not what it was when it was made\n"
+                "`distill verify` lists what is damaged; the next run builds it anew"
+            )
+
+
+def _rebuild(record: RunRecord) -> str:
+    return f"`distill run {record.name}`, with what was set for this run, builds it again"

@@ -1,0 +1,82 @@
+"""A whole run of LLMR in a second: 80 pairs from a CSV file, two updates in each training."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from data.specs import DatasetSettings
+from kd_core.batching import BatchSettings
+from kd_core.beam_search import BeamSettings
+from kd_core.models import ModelSettings
+from kd_core.rewards import RewardSettings
+from kd_core.sampling import SamplingSettings
+from kd_core.train_llmr import LLMRSettings
+from kd_core.train_supervised import SupervisedSettings
+from kd_core.training import OptimizerSettings
+from tasks.evaluate import EvaluationSettings, evaluate
+from tasks.llmr import llmr
+from tasks.pre_distill import pre_distill
+from tasks.prepare import prepare
+from tasks.score import ScoreSettings, score
+from tasks.stage import Run, RuntimeSettings, open_run
+from tasks.store import Artifact, Store
+from tasks.teacher import TeacherSettings, teacher
+from tests.tasks.tiny_models import WORDS
+
+RUNTIME = RuntimeSettings(device="cpu", threads=1)
+OPTIMIZER = OptimizerSettings(learning_rate=1e-3)
+TRAINING = SupervisedSettings(max_steps=2, max_source_tokens=16, max_target_tokens=8, optimizer=OPTIMIZER)
+SCORE = ScoreSettings(beam=BeamSettings(num_beams=2, max_new_tokens=6), max_source_tokens=32)
+METHOD = LLMRSettings(
+    steps=2,
+    max_source_tokens=16,
+    sampling=SamplingSettings(max_new_tokens=6),
+    reward=RewardSettings(truncated="bootstrap"),  # dropped, nothing might be left to learn from
+    batch=BatchSettings(micro_batch_rows=8, micro_batches=1),
+    optimizer=OPTIMIZER,
+)
+EVALUATION = EvaluationSettings(
+    decoding=BeamSettings(num_beams=1, no_repeat_ngram_size=0, max_new_tokens=6), resamples=20, max_source_tokens=16
+)
+
+
+def write_pairs(path: Path) -> DatasetSettings:
+    """80 pairs of a few words each, and the settings that read them."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["source", "target"])
+        writer.writerows([f"{WORDS[i % 21]} {WORDS[i % 7]} {i}", f"{WORDS[i % 5]} {WORDS[i % 11]}"] for i in range(80))
+    return DatasetSettings(source="files", path=str(path), validation_share=0.1, test_share=0.1)
+
+
+def run_llmr(
+    store: Store, guide: TeacherSettings, student: ModelSettings, *, name: str = "tiny"
+) -> tuple[Run, dict[str, Artifact]]:
+    """Every stage of a run, and what each has made."""
+    made: dict[str, Artifact] = {}
+    with open_run(store, name=name, runtime=RUNTIME) as run:
+        made["corpus"] = corpus = prepare(dataset=write_pairs(store.root / "pairs.csv"), seed=0, limit=None)
+        made["teacher"] = model = teacher(corpus=corpus, settings=guide, seed=0)
+        made["score"] = outputs = score(corpus=corpus, teacher=model, prompt=guide.prompt, settings=SCORE)
+        made["seqkd"] = start = pre_distill(
+            corpus=corpus,
+            teacher=model,
+            outputs=outputs,
+            student=student,
+            prompt=guide.prompt,
+            settings=TRAINING,
+            seed=0,
+        )
+        made["llmr"] = pupil = llmr(
+            corpus=corpus, teacher=model, student=start, prompt=guide.prompt, settings=METHOD, seed=0
+        )
+        made["evaluate"] = evaluate(
+            corpus=corpus,
+            teacher=model,
+            students={"seqkd": start, "llmr": pupil},
+            prompt=guide.prompt,
+            reward=METHOD.reward,
+            settings=EVALUATION,
+        )
+    return run, made
