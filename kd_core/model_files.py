@@ -41,22 +41,28 @@ def check_config(directory: Path) -> None:
 
 def check_weights(directory: Path) -> None:
     """Every safetensors file that the model consists of is there and whole; pickled weights are none."""
-    if (directory / WEIGHTS).exists():
-        check_safetensors(directory / WEIGHTS)
-        return
-    if not (directory / INDEX).exists():
+    for path in weight_files(directory):
+        check_safetensors(path)
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files that the model consists of. Raises ValueError if one is not there."""
+    if (directory / WEIGHTS).is_file():
+        return [directory / WEIGHTS]
+    if not (directory / INDEX).is_file():
         raise ValueError(f"{directory} has no {WEIGHTS}\n{_pickled(directory) or NEEDED}")
     shards = _read_json(directory / INDEX).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise ValueError(f"{directory / INDEX} names no weights\ncopy or download it again")
-    for name in sorted(set(shards.values())):
-        if not (directory / name).is_file():
-            raise ValueError(f"{directory} has no {name}, which {INDEX} names\ncopy or download it again")
-        check_safetensors(directory / name)
+    paths = [directory / str(name) for name in sorted(set(shards.values()))]
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(f"{directory} has no {path.name}, which {INDEX} names\ncopy or download it again")
+    return paths
 
 
-def check_safetensors(path: Path) -> None:
-    """The header can be read and the file is as long as it says. Reads the header alone."""
+def check_safetensors(path: Path) -> dict[str, list[int]]:
+    """The header can be read and the file is as long as it says. Returns the tensors' shapes; reads no tensor."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -65,10 +71,17 @@ def check_safetensors(path: Path) -> None:
         entries: dict[str, Any] = json.loads(header)
         entries.pop("__metadata__", None)
         expected = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        shapes = {name: list(entry["shape"]) for name, entry in entries.items()}
     except (ValueError, TypeError, KeyError, IndexError, AttributeError):
         raise ValueError(f"{path} is damaged: its header cannot be read\ncopy or download it again") from None
     if size != expected:
         raise ValueError(f"{path} is damaged: {size} bytes, but its header says {expected}\ncopy or download it again")
+    return shapes
+
+
+def tensor_shapes(directory: Path) -> dict[str, list[int]]:
+    """Name and shape of every tensor of the model."""
+    return {name: shape for path in weight_files(directory) for name, shape in check_safetensors(path).items()}
 
 
 def check_tokenizer_files(directory: Path) -> None:

@@ -1,0 +1,86 @@
+"""What can be seen to be wrong with named models, before anything expensive starts.
+
+The student is first loaded after the teacher has written all its outputs: hours in which a truncated file or a foreign
+tokenizer would go unnoticed. Nothing is downloaded, and where no model is named nothing is even imported.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kd_core.model_files import TOKENIZER_FILES, check_config, check_model_files, check_safetensors, tensor_shapes
+
+if TYPE_CHECKING:
+    from kd_core.models import ModelSettings
+    from tasks.teacher import TeacherSettings
+
+
+def check_models(teacher: TeacherSettings, student: ModelSettings) -> None:
+    """Named models that are on this machine are whole, of the T5 family, and read the same tokens.
+
+    A hub id is checked as far as it lies in the cache already. Raises ValueError, with what to do in a second line.
+    """
+    found = {role: _check(role, each) for role, each in (("teacher", teacher), ("student", student)) if each.name}
+    readers = [each for each in found.values() if each is not None and _has_tokenizer(each)]
+    if len(readers) == 2 and readers[0] != readers[1]:
+        from kd_core.models import check_same_tokenizer, load_tokenizer
+
+        check_same_tokenizer(*map(load_tokenizer, readers))
+
+
+def _check(role: str, settings: ModelSettings) -> Path | None:
+    """Where the model's files are, if they are here, and all right as far as they are."""
+    try:
+        if settings.directory is not None:
+            check_model_files(settings.directory)
+            _check_complete(settings.directory)
+            return settings.directory.resolve()
+        snapshot = _cached(settings)
+        if snapshot is not None:
+            check_config(snapshot)
+            for path in sorted(snapshot.glob("*.safetensors")):  # the rest is still to be downloaded
+                check_safetensors(path)
+        return snapshot
+    except ValueError as error:
+        raise ValueError(f"{role}.name: {error}") from None
+
+
+def _check_complete(directory: Path) -> None:
+    """The weights are those that config.json describes, told by names and sizes; no weight is read."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+    try:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForSeq2SeqLM.from_config(config)
+    except Exception as error:  # whatever a nonsensical value leads to, from a type error to a negative size
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"{directory / 'config.json'} describes no model: {reason[:200]}\ncopy or download it again"
+        ) from None
+    there = tensor_shapes(directory)
+    tied = {"shared.weight", "lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
+    if there.keys() & tied:  # one of them stands for those that are left out
+        there = dict.fromkeys(tied, there[min(there.keys() & tied)]) | there
+    for name, weight in model.state_dict().items():
+        if there.get(name) != list(weight.shape):
+            actual = "is missing" if name not in there else f"has the size {there[name]}, not {list(weight.shape)}"
+            raise ValueError(
+                f"{directory} does not hold the model that its config.json describes: {name} {actual}\n"
+                "copy or download both again"
+            )
+
+
+def _cached(settings: ModelSettings) -> Path | None:
+    """The snapshot of a hub id in the cache, or None. No network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    assert settings.name is not None  # a hub id is a name
+    config = try_to_load_from_cache(settings.name, "config.json", revision=settings.revision)
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def _has_tokenizer(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in TOKENIZER_FILES)

@@ -1,0 +1,135 @@
+"""`check_models`: what is wrong with named models is said before anything is computed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kd_core.models import ModelSettings, T5Shape, load_model
+from kd_core.train_supervised import SupervisedSettings
+from tasks.preflight import check_models
+from tasks.teacher import TeacherSettings
+from tests.tasks.tiny_models import TEXTS, write_model, write_spiece
+
+torch.set_num_threads(1)  # tensors this small only lose by being shared out
+
+SMALL = ModelSettings(shape=T5Shape())
+
+
+def named(directory: Path) -> TeacherSettings:
+    return TeacherSettings(name=str(directory))
+
+
+def test_where_nothing_is_named_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys, time; from types import SimpleNamespace as S; from tasks.preflight import check_models;"
+        "check_models(S(name=None), S(name=None));"
+        "print([m for m in ('torch', 'transformers', 'huggingface_hub', 'pyarrow') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_described_models_have_nothing_to_check() -> None:
+    check_models(TeacherSettings(shape=T5Shape(), fit=SupervisedSettings()), SMALL)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("own_head", [False, True])
+def test_whole_models_pass(tmp_path: Path, own_head: bool, sharded: bool) -> None:
+    guide, student = write_model(tmp_path / "a", own_head=own_head), write_model(tmp_path / "b", own_head=False)
+    if sharded:
+        load_model(guide).save_pretrained(guide, max_shard_size="10KB")
+        (guide / "model.safetensors").unlink()
+        assert len(list(guide.glob("*.safetensors"))) > 1
+    check_models(named(guide), ModelSettings(name=str(student)))
+    check_models(named(guide), SMALL)
+    check_models(named(guide), ModelSettings(name=str(guide)))
+
+
+def change_config(directory: Path, **fields: Any) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+BROKEN: list[tuple[Callable[[Path], object], str]] = [
+    (lambda d: shutil.rmtree(d), "does not exist"),
+    (lambda d: (d / "config.json").unlink(), "has no config.json"),
+    (lambda d: (d / "spiece.model").unlink(), "has no tokenizer"),
+    (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), "has no model.safetensors\n.*pickled"),
+    (lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:-1]), "is damaged: "),
+    (lambda d: change_config(d, model_type="llama"), "not of the T5 family"),
+    (lambda d: change_config(d, num_decoder_layers=2), "decoder.block.1.* is missing"),
+    (lambda d: change_config(d, d_ff=32), r"has the size \[24, 16\], not \[32, 16\]"),
+    (lambda d: change_config(d, vocab_size=200), r"weight has the size \[192, 16\], not \[200, 16\]"),
+    (lambda d: change_config(d, num_heads=-1), "describes no model"),
+    (lambda d: change_config(d, d_model="wide"), "describes no model"),
+]
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+@pytest.mark.parametrize(("spoil", "problem"), BROKEN)
+def test_a_broken_model_is_named_with_its_role(
+    tmp_path: Path, role: str, spoil: Callable[[Path], object], problem: str
+) -> None:
+    models = {each: write_model(tmp_path / each, own_head=False) for each in ("teacher", "student")}
+    spoil(models[role])
+    with pytest.raises(ValueError, match=rf"^{role}\.name: .*{problem}") as refused:
+        check_models(named(models["teacher"]), ModelSettings(name=str(models["student"])))
+    assert len(str(refused.value).split("\n")) == 2
+
+
+def test_different_tokenizers_are_refused(tmp_path: Path) -> None:
+    guide, student = write_model(tmp_path / "a", own_head=True), write_model(tmp_path / "b", own_head=False)
+    write_spiece(student, [text.replace("o", "q") for text in TEXTS])
+    with pytest.raises(ValueError, match=r"different tokenizers: 160 and 160 tokens, first difference .*\nchoose"):
+        check_models(named(guide), ModelSettings(name=str(student)))
+
+
+def cache(root: Path, name: str, model: Path) -> None:
+    """A hub's model as its cache holds it."""
+    repository = root / f"models--{name.replace('/', '--')}"
+    shutil.copytree(model, repository / "snapshots" / "abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty cache, and a network that fails the test."""
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError(f"a connection to {arguments[1]}")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def test_a_hub_id_that_is_not_in_the_cache_is_left_alone(no_network: Path, tmp_path: Path) -> None:
+    guide = write_model(tmp_path / "a", own_head=True)
+    check_models(named(guide), ModelSettings(name="google-t5/t5-base"))
+    check_models(TeacherSettings(name="bigscience/T0_3B"), ModelSettings(name="google-t5/t5-base", revision="abc"))
+
+
+def test_a_hub_id_in_the_cache_is_checked_as_far_as_it_is_there(no_network: Path, tmp_path: Path) -> None:
+    guide, student = write_model(tmp_path / "a", own_head=True), write_model(tmp_path / "b", own_head=False)
+    cache(no_network, "some/teacher", guide)
+    check_models(TeacherSettings(name="some/teacher"), ModelSettings(name=str(student)))
+    write_spiece(student, [text.replace("o", "q") for text in TEXTS])
+    with pytest.raises(ValueError, match="different tokenizers"):
+        check_models(TeacherSettings(name="some/teacher"), ModelSettings(name=str(student)))
+    snapshot = no_network / "models--some--teacher" / "snapshots" / "abc"
+    (snapshot / "spiece.model").unlink()  # the download was broken off
+    check_models(TeacherSettings(name="some/teacher"), ModelSettings(name=str(student)))
+    (snapshot / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"^teacher.name: .* is damaged"):
+        check_models(TeacherSettings(name="some/teacher", revision="abc"), ModelSettings(name=str(student)))
