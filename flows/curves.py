@@ -25,7 +25,7 @@ def curves_png(training_log: Path, title: str) -> bytes:
         values.append(value)
     if not points:
         raise ValueError(f"{training_log} has no rows")
-    shown = list(points)[:MOST_PANELS]
+    shown = sorted(points, key=lambda metric: not metric.startswith("validation"))[:MOST_PANELS]  # what counts, first
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
     figure = Figure(figsize=(3.6 * columns, 2.3 * rows + 0.4), dpi=110, layout="constrained")

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger
+from prefect.client.schemas.objects import State
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import FailedRun
 from prefect.runtime import deployment, flow_run
-from prefect.states import Failed, State
+from prefect.states import Failed
 
 from data.specs import DatasetSettings
 from flows.messages import explain
@@ -40,7 +41,7 @@ def distill(
     seed: int = 0,
     data_seed: int = 0,
     limit: int | None = None,
-) -> State | tuple[str, str]:
+) -> State[Any] | tuple[str, str]:
     """Distil a teacher into a student by LLMR, in cached stages.
 
     Args:
@@ -65,7 +66,7 @@ def distill(
             publish_results(run, last, store)
     except (ValueError, OSError) as error:
         logger.error(explain(error))
-        logger.logger.addFilter(_not_failed_run)
+        logging.getLogger("prefect.flow_runs").addFilter(_not_failed_run)
         return Failed(message=explain(error))
     return run.run_id, str(last.path)
 
@@ -75,7 +76,7 @@ def run_recorded(name: str, parameters: dict[str, Any]) -> tuple[str, Path]:
 
     Raises what made the run fail.
     """
-    state = distill.with_options(flow_run_name=name)(**parameters, return_state=True)
+    state: State[Any] = distill.with_options(flow_run_name=name)(**parameters, return_state=True)
     try:
         run_id, last = state.result()
     except FailedRun:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from prefect import get_run_logger
@@ -20,7 +20,8 @@ from prefect.artifacts import (
 from flows import summary
 from flows.curves import curves_png
 from tasks.progress import Reporter
-from tasks.stage import Run, StageRun
+from tasks.runs import StageRun
+from tasks.stage import Run
 from tasks.store import Artifact, Store
 
 PROGRESS_SECONDS = 5.0
@@ -47,7 +48,10 @@ class PrefectReporter:
         if now - self._shown > PROGRESS_SECONDS:
             self._shown = now
             if self._bar is None:
-                self._bar = create_progress_artifact(percent, key=f"{artifact_key(stage)}-progress")
+                key = f"{artifact_key(stage)}-progress"
+                self._bar = cast(
+                    UUID, create_progress_artifact(percent, key=key)
+                )  # no coroutine: this is no async code
             else:
                 update_progress_artifact(self._bar, percent)
         if now - self._logged > LOG_SECONDS:
@@ -99,7 +103,7 @@ def publish_results(run: Run, evaluation: Artifact, store: Store) -> None:
     create_table_artifact(
         [dict(zip(comparison.headers, row, strict=True)) for row in comparison.rows],
         key="comparison",
-        description=f"{run.run_id}, test split, 95 % intervals",
+        description=f"{run.run_id}, {comparison.headers[0]}, 95 % intervals",
     )
     results = store.root / "results.duckdb"
     create_link_artifact(

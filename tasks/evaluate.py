@@ -17,9 +17,10 @@ from kd_core.masking import mask_through_eos, truncated_rows
 from kd_core.metrics.bootstrap import MetricValue
 from kd_core.metrics.outputs import Outputs, References, compare_outputs, evaluate_outputs
 from kd_core.rewards import RewardSettings
-from kd_core.sampling import greedy
+from kd_core.sampling import SamplingSettings, greedy, sample
 from kd_core.scoring import judge
 from kd_core.t5 import encode
+from kd_core.training import mixed_seed
 from tasks.compute import LoadedModel, apply_prompt, device_of, load_artifact, read_split
 from tasks.stage import Build, stage
 from tasks.store import Artifact, atomic_write
@@ -54,8 +55,9 @@ class EvaluationSettings:
     max_rows: int | None = None  # the first rows of the split; None = all
     max_source_tokens: int = 512
     decoding: BeamSettings = field(default_factory=lambda: BeamSettings(num_beams=1, no_repeat_ngram_size=0))
+    sampling: SamplingSettings | None = None  # draw the outputs instead, as a chat does: then decoding is not read
     resamples: int = 1000  # of the bootstrap behind the 95 % intervals
-    seed: int = 0  # of the bootstrap
+    seed: int = 0  # of the bootstrap, and of the samples
 
     def __post_init__(self) -> None:
         if self.split not in ("validation", "test"):
@@ -146,9 +148,16 @@ def _table(system: str, rows: list[dict[str, Any]], split: dict[str, list[Any]])
 def _decode(
     writer: LoadedModel, sources: TokenRows, rows: Tensor, settings: EvaluationSettings
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens, mask and truncated of a batch. One beam without a ban on repeats is plain greedy decoding."""
+    """Tokens, mask and truncated of a batch. One beam without a ban on repeats is plain greedy decoding.
+
+    Samples are drawn with common random numbers: students are given the same uniforms for the same input.
+    """
     model, decoding = writer.model, settings.decoding
     memory = encode(model, *sources.batch(rows, model.config.pad_token_id, model.device))
+    if settings.sampling is not None:
+        generator = torch.Generator(model.device).manual_seed(mixed_seed(settings.seed, int(rows[0])))
+        rollout = sample(model, memory, settings.sampling, generator, num_tokens=writer.num_tokens)
+        return rollout.tokens_BT, rollout.mask_BT, rollout.truncated_B
     if decoding.num_beams == 1 and decoding.no_repeat_ngram_size == 0:
         rollout = greedy(model, memory, decoding.max_new_tokens, num_tokens=writer.num_tokens)
         return rollout.tokens_BT, rollout.mask_BT, rollout.truncated_B

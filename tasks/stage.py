@@ -245,21 +245,22 @@ def _as_prefect_task(name: str, body: Callable[[], Artifact]) -> Artifact:
         return body()
     from prefect import task
     from prefect.cache_policies import NO_CACHE
+    from prefect.client.schemas.objects import State
     from prefect.context import FlowRunContext
-    from prefect.states import Failed, State
+    from prefect.states import Failed
 
     if FlowRunContext.get() is None:
         return body()
     mistakes: list[Exception] = []
 
-    def recorded() -> Artifact | State:
+    def recorded() -> Artifact | State[Any]:
         try:
             return body()
         except (ValueError, OSError) as error:
             mistakes.append(error)
             return Failed(message=first_line(error))
 
-    state = task(name=name, cache_policy=NO_CACHE, persist_result=False)(recorded)(return_state=True)
+    state: State[Any] = task(name=name, cache_policy=NO_CACHE, persist_result=False)(recorded)(return_state=True)
     if mistakes:
         raise mistakes[0]
     artifact: Artifact = state.result()

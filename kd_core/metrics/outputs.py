@@ -76,7 +76,7 @@ def evaluate_outputs(outputs: Outputs, references: References) -> Evaluated:
         *distinct_within(predicted),
         _mean("length", "tokens", "num_tokens", outputs.num_tokens, num_outputs),
         _mean("truncated", "%", "truncated", 100 * np.asarray(outputs.truncated, dtype=np.float64), num_outputs),
-        _reward_per_token(outputs, num_outputs),
+        *_rewards(outputs, num_outputs),
     ]
     samples = references.resamples.values(measures)
     metrics = [
@@ -113,8 +113,8 @@ def compare_outputs(system: Evaluated, baseline: Evaluated) -> list[MetricValue]
     ]
 
 
-def _reward_per_token(outputs: Outputs, num_outputs: int) -> Measure:
-    """Summed reward / rewarded tokens, nats per token: each token counts the same, whatever output it is in."""
+def _rewards(outputs: Outputs, num_outputs: int) -> list[Measure]:
+    """`reward`: per token, each the same, whatever output it is in; `gain`: per output, what LLMR maximises (Eq. 1)."""
     if (outputs.reward_sum is None) != (outputs.reward_count is None):
         raise ValueError("reward_sum and reward_count must be given together, got one of them")
     unrewarded = np.zeros(num_outputs)
@@ -122,7 +122,11 @@ def _reward_per_token(outputs: Outputs, num_outputs: int) -> Measure:
     count_N = _numbers(
         "reward_count", unrewarded if outputs.reward_count is None else outputs.reward_count, num_outputs
     )
-    return _ratio("reward", "nats/token", total_N, count_N, "no output was rewarded")
+    none = "no output was rewarded"
+    return [
+        _ratio("reward", "nats/token", total_N, count_N, none),
+        _ratio("gain", "nats/output", total_N, (count_N > 0).astype(np.float64), none),
+    ]
 
 
 def _mean(metric: str, unit: str, argument: str, values: ArrayLike, num_outputs: int) -> Measure:

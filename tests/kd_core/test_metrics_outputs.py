@@ -12,7 +12,7 @@ from kd_core.metrics.words import words
 
 N, R = 12, 40
 WORDS = ["yes", "no", "I", "do", "not", "know", "it's", "fine", ".", "?"]
-COUNTED = ["bleu_2", "bleu_4", "sacrebleu_2", "sacrebleu_4", "length", "truncated", "reward"]  # plain bootstrap
+COUNTED = ["bleu_2", "bleu_4", "sacrebleu_2", "sacrebleu_4", "length", "truncated", "reward", "gain"]  # plain bootstrap
 
 
 def texts(seed: int, number: int = N, longest: int = 20) -> list[str]:
@@ -54,6 +54,7 @@ def slow(system: Outputs, references: list[str], rows: list[int]) -> dict[str, f
     result["length"] = columns["num_tokens"].mean()
     result["truncated"] = 100 * columns["truncated"].mean()
     result["reward"] = columns["reward_sum"].sum() / columns["reward_count"].sum()
+    result["gain"] = columns["reward_sum"].sum() / (columns["reward_count"] > 0).sum()
     return result
 
 
@@ -137,6 +138,7 @@ def test_undefined_metrics_are_absent_with_their_reason_and_so_are_their_differe
         "distinct_within_1": "every output is empty",
         "distinct_within_2": "no output has 2 words",
         "reward": "no output was rewarded",
+        "gain": "no output was rewarded",
     }
     whole = evaluate_outputs(outputs(2), references)
     for difference in (compare_outputs(whole, undefined), compare_outputs(undefined, whole)):
