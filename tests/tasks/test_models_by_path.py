@@ -90,6 +90,13 @@ def test_the_form_that_the_project_trains_loads_the_same_way(tmp_path: Path) -> 
     assert loaded("the cat sat")["input_ids"] == made("the cat sat")["input_ids"]
 
 
+def test_the_same_texts_give_the_same_tokenizer(tmp_path: Path) -> None:
+    # left to itself the trainer orders equal pieces by chance: other ids, and other weights after the same training
+    for number in range(5):
+        train_tokenizer(TEXTS, 60).save_pretrained(tmp_path / str(number))
+    assert len({(tmp_path / str(number) / "tokenizer.json").read_bytes() for number in range(5)}) == 1
+
+
 def test_padding_rows_of_the_embedding_are_no_tokens(tmp_path: Path) -> None:
     write_model(tmp_path, own_head=False)
     loaded = LoadedModel(load_model(tmp_path), load_tokenizer(tmp_path))
