@@ -32,6 +32,11 @@ def pre_distill(
     held_out = read_split(corpus, "validation", ("source", "target"), settings.validation_rows)
     targets = TokenRows.encode(loaded.tokenizer, held_out["target"], settings.max_target_tokens)
     raw = TokenRows.encode(loaded.tokenizer, held_out["source"], settings.max_source_tokens)
+    # a described student starts at random; one that exists may be as good as its teacher before it learns anything
+    start_nll = None
+    if student.name is not None:
+        start_nll = cross_entropy(loaded.model, Pairs(raw, targets), settings.validation_rows)
+        build.record(validation_loss_before=start_nll)
     state = TrainState.start(loaded.model, settings.optimizer)
     log = run_training(
         build,
@@ -49,7 +54,7 @@ def pre_distill(
     build.record(
         parameters=loaded.model.num_parameters(), validation_loss=student_nll, teacher_validation_loss=teacher_nll
     )
-    warn_if_no_better(build, teacher_nll, student_nll)
+    warn_if_no_better(build, teacher_nll, student_nll, start_nll)
 
 
 def student_model(settings: ModelSettings, teacher: Artifact, seed: int, device: torch.device) -> LoadedModel:
@@ -86,10 +91,16 @@ def _teacher_nll(teacher: Artifact, pairs: Pairs, settings: SupervisedSettings, 
     return cross_entropy(load_artifact(teacher, device).model, pairs, settings.validation_rows)
 
 
-def warn_if_no_better(build: Build, teacher_nll: float, student_nll: float) -> None:
-    """A teacher that is no better than its student is the commonest silent failure of distillation: say it loudly."""
-    if teacher_nll >= student_nll:
+def warn_if_no_better(build: Build, teacher_nll: float, student_nll: float, start_nll: float | None) -> None:
+    """A teacher that is no better than its student is the commonest silent failure of distillation: say it loudly.
+
+    The student is taken at its best, before or after it was taught.
+    """
+    nll, when = student_nll, ""
+    if start_nll is not None and start_nll < student_nll:
+        nll, when = start_nll, " (before it was taught anything)"
+    if teacher_nll >= nll:
         build.warn(
-            f"the teacher is no better than the student it teaches: {teacher_nll:.3f} against {student_nll:.3f} nats "
-            "per token on the validation references; train the teacher longer, or take a larger one"
+            f"the teacher is no better than the student it teaches{when}: {teacher_nll:.3f} against {nll:.3f} nats per "
+            "token on the validation references; train the teacher longer, or take a larger one"
         )
