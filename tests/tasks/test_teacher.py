@@ -65,11 +65,13 @@ def fitted(steps: int) -> TeacherSettings:
     return TeacherSettings(shape=SHAPE, vocab_size=40, fit=fit)
 
 
-def distil(corpus: Artifact, guide: Artifact, student: ModelSettings) -> dict[str, Any]:
+def distil(
+    corpus: Artifact, guide: Artifact, student: ModelSettings, training: SupervisedSettings = TRAINING
+) -> dict[str, Any]:
     """What pre_distill has recorded."""
     outputs = score(corpus=corpus, teacher=guide, prompt="{source}", settings=SCORE)
     made = pre_distill(
-        corpus=corpus, teacher=guide, outputs=outputs, student=student, prompt="{source}", settings=TRAINING, seed=0
+        corpus=corpus, teacher=guide, outputs=outputs, student=student, prompt="{source}", settings=training, seed=0
     )
     return made.manifest().stats
 
@@ -120,6 +122,14 @@ def test_a_teacher_that_is_its_own_student_is_warned_about(run: Artifact, ear: E
     assert len(stats["warnings"]) == 1
     assert stats["warnings"][0].startswith(NO_BETTER)
     assert ear.heard == stats["warnings"]
+
+
+def test_a_student_that_was_better_before_it_was_taught_is_warned_about(run: Artifact) -> None:
+    guide = teacher(corpus=run, settings=fitted(40), seed=0)
+    ruinous = replace(TRAINING, optimizer=OptimizerSettings(learning_rate=0.5))
+    stats = distil(run, guide, ModelSettings(name=str(guide.path / "model")), ruinous)
+    assert stats["validation_loss_before"] == stats["teacher_validation_loss"] < stats["validation_loss"]
+    assert stats["warnings"][0].startswith(f"{NO_BETTER} (before it was taught anything): ")
 
 
 def test_the_prompt_makes_no_other_teacher(run: Artifact, tmp_path: Path) -> None:
