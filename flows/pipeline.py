@@ -11,6 +11,7 @@ from tasks.catalog import build_catalog
 from tasks.evaluate import EvaluationSettings, evaluate
 from tasks.llmr import llmr
 from tasks.pre_distill import pre_distill as train_on_outputs
+from tasks.preflight import check_models
 from tasks.prepare import prepare
 from tasks.progress import Reporter
 from tasks.score import ScoreSettings
@@ -65,6 +66,7 @@ def execute(
     """Run (or plan) the outline with validated parameters, record it, and rebuild the results' database."""
     settings = dict(parameters)
     runtime: RuntimeSettings = settings.pop("runtime")
+    check_models(settings["teacher"], settings["student"])
     with open_run(
         store,
         name=name,

@@ -115,8 +115,9 @@ def decode(model: Model, memory: Memory, input_ids_BT: Tensor, mask_BT: Tensor) 
 
 
 def scale_for_head(model: Model, hidden_MD: Tensor) -> Tensor:
-    """Original T5 ties head and embedding and scales by D ** -0.5; v1.1 and T0 do neither."""
-    return hidden_MD * model.config.d_model**-0.5 if model.config.scale_decoder_outputs else hidden_MD
+    """Original T5 ties head and embedding and scales by D ** -0.5; v1.1 and T0 do neither, mT5 has no such field."""
+    scaled = getattr(model.config, "scale_decoder_outputs", False)
+    return hidden_MD * model.config.d_model**-0.5 if scaled else hidden_MD
 
 
 def head_weight(model: Model, num_tokens: int | None = None) -> Tensor:

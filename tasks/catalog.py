@@ -128,7 +128,7 @@ def build_catalog(store: Store) -> Path:
                 connection.execute("USE memory")
                 connection.execute("DETACH results")
             target.with_name(f"{DATABASE}.wal").unlink(missing_ok=True)
-            os.replace(fresh, target)
+            fresh.replace(target)
         finally:
             fresh.unlink(missing_ok=True)
             fresh.with_name(f"{fresh.name}.wal").unlink(missing_ok=True)
@@ -177,9 +177,7 @@ def _table(connection: duckdb.DuckDBPyConnection, name: str, rows: pa.Table) -> 
     connection.unregister("incoming")
 
 
-def _over_files(
-    connection: duckdb.DuckDBPyConnection, kind: str, name: str, files: list[Path], columns: str
-) -> None:
+def _over_files(connection: duckdb.DuckDBPyConnection, kind: str, name: str, files: list[Path], columns: str) -> None:
     """A relation over Parquet files, each row with the runs that used its artifact."""
     if not files:
         connection.execute(f"CREATE TABLE {name} ({EMPTY[name]})")

@@ -15,6 +15,7 @@ PACKAGES = ("flows", "tasks", "kd_core", "data")
 # and must not make a user pay for every stage again.
 INFRASTRUCTURE = frozenset(
     {
+        "kd_core.model_files",
         "tasks.checkpoints",
         "tasks.fingerprint",
         "tasks.keys",

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import MT5Config, MT5ForConditionalGeneration
 
 from kd_core.masking import shift_right
 from kd_core.t5 import Layout, decode, encode, head_weight
@@ -91,3 +92,15 @@ def test_dropping_and_reordering_rows_keeps_their_history(make_t5: Make) -> None
         moved.keep(torch.tensor([0, 2]))
         expected = plain.step(tokens[:, 3])[torch.tensor([1, 0, 5, 4])]
         torch.testing.assert_close(moved.step(tokens[torch.tensor([1, 0, 5, 4]), 3]), expected, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("exact_layer_norm")
+def test_mt5_whose_config_lacks_the_scale_equals_the_stock_model() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = MT5Config(vocab_size=11, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, dropout_rate=0.0)
+        model = MT5ForConditionalGeneration(config).double().eval()
+    inputs = shift_right(TARGET, 0)
+    hidden, layout = decode(model, encode(model, SOURCE, SOURCE_MASK), inputs, TARGET_MASK)
+    stock = layout.pack(stock_logits(model, inputs))
+    torch.testing.assert_close(hidden @ head_weight(model).T, stock, atol=1e-6, rtol=1e-6)
