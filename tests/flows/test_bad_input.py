@@ -1,0 +1,142 @@
+"""What a user can get wrong: one clear line, exit code 1, nothing half-written, and the next run works."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import T5Config, T5ForConditionalGeneration
+
+from flows import cli
+from kd_core.models import train_tokenizer
+from tasks import checkpoints
+
+PROJECT = Path(__file__).parents[2]
+RECIPES = PROJECT / "tests" / "e2e" / "prefect.yaml"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DISTILL_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(PROJECT)  # the recipes name their data from there
+    return tmp_path / "home"
+
+
+def distill(*arguments: str) -> int:
+    return cli.main([*arguments, "--prefect-file", str(RECIPES)])
+
+
+def assert_nothing_half_written(home: Path) -> None:
+    for directory in (home / "artifacts").glob("*/*"):
+        assert (directory / "manifest.json").is_file(), directory
+    assert list((home / ".staging").glob("*")) == []
+
+
+def model_directory(path: Path, words: list[str]) -> Path:
+    tokenizer = train_tokenizer([f"{word} says hello to {word}" for word in words] * 20, 32)
+    config = T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    T5ForConditionalGeneration(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("method.sampling.temperature=0", "method.sampling: temperature must be above 0, got 0.0"),
+        ("method.sampling.top_p=1.5", "method.sampling: top_p must be in (0, 1], got 1.5"),
+        (
+            "method.reward.value=mean",
+            "method.reward.value: input should be 'max', 'softmax' or 'logsumexp', got 'mean'",
+        ),
+        ("method.stepz=3", "there is no setting method.stepz; did you mean method.steps?"),
+        ("teacher.prompt=hello", "teacher: prompt must hold {source} exactly once, got 'hello'"),
+        ("runtime.device=tpu", "runtime: device must be auto, cpu, cuda, cuda:N or mps, got 'tpu'"),
+        ("dataset.target_column=answer", "has no column 'answer'; it has 'source', 'target'"),
+        ("dataset.path=absent.csv", "absent.csv"),
+        ("dataset.max_source_words=1", "is empty after cleaning"),
+        ("student.name=./absent-model", "student"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_and_leaves_nothing(
+    home: Path, capsys: pytest.CaptureFixture[str], setting: str, said: str
+) -> None:
+    extra = ["--set", "student.shape=null"] if setting.startswith("student.name") else []
+    assert distill("run", "tiny", "--set", setting, *extra) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("error: ")
+    assert said in lines[0]
+    assert len(lines) <= 2
+    assert_nothing_half_written(home)
+
+
+def test_a_teacher_and_a_student_that_read_other_tokens_are_refused_before_anything_starts(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = model_directory(tmp_path / "teacher", ["anna", "ben", "carla"])
+    student = model_directory(tmp_path / "student", ["xaver", "yvonne", "zoe"])
+    settings = {"teacher": f'{{"name": "{teacher}"}}', "student": f'{{"name": "{student}"}}'}
+    capsys.readouterr()
+    assert distill("run", "tiny", *(word for item in settings.items() for word in ("--set", "=".join(item)))) == 1
+    captured = capsys.readouterr()
+    assert "tokenizer" in captured.err.splitlines()[0]
+    assert len(captured.err.splitlines()) <= 2
+    assert "started" not in captured.out
+    assert list((home / "artifacts").glob("*/*")) == []
+
+
+def test_corrupt_checkpoints_are_named_and_the_next_run_starts_the_stage_afresh(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_after_a_checkpoint(monkeypatch)
+    assert distill("run", "tiny", "--set", "runtime.checkpoint_seconds=0") == 130
+    monkeypatch.undo()
+    monkeypatch.setenv("DISTILL_HOME", str(home))
+    monkeypatch.chdir(PROJECT)
+    found = sorted((home / ".checkpoints").glob("teacher-*/step-*/*.safetensors"))
+    assert found
+    for path in found:
+        path.write_bytes(path.read_bytes()[:-100])
+    capsys.readouterr()
+    assert distill("run", "tiny") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert "was corrupt" in lines[0]
+    assert lines[1] == "run again to start this stage afresh"
+    assert_nothing_half_written(home)
+    assert distill("run", "tiny") == 0
+
+
+def interrupt_after_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    save = checkpoints.Checkpoints.save
+
+    def saved(*arguments: object) -> None:
+        save(*arguments)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints.Checkpoints, "save", saved)
+
+
+def test_a_damaged_artifact_is_named_and_built_anew(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert distill("run", "tiny") == 0
+    outputs = next((home / "artifacts" / "score").glob("*/outputs-00000.parquet"))
+    outputs.write_bytes(outputs.read_bytes()[:-10])
+    teacher = next((home / "artifacts" / "teacher").glob("*"))
+    shutil.rmtree(teacher / "model")
+    capsys.readouterr()
+    assert cli.main(["verify"]) == 1
+    named = capsys.readouterr().out
+    assert str(outputs.parent) in named
+    assert str(teacher) in named
+    assert distill("plan", "tiny") == 0
+    plan = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]}
+    assert plan == {
+        "prepare": "hit",
+        "teacher": "damaged",
+        "score": "damaged",
+        "pre_distill": "hit",
+        "llmr": "hit",
+        "evaluate": "hit",
+    }
+    assert distill("run", "tiny") == 0
+    said = capsys.readouterr().out
+    assert "outputs-00000.parquet" in said
+    assert cli.main(["verify"]) == 0
