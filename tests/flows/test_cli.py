@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,15 +16,6 @@ def test_importing_the_cli_loads_nothing_heavy() -> None:
     program = "import sys, flows.cli; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert HEAVY & set(loaded) == set()
-
-
-def test_importing_the_cli_takes_under_half_a_second() -> None:
-    def once() -> float:
-        began = time.perf_counter()
-        subprocess.run([sys.executable, "-c", "import flows.cli"], check=True)
-        return time.perf_counter() - began
-
-    assert min(once() for _ in range(3)) < 0.5
 
 
 @pytest.fixture
