@@ -3,9 +3,11 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -79,7 +81,8 @@ def _write_shard(
         label_rows = [{"id": ids[row], **token} for row in index.tolist() for token in labels[row].rows()]
         label_table = pa.Table.from_pylist(label_rows, schema=LABELS)
         atomic_write(_shard_path(build, settings, int(index[0]), "labels"), lambda p: pq.write_table(label_table, p))
-    table = table.replace_schema_metadata({"seconds": seconds})
+    # beside the shard and not in it: the same inputs give the same bytes
+    atomic_write(_seconds_path(build, settings, int(index[0])), lambda p: p.write_text(seconds))
     atomic_write(_shard_path(build, settings, int(index[0]), "outputs"), lambda p: pq.write_table(table, p))
 
 
@@ -117,13 +120,17 @@ def _collect(build: Build, settings: ScoreSettings, shards: range) -> None:
             target = build.dir / path.name
             target.hardlink_to(path)
             size += target.stat().st_size
-        table = pq.read_table(build.dir / _shard_path(build, settings, start, "outputs").name)
-        tokens += sum(len(ids) for ids in table["token_ids"].to_pylist())
-        seconds += float(table.schema.metadata[b"seconds"])
+        table = pq.read_table(build.dir / _shard_path(build, settings, start, "outputs").name, columns=["token_ids"])
+        tokens += pc.sum(pc.list_value_length(table["token_ids"])).as_py()
+        seconds += float(_seconds_path(build, settings, start).read_text())
     build.record(tokens=tokens, tokens_per_second=tokens / max(seconds, 1e-9), bytes_per_token=size / max(tokens, 1))
 
 
-def _shard_path(build: Build, settings: ScoreSettings, start: int, kind: str) -> Any:
+def _seconds_path(build: Build, settings: ScoreSettings, start: int) -> Path:
+    return _shard_path(build, settings, start, "seconds").with_suffix(".txt")
+
+
+def _shard_path(build: Build, settings: ScoreSettings, start: int, kind: str) -> Path:
     return build.checkpoints.dir / f"{kind}-{start // settings.shard_rows:05d}.parquet"
 
 

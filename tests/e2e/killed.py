@@ -1,0 +1,143 @@
+"""A program that runs the tiny recipe again and again in one store, each time killed (SIGKILL) at another point.
+
+    python -m tests.e2e.killed HOME POINT …      (no POINT: one run that nobody disturbs)
+
+A POINT is EVENT:STAGE:COUNT. Every run is a fork of this process, which has imported everything and computed nothing.
+Prints one JSON line a run: the point, how it ended, what the stage went on from.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import kd_core.train_llmr
+from flows import settings
+from flows.pipeline import PARAMETERS, execute
+from tasks.checkpoints import Checkpoints
+from tasks.progress import NullReporter
+from tasks.stage import Build
+from tasks.store import Store, atomic_write
+
+RECIPES = Path(__file__).parent / "prefect.yaml"
+CHANGES = [
+    "runtime.checkpoint_seconds=0",
+    "score.shard_rows=32",
+    "pre_distill.max_steps=12",
+    "pre_distill.epochs=9",
+    "teacher.fit.max_steps=12",
+    "teacher.fit.epochs=9",
+    "method.steps=12",
+    "method.updates_per_rollout=2",  # half of all checkpoints hold rollouts that are still to be learnt from
+    "method.reward.truncated=bootstrap",
+    "method.validate_every=3",
+]
+
+
+def run(home: Path, point: str | None, report: Path) -> None:
+    """One run of the recipe, killed at `point`."""
+    store = Store(home)
+    first_progress: dict[str, float] = {}
+    progress = Build.progress
+
+    def told(build: Build, done: float, total: float, unit: str = "", **metrics: float) -> None:
+        first_progress.setdefault(build.stage, done)
+        report.write_text(json.dumps(first_progress))
+        progress(build, done, total, unit, **metrics)
+
+    Build.progress = told  # type: ignore[method-assign]
+    if point is not None:
+        arm(*point.split(":"))
+    recipe = settings.load_catalogue(RECIPES)["tiny"]
+    execute(store, "tiny", settings.validate(PARAMETERS, settings.override(recipe.parameters, CHANGES)), NullReporter())
+
+
+def arm(event: str, stage: str, count: str) -> None:
+    """Make this process kill itself at the COUNTth EVENT of STAGE."""
+    left = int(count)
+
+    def die() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if event == "progress":  # between two steps, shards or batches
+        progress = Build.progress
+
+        def told(build: Build, *arguments: Any, **metrics: float) -> None:
+            progress(build, *arguments, **metrics)
+            if build.stage == stage:
+                die()
+
+        Build.progress = told  # type: ignore[method-assign]
+    elif event == "checkpoint":  # its files are written, it is not in place yet
+        save = Checkpoints.save
+
+        def saved(checkpoints: Checkpoints, step: int, write: Callable[[Path], None]) -> None:
+            def wrote(directory: Path) -> None:
+                write(directory)
+                if checkpoints.dir.name.startswith(stage):
+                    die()
+
+            save(checkpoints, step, wrote)
+
+        Checkpoints.save = saved  # type: ignore[method-assign]
+    elif event == "shard":  # half of a shard's file is on disk
+        import tasks.score
+
+        def torn(path: Path, writer: Callable[[Path], object]) -> None:
+            def half(partial: Path) -> None:
+                writer(partial)
+                os.truncate(partial, partial.stat().st_size // 2)
+                die()
+                writer(partial)
+
+            atomic_write(path, half)
+
+        tasks.score.atomic_write = torn
+    elif event == "commit":  # everything is staged, the manifest too; the rename is to come
+        rename = Path.rename
+
+        def renamed(path: Path, target: Any) -> Path:
+            if path.parent.name == ".staging" and path.name.startswith(f"{stage}-"):
+                die()
+            return rename(path, target)
+
+        Path.rename = renamed  # type: ignore[method-assign]
+    elif event == "rollouts":  # the student has written, the teacher has judged, nothing is learnt yet
+        judge = kd_core.train_llmr.judge
+
+        def judged(*arguments: Any, **more: Any) -> Any:
+            judgement = judge(*arguments, **more)
+            die()
+            return judgement
+
+        kd_core.train_llmr.judge = judged
+    else:
+        raise ValueError(f"unknown event {event}")
+
+
+def main(home: Path, points: list[str]) -> None:
+    """Every point in turn, then a run to the end."""
+    for point in [*points, None]:
+        report = home.parent / "first_progress.json"
+        report.unlink(missing_ok=True)
+        child = os.fork()
+        if child == 0:
+            try:
+                run(home, point, report)
+                os._exit(0)
+            except BaseException as error:
+                print(repr(error), file=sys.stderr, flush=True)
+                os._exit(1)
+        _, status = os.waitpid(child, 0)
+        went_on_from = json.loads(report.read_text()) if report.exists() else {}
+        print(json.dumps({"point": point, "end": os.waitstatus_to_exitcode(status), "from": went_on_from}), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -1,0 +1,110 @@
+"""kill -9 anywhere: the next run goes on, and what comes out is byte for byte what it would have been."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.store import MANIFEST, Store, file_hash
+
+PROJECT = Path(__file__).parents[2]
+POINTS = [
+    "progress:teacher:3",
+    "checkpoint:teacher:2",
+    "commit:teacher:1",
+    "progress:score:2",
+    "shard:score:4",
+    "commit:score:1",
+    "progress:pre_distill:4",
+    "checkpoint:pre_distill:3",
+    "commit:pre_distill:1",
+    "rollouts:llmr:1",
+    "progress:llmr:3",  # after an odd step: its rollouts are used a second time
+    "checkpoint:llmr:2",
+    "rollouts:llmr:2",
+    "commit:llmr:1",
+    "progress:evaluate:2",
+]
+
+
+def run(home: Path, *points: str) -> list[dict[str, Any]]:
+    home.parent.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.e2e.killed", str(home), *points],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert rows[-1]["end"] == 0, done.stderr
+    return rows
+
+
+def contents(home: Path) -> dict[str, str]:
+    """Hash of every file of every artifact; manifests hold times and are left out."""
+    return {
+        str(path.relative_to(home)): file_hash(path)
+        for path in sorted((home / "artifacts").rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("undisturbed") / "home"
+    run(home)
+    return home
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    home = tmp_path_factory.mktemp("killed") / "home"
+    return home, run(home, *POINTS)
+
+
+def test_every_point_really_killed_its_run(killed: tuple[Path, list[dict[str, Any]]]) -> None:
+    ends = {row["point"]: row["end"] for row in killed[1]}
+    assert ends == {point: -signal.SIGKILL for point in POINTS} | {None: 0}
+
+
+def test_what_was_killed_fifteen_times_ends_byte_for_byte_like_what_never_was(
+    undisturbed: Path, killed: tuple[Path, list[dict[str, Any]]]
+) -> None:
+    expected, found = contents(undisturbed), contents(killed[0])
+    assert {path.split("/")[1] for path in expected} == {
+        "prepare",
+        "teacher",
+        "score",
+        "pre_distill",
+        "llmr",
+        "evaluate",
+    }
+    assert found == expected
+
+
+def test_a_run_goes_on_from_the_last_checkpoint_and_not_from_the_start(
+    killed: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    first = {row["point"]: row["from"] for row in killed[1]}
+    assert first["progress:teacher:3"]["teacher"] <= 1
+    assert first["checkpoint:teacher:2"]["teacher"] == 2  # killed at what it told third: tokenizer, step 1, step 2
+    assert first["progress:score:2"]["teacher"] == 12  # only the last step again: it is saved with the artifact
+    assert first["commit:score:1"]["score"] == 32  # the first shard was whole
+    assert first["checkpoint:pre_distill:3"]["pre_distill"] > 2
+    assert first["checkpoint:llmr:2"]["llmr"] > 2
+    assert first["commit:llmr:1"]["llmr"] > 3
+
+
+def test_nothing_half_written_is_left(killed: tuple[Path, list[dict[str, Any]]]) -> None:
+    store = Store(killed[0])
+    for artifact in store.artifacts():
+        assert store.damage(artifact) is None
+    assert len(list(store.artifacts())) == 6
+    assert list((store.root / ".staging").iterdir()) == []
+    assert list((store.root / ".checkpoints").iterdir()) == []
