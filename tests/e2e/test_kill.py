@@ -70,7 +70,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[st
 
 def test_every_point_really_killed_its_run(killed: tuple[Path, list[dict[str, Any]]]) -> None:
     ends = {row["point"]: row["end"] for row in killed[1]}
-    assert ends == {point: -signal.SIGKILL for point in POINTS} | {None: 0}
+    assert ends == dict.fromkeys(POINTS, -signal.SIGKILL) | {None: 0}
 
 
 def test_what_was_killed_fifteen_times_ends_byte_for_byte_like_what_never_was(
