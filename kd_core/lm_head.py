@@ -47,15 +47,17 @@ def token_scores(hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor, *, expe
 
     Shapes: (M, D), (V, D), (M,) -> five (M,) in float32 (four unless `expected`).
     """
-    chunks: list[tuple[Tensor, ...]] = []
+    dtype = full_precision(hidden_MD[:0]).dtype
+    # filled in place: small results of each chunk, kept apart, would pin the heap between the large ones
+    logit_M, mean_M, max_M, logsumexp_M, expected_M = hidden_MD.new_empty((5, hidden_MD.shape[0]), dtype=dtype)
     for rows in chunk_rows(hidden_MD.shape[0], weight_VD.shape[0]):
         logits_CV = full_precision(F.linear(hidden_MD[rows], weight_VD))
-        lse_C = logits_CV.logsumexp(dim=1)
-        chosen_C = logits_CV.gather(1, target_M[rows, None]).squeeze(1)
-        expected_C = (logits_CV * (logits_CV - lse_C[:, None]).exp_()).sum(dim=1) if expected else lse_C
-        chunks.append((chosen_C, logits_CV.mean(dim=1), logits_CV.amax(dim=1), lse_C, expected_C))
-    chosen_M, mean_M, max_M, lse_M, expected_M = (torch.cat(parts) for parts in zip(*chunks, strict=True))
-    return TokenScores(chosen_M, mean_M, max_M, lse_M, expected_M if expected else None)
+        logit_M[rows] = logits_CV.gather(1, target_M[rows, None]).squeeze(1)
+        mean_M[rows], max_M[rows] = logits_CV.mean(dim=1), logits_CV.amax(dim=1)
+        logsumexp_M[rows] = logits_CV.logsumexp(dim=1)
+        if expected:
+            expected_M[rows] = (logits_CV - logsumexp_M[rows, None]).exp_().mul_(logits_CV).sum(dim=1)
+    return TokenScores(logit_M, mean_M, max_M, logsumexp_M, expected_M if expected else None)
 
 
 @dataclass(frozen=True)
