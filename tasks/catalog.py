@@ -1,14 +1,16 @@
 """results.duckdb: all runs of a store as SQL relations, rebuilt from run records, manifests and Parquet files.
 
 Small relations are tables; the large ones are views over the artifacts' Parquet files, which never change. The file is
-written beside and swapped in, so that a reader sees the old one or the new one, and nobody waits for a lock.
+written beside and swapped in, so that a reader sees the old one or the new one, and nobody waits for a lock. It carries
+a hash of what it was made from, as the comment on `runs`: a query that finds another store than that rebuilds it first.
 """
 
 import fcntl
+import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,135 +19,54 @@ import duckdb
 import pyarrow as pa
 import pyarrow.csv
 
+from tasks.relations import EMPTY, LINEAGE, PAPER_VS_OURS, RUNS, STAGES, TABLES, VIEWS
 from tasks.runs import RunRecord, read_runs
-from tasks.store import Artifact, Manifest, Store
+from tasks.store import Artifact, Manifest, Store, StoreError
 
 DATABASE = "results.duckdb"
 PUBLISHED = Path(__file__).resolve().parents[1] / "data" / "published_results.csv"
-
-RUNS = pa.schema(
-    [
-        ("run", pa.string()),
-        ("name", pa.string()),
-        ("method", pa.string()),
-        ("dataset", pa.string()),
-        ("seed", pa.int64()),
-        ("state", pa.string()),
-        ("started", pa.timestamp("ms", tz="UTC")),
-        ("finished", pa.timestamp("ms", tz="UTC")),
-        ("seconds", pa.float64()),
-        ("error", pa.string()),
-        ("parameters", pa.string()),
-    ]
-)
-STAGES = pa.schema(
-    [
-        ("run", pa.string()),
-        ("position", pa.int32()),
-        ("stage", pa.string()),
-        ("key", pa.string()),
-        ("outcome", pa.string()),
-        ("seconds", pa.float64()),
-        ("why", pa.string()),
-        ("build_seconds", pa.float64()),
-        ("tokens_per_second", pa.float64()),
-        ("bytes", pa.int64()),
-        ("built", pa.timestamp("ms", tz="UTC")),
-        ("path", pa.string()),
-        ("stats", pa.string()),
-        ("machine", pa.string()),
-    ]
-)
-LINEAGE = pa.schema(
-    [
-        ("stage", pa.string()),
-        ("key", pa.string()),
-        ("input", pa.string()),
-        ("input_stage", pa.string()),
-        ("input_key", pa.string()),
-    ]
-)
-
-# relation -> (stage, its files, select list); `f` is the Parquet file's row, `s` the row of `stages` that it belongs to
-_MEASURED = "f.split, f.metric, f.value, f.low, f.high, f.n, f.unit, f.note"
-TABLES = {
-    "metrics": ("evaluate", "metrics.parquet", f"r.run, r.name, f.system AS method, r.dataset, r.seed, {_MEASURED}"),
-    "differences": (
-        "evaluate",
-        "differences.parquet",
-        f"r.run, r.name, f.system AS method, f.baseline, r.dataset, r.seed, {_MEASURED}",
-    ),
-}
-VIEWS = {
-    "predictions": (
-        "evaluate",
-        "predictions.parquet",
-        "s.run, f.id, f.system AS method, f.source, f.reference, f.prediction, f.num_tokens, f.truncated, f.reward",
-    ),
-    "training_log": ("*", "training_log.parquet", "s.run, s.stage, f.step, f.metric, f.value"),
-    "teacher_scores": ("score", "outputs-*.parquet", "s.run, f.id, f.text, f.token_ids, f.log_prob, f.truncated"),
-    "rollouts": (
-        "llmr",
-        "rollouts.parquet",
-        "s.run, f.step, f.id, f.position, f.token, f.token_id, f.q_value, f.value, f.reward, f.gain, f.log_prob",
-    ),
-    "dropped": ("prepare", "dropped.parquet", "s.run, f.split, f.dialogue, f.source, f.target, f.reason"),
-}
-# What an empty relation looks like before any run has filled it: a view over no file at all would be an error.
-EMPTY = {
-    "metrics": "run VARCHAR, name VARCHAR, method VARCHAR, dataset VARCHAR, seed BIGINT, split VARCHAR, "
-    "metric VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE, n BIGINT, unit VARCHAR, note VARCHAR",
-    "differences": "run VARCHAR, name VARCHAR, method VARCHAR, baseline VARCHAR, dataset VARCHAR, seed BIGINT, "
-    "split VARCHAR, metric VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE, n BIGINT, unit VARCHAR, note VARCHAR",
-    "predictions": "run VARCHAR, id BIGINT, method VARCHAR, source VARCHAR, reference VARCHAR, prediction VARCHAR, "
-    "num_tokens INTEGER, truncated BOOLEAN, reward DOUBLE",
-    "training_log": "run VARCHAR, stage VARCHAR, step BIGINT, metric VARCHAR, value DOUBLE",
-    "teacher_scores": "run VARCHAR, id BIGINT, text VARCHAR, token_ids INTEGER[], log_prob FLOAT, truncated BOOLEAN",
-    "rollouts": "run VARCHAR, step BIGINT, id BIGINT, position INTEGER, token VARCHAR, token_id INTEGER, "
-    "q_value FLOAT, value FLOAT, reward FLOAT, gain FLOAT, log_prob FLOAT",
-    "dropped": "run VARCHAR, split VARCHAR, dialogue VARCHAR, source VARCHAR, target VARCHAR, reason VARCHAR",
-}
-PAPER_VS_OURS = """
-CREATE VIEW paper_vs_ours AS
-SELECT p.paper, p.place, p.row, p.dataset, p.metric, p.value AS paper_value,
-       m.value AS our_value, m.low, m.high, m.value - p.value AS difference, m.run
-FROM published p LEFT JOIN metrics m
-  ON m.dataset = p.our_dataset AND m.method = p.our_method AND m.metric = p.metric AND m.split = 'test'
-"""
+CODE = (Path(__file__), Path(__file__).with_name("relations.py"), PUBLISHED)
 
 
 def build_catalog(store: Store) -> Path:
-    """Rebuild results.duckdb and return its path. Two processes that end at once take turns."""
+    """Rebuild results.duckdb and return its path. Two processes that end at once take turns.
+
+    Raises StoreError in one line where DuckDB cannot write it, or cannot read an artifact.
+    """
     target = store.root / DATABASE
-    fresh = target.with_name(f".{DATABASE}.{os.getpid()}")
+    fresh = target.with_name(f".{DATABASE}.partial")  # one name: what a killed build has left is overwritten
     with _one_at_a_time(store):
         try:
-            fresh.unlink(missing_ok=True)
+            _remove(fresh)
             with duckdb.connect() as connection:
                 connection.execute(f"ATTACH {_literal(fresh)} AS results (STORAGE_VERSION 'v1.2.0')")
                 connection.execute("USE results")
-                _fill(connection, store, read_runs(store))
+                runs = read_runs(store)
+                state = _state(store, runs)  # before it is read: what changes meanwhile makes the results stale
+                _fill(connection, store, runs)
+                connection.execute(f"COMMENT ON TABLE runs IS '{state}'")
                 connection.execute("USE memory")
                 connection.execute("DETACH results")
-            target.with_name(f"{DATABASE}.wal").unlink(missing_ok=True)
+            _wal(target).unlink(missing_ok=True)
             fresh.replace(target)
+        except duckdb.Error as error:
+            message = f"{DATABASE} could not be built: {_first_line(error)}"
+            raise StoreError(f"{message}\n`distill verify` names damaged artifacts") from None
         finally:
-            fresh.unlink(missing_ok=True)
-            fresh.with_name(f"{fresh.name}.wal").unlink(missing_ok=True)
+            _remove(fresh)
     return target
 
 
 def query(store: Store, sql: str) -> pa.Table:
-    """The answer to a query, read-only. Runs that have ended without rebuilding the results are taken in first.
+    """The answer to a query, read-only. What has happened to runs and artifacts since the last build is taken in first.
 
     Raises ValueError in one line for a query that DuckDB refuses.
     """
     path = store.root / DATABASE
-    if _is_stale(store, path):
+    if _recorded_state(path) != _state(store, read_runs(store)):
         build_catalog(store)
     try:
-        with duckdb.connect(str(path), read_only=True) as connection:
-            connection.execute("SET TimeZone = 'UTC'")
+        with _reading(path) as connection:
             answer = connection.sql(sql)
             return pa.table({}) if answer is None else answer.to_arrow_table()  # None: a statement, not a question
     except duckdb.Error as error:
@@ -158,7 +79,7 @@ def relations() -> list[str]:
 
 
 def _fill(connection: duckdb.DuckDBPyConnection, store: Store, runs: list[RunRecord]) -> None:
-    manifests = {artifact.path: manifest for artifact in store.artifacts() if (manifest := _manifest(artifact))}
+    manifests = {artifact.path: manifest for artifact in store.artifacts() if (manifest := _manifest(store, artifact))}
     _table(connection, "runs", pa.Table.from_pylist([_run_row(run) for run in runs], schema=RUNS))
     stages = [row for run in runs for row in _stage_rows(store, run, manifests)]
     _table(connection, "stages", pa.Table.from_pylist(stages, schema=STAGES))
@@ -186,7 +107,9 @@ def _over_files(connection: duckdb.DuckDBPyConnection, kind: str, name: str, fil
     connection.execute(
         f"CREATE {kind} {name} AS SELECT {columns} "
         f"FROM read_parquet([{listed}], filename = 'file', union_by_name = true) f "
-        "JOIN stages s ON s.path = parse_dirpath(f.file) JOIN runs r ON r.run = s.run"
+        # distinct: a run may take the same artifact twice
+        "JOIN (SELECT DISTINCT run, stage, path FROM stages) s ON s.path = parse_dirpath(f.file) "
+        "JOIN runs r ON r.run = s.run"
     )
 
 
@@ -208,7 +131,7 @@ def _run_row(run: RunRecord) -> dict[str, Any]:
         "run": run.run_id,
         "name": run.name,
         "method": (run.parameters.get("method") or {}).get("kind"),
-        "dataset": dataset_name(run.parameters.get("dataset") or {}),
+        "dataset": dataset_name(run.parameters["dataset"]) if run.parameters.get("dataset") else None,
         "seed": run.parameters.get("seed"),
         "state": run.status,
         "started": _time(run.started),
@@ -255,19 +178,56 @@ def _lineage(manifests: dict[Path, Manifest]) -> list[dict[str, Any]]:
     ]
 
 
-def _manifest(artifact: Artifact) -> Manifest | None:
+def _manifest(store: Store, artifact: Artifact) -> Manifest | None:
+    """None for an artifact that is damaged, which `distill verify` names, or that has just been deleted."""
     try:
-        return artifact.manifest()
+        return None if store.damage(artifact) else artifact.manifest()
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # damaged: `distill verify` says so
+        return None
 
 
-def _is_stale(store: Store, path: Path) -> bool:
-    """Whether a run's record, or the folder of them, is younger than the results."""
-    if not path.exists():
-        return True
-    made, folder = path.stat().st_mtime_ns, store.root / "runs"
-    return any(each.stat().st_mtime_ns > made for each in (folder, *folder.glob("*.json")))
+def _state(store: Store, runs: list[RunRecord]) -> str:
+    """A hash of what the results are made from: every run as it stands now, the artifacts there are, this code.
+
+    A crash changes no file and a deleted artifact no record, so their times do not tell.
+    """
+    of_runs = [asdict(run) | {"status": run.status} for run in runs]
+    artifacts = [(str(artifact.path), _changed(artifact.path)) for artifact in store.artifacts()]
+    code = [hashlib.sha256(path.read_bytes()).hexdigest() for path in CODE]
+    return hashlib.sha256(json.dumps([of_runs, artifacts, code]).encode()).hexdigest()
+
+
+def _changed(path: Path) -> int | None:
+    """When a directory last gained or lost a file, in ns; None if it has just gone."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def _recorded_state(path: Path) -> str | None:
+    """The state that the results were made from; None where they are missing, broken or held by somebody's lock."""
+    try:
+        with _reading(path) as connection:
+            found = connection.execute(
+                "SELECT comment FROM duckdb_tables() WHERE database_name = 'results' AND table_name = 'runs'"
+            ).fetchone()
+    except duckdb.Error:
+        return None
+    return found[0] if found else None
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A read-only connection.
+
+    Attached, not opened: a file that this process has opened before would be shared, even if it has been swapped since.
+    """
+    with duckdb.connect() as connection:
+        connection.execute(f"ATTACH {_literal(path)} AS results (READ_ONLY)")
+        connection.execute("USE results")
+        connection.execute("SET TimeZone = 'UTC'")
+        yield connection
 
 
 @contextmanager
@@ -275,6 +235,15 @@ def _one_at_a_time(store: Store) -> Iterator[None]:
     with (store.root / ".locks" / DATABASE).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _remove(database: Path) -> None:
+    database.unlink(missing_ok=True)
+    _wal(database).unlink(missing_ok=True)
+
+
+def _wal(database: Path) -> Path:
+    return database.with_name(f"{database.name}.wal")
 
 
 def _literal(value: Path) -> str:

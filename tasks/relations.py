@@ -1,0 +1,93 @@
+"""What results.duckdb holds: the relations, their columns, and the Parquet files that some of them are views of."""
+
+import pyarrow as pa
+
+RUNS = pa.schema(
+    [
+        ("run", pa.string()),
+        ("name", pa.string()),
+        ("method", pa.string()),
+        ("dataset", pa.string()),
+        ("seed", pa.int64()),
+        ("state", pa.string()),
+        ("started", pa.timestamp("ms", tz="UTC")),
+        ("finished", pa.timestamp("ms", tz="UTC")),
+        ("seconds", pa.float64()),
+        ("error", pa.string()),
+        ("parameters", pa.string()),
+    ]
+)
+STAGES = pa.schema(
+    [
+        ("run", pa.string()),
+        ("position", pa.int32()),
+        ("stage", pa.string()),
+        ("key", pa.string()),
+        ("outcome", pa.string()),
+        ("seconds", pa.float64()),
+        ("why", pa.string()),
+        ("build_seconds", pa.float64()),
+        ("tokens_per_second", pa.float64()),
+        ("bytes", pa.int64()),
+        ("built", pa.timestamp("ms", tz="UTC")),
+        ("path", pa.string()),
+        ("stats", pa.string()),
+        ("machine", pa.string()),
+    ]
+)
+LINEAGE = pa.schema(
+    [
+        ("stage", pa.string()),
+        ("key", pa.string()),
+        ("input", pa.string()),
+        ("input_stage", pa.string()),
+        ("input_key", pa.string()),
+    ]
+)
+
+# relation -> (stage, its files, select list); `f` is the Parquet file's row, `s` the row of `stages` that it belongs to
+_MEASURED = "f.split, f.metric, f.value, f.low, f.high, f.n, f.unit, f.note"
+TABLES = {
+    "metrics": ("evaluate", "metrics.parquet", f"r.run, r.name, f.system AS method, r.dataset, r.seed, {_MEASURED}"),
+    "differences": (
+        "evaluate",
+        "differences.parquet",
+        f"r.run, r.name, f.system AS method, f.baseline, r.dataset, r.seed, {_MEASURED}",
+    ),
+}
+VIEWS = {
+    "predictions": (
+        "evaluate",
+        "predictions.parquet",
+        "s.run, f.id, f.system AS method, f.source, f.reference, f.prediction, f.num_tokens, f.truncated, f.reward",
+    ),
+    "training_log": ("*", "training_log.parquet", "s.run, s.stage, f.step, f.metric, f.value"),
+    "teacher_scores": ("score", "outputs-*.parquet", "s.run, f.id, f.text, f.token_ids, f.log_prob, f.truncated"),
+    "rollouts": (
+        "llmr",
+        "rollouts.parquet",
+        "s.run, f.step, f.id, f.position, f.token, f.token_id, f.q_value, f.value, f.reward, f.gain, f.log_prob",
+    ),
+    "dropped": ("prepare", "dropped.parquet", "s.run, f.split, f.dialogue, f.source, f.target, f.reason"),
+}
+# What an empty relation looks like before any run has filled it: a view over no file at all would be an error.
+EMPTY = {
+    "metrics": "run VARCHAR, name VARCHAR, method VARCHAR, dataset VARCHAR, seed BIGINT, split VARCHAR, "
+    "metric VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE, n BIGINT, unit VARCHAR, note VARCHAR",
+    "differences": "run VARCHAR, name VARCHAR, method VARCHAR, baseline VARCHAR, dataset VARCHAR, seed BIGINT, "
+    "split VARCHAR, metric VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE, n BIGINT, unit VARCHAR, note VARCHAR",
+    "predictions": "run VARCHAR, id BIGINT, method VARCHAR, source VARCHAR, reference VARCHAR, prediction VARCHAR, "
+    "num_tokens INTEGER, truncated BOOLEAN, reward DOUBLE",
+    "training_log": "run VARCHAR, stage VARCHAR, step BIGINT, metric VARCHAR, value DOUBLE",
+    "teacher_scores": "run VARCHAR, id BIGINT, text VARCHAR, token_ids INTEGER[], log_prob FLOAT, truncated BOOLEAN",
+    "rollouts": "run VARCHAR, step BIGINT, id BIGINT, position INTEGER, token VARCHAR, token_id INTEGER, "
+    "q_value FLOAT, value FLOAT, reward FLOAT, gain FLOAT, log_prob FLOAT",
+    "dropped": "run VARCHAR, split VARCHAR, dialogue VARCHAR, source VARCHAR, target VARCHAR, reason VARCHAR",
+}
+PAPER_VS_OURS = """
+CREATE VIEW paper_vs_ours AS
+SELECT p.paper, p.place, p.row, p.dataset, p.metric, p.value AS paper_value,
+       m.value AS our_value, m.low, m.high, m.value - p.value AS difference, m.run
+FROM published p LEFT JOIN metrics m
+  ON m.dataset = p.our_dataset AND m.method = p.our_method AND m.metric = p.metric AND m.split = 'test'
+"""

@@ -1,0 +1,50 @@
+"""Benchmarks compare like with like: the checks before the clocks. Nothing here is timed."""
+
+import pytest
+import torch
+
+from benchmarks import __main__ as bench
+from benchmarks import common, llmr_update, memory, scoring
+from kd_core.batching import TokenRows
+from kd_core.models import T5Shape, build_t5
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> common.Bench:
+    """Random models: their outputs run to the limit, so truncation is checked too."""
+    torch.set_num_threads(1)
+    monkeypatch.setattr(common, "REPEATS", 1)
+    shape = T5Shape(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_decoder_layers=1, num_heads=2)
+    teacher, student = (build_t5(shape, 40, seed) for seed in (0, 1))
+    sources = TokenRows.of([[3 + (i * j) % 37 for j in range(1 + i % 7)] for i in range(llmr_update.ROWS)])
+    return common.Bench(teacher, student, sources, 8)
+
+
+def test_an_update_is_the_same_as_the_reference_before_it_is_timed(tiny: common.Bench) -> None:
+    line = llmr_update.measure(tiny)
+    assert line["sizes"]["vocabulary"] == 40
+    assert line["ratio"] == pytest.approx(line["reference"] / line["ours"], rel=0.01)
+
+
+def test_an_update_that_differs_is_refused(tiny: common.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llmr_update.reference_llmr, "loss", lambda *arguments: torch.zeros((), requires_grad=True))
+    with pytest.raises((AssertionError, RuntimeError, AttributeError)):
+        llmr_update.measure(tiny)
+
+
+def test_scores_are_the_same_as_from_full_logits_before_they_are_timed(tiny: common.Bench) -> None:
+    lines = list(scoring.measure(tiny))
+    assert [line["sizes"]["value"] for line in lines] == ["max", "max", "softmax", "softmax", "logsumexp", "logsumexp"]
+
+
+@pytest.mark.parametrize("who", ["ours", "reference"])
+@pytest.mark.parametrize("what", ["scoring", "policy gradient"])
+def test_the_passes_whose_memory_is_measured_run(who: str, what: str) -> None:
+    memory.one_pass(who, what, 50, 3, 2)
+
+
+def test_an_unknown_benchmark_names_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["nonsense"]) == 2
+    said = capsys.readouterr().err
+    for name in ("llmr_update", "memory", "scoring", "store_overhead", "import_time"):
+        assert name in said
