@@ -46,7 +46,7 @@ and in another terminal:
     "resume": "  distill resume                 the last run that did not finish",
     "gc": "  distill gc --days 30           list, ask, remove",
     "sql": """\
-  distill sql "select system, metric, value, low, high from metrics"
+  distill sql "select method, metric, value, low, high from metrics"
   distill sql "from training_log where stage = 'llmr'" --format csv > log.csv
   distill sql "show tables\"""",
     "export": "  distill export llmr-chitchat ./my-model    of the last finished run",

@@ -1,0 +1,46 @@
+"""docs/methods names every setting and every metric: a setting that nobody can look up is one nobody uses."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kd_core.batching import BatchSettings
+from kd_core.beam_search import BeamSettings
+from kd_core.metrics.outputs import Outputs, References, evaluate_outputs
+from kd_core.rewards import RewardSettings
+from kd_core.sampling import SamplingSettings
+from kd_core.train_llmr import LLMRSettings
+from kd_core.train_supervised import SupervisedSettings
+from kd_core.training import OptimizerSettings
+from tasks.evaluate import EvaluationSettings
+from tasks.score import ScoreSettings
+
+LLMR = (Path(__file__).parents[1] / "docs" / "methods" / "llmr.md").read_text()
+NAMED = set(re.findall(r"[a-z_0-9]+", " ".join(re.findall(r"`([^`\n]+)`", LLMR))))
+SETTINGS = (
+    LLMRSettings,
+    RewardSettings,
+    SamplingSettings,
+    BatchSettings,
+    OptimizerSettings,
+    SupervisedSettings,
+    ScoreSettings,
+    BeamSettings,
+    EvaluationSettings,
+)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: str(settings.__name__))
+def test_every_setting_is_named(settings: Any) -> None:
+    assert {field.name for field in dataclasses.fields(settings)} - NAMED - {"kind"} == set()
+
+
+def test_every_metric_is_named() -> None:
+    outputs = Outputs(predictions=["a b c d"], num_tokens=[5], truncated=[False], reward_sum=[1.0], reward_count=[5])
+    metrics = evaluate_outputs(outputs, References(["a b c d"], resamples=2)).metrics
+    assert {metric.metric for metric in metrics} - NAMED == set()
