@@ -1,7 +1,7 @@
 """One LLMR update (sample, score, learn; batch 64) against stock `generate` and full logits; same models and tokens."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -10,8 +10,10 @@ from benchmarks import reference_llmr
 from benchmarks.common import Bench, demo_bench, in_turn, line
 from kd_core.batching import BatchSettings
 from kd_core.rewards import RewardSettings
-from kd_core.sampling import SamplingSettings
-from kd_core.train_llmr import Collector, Experience, LLMRSettings, Sources, _update
+from kd_core.sampling import SamplingSettings, sample
+from kd_core.scoring import judge
+from kd_core.t5 import encode
+from kd_core.train_llmr import Collector, Experience, LLMRSettings, Sources, _update, policy_gradient_loss
 from kd_core.training import OptimizerSettings, TrainState
 
 ROWS = 64
@@ -32,12 +34,11 @@ def settings_of(bench: Bench) -> LLMRSettings:
 def run() -> Iterator[dict[str, Any]]:
     """The demo's models, then the same with T5's vocabulary."""
     for vocab_size in (None, LARGE_VOCABULARY):
-        bench = demo_bench(vocab_size)
-        yield measure(bench)
+        yield from measure(demo_bench(vocab_size))
 
 
-def measure(bench: Bench) -> dict[str, Any]:
-    """Check that one update gives the same tokens, loss and weights, then time updates in turn."""
+def measure(bench: Bench) -> Iterator[dict[str, Any]]:
+    """Check that one update gives the same tokens, loss and weights, then time updates, and their parts, in turn."""
     settings, rows = settings_of(bench), torch.arange(ROWS)
     sources = Sources(bench.sources, bench.sources)
     source, mask = bench.sources.batch(rows, 0)
@@ -63,19 +64,49 @@ def measure(bench: Bench) -> dict[str, Any]:
     (mine, ours), (stock, reference) = both()
     (part, loss), (tokens, stock_loss) = ours(), reference()
     check(part, tokens, loss, stock_loss, mine, stock)
-    seconds, reference_seconds = in_turn(ours, reference)
-    return line(
-        "llmr_update",
-        seconds,
-        reference_seconds,
-        "s/update",
-        rows=ROWS,
-        vocabulary=bench.teacher.config.vocab_size,
-        teacher_parameters=bench.teacher.num_parameters(),
-        student_parameters=bench.student.num_parameters(),
-        mean_length=round(float(part.mask_BT.sum() / ROWS), 1),
-        max_new_tokens=bench.max_new_tokens,
-    )
+    sizes = {
+        "rows": ROWS,
+        "vocabulary": bench.teacher.config.vocab_size,
+        "teacher_parameters": bench.teacher.num_parameters(),
+        "student_parameters": bench.student.num_parameters(),
+        "mean_length": round(float(part.mask_BT.sum() / ROWS), 1),
+        "max_new_tokens": bench.max_new_tokens,
+    }
+    yield line("llmr_update", *in_turn(ours, reference), "s/update", what="sample, score, learn", **sizes)
+    for what, pair in parts(bench, settings, part, source, mask).items():
+        yield line("llmr_update", *in_turn(*pair), "s/update", what=what, **sizes)
+
+
+def parts(
+    bench: Bench, settings: LLMRSettings, part: Experience, source: torch.Tensor, mask: torch.Tensor
+) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
+    """Where the time goes: each third of an update, ours and the reference's, on the same rollouts."""
+    student, teacher = bench.student, bench.teacher
+    uniform = torch.rand((ROWS, bench.max_new_tokens), generator=torch.Generator().manual_seed(0))
+    tokens, real = part.tokens_BT, part.mask_BT
+    gain = part.gain_BT / real.sum()
+
+    def our_sample() -> object:
+        with torch.no_grad():
+            memory = encode(student, source, mask)
+        return sample(student, memory, settings.sampling, torch.Generator().manual_seed(0))
+
+    def our_score() -> object:
+        return judge(teacher, source, mask, tokens, real, part.truncated_B, settings.reward)
+
+    def our_gradient() -> None:
+        policy_gradient_loss(student, encode(student, source, mask), part, gain)[0].backward()
+        student.zero_grad()
+
+    def their_gradient() -> None:
+        reference_llmr.loss(student, source, mask, tokens, real, gain).backward()  # type: ignore[no-untyped-call]
+        student.zero_grad()
+
+    return {
+        "sample": (our_sample, lambda: reference_llmr.sample(student, source, mask, uniform)),
+        "score": (our_score, lambda: reference_llmr.rewards(teacher, source, mask, tokens, real)),
+        "policy gradient": (our_gradient, their_gradient),
+    }
 
 
 def check(part: Experience, tokens: Any, loss: float, stock_loss: float, mine: Any, stock: Any) -> None:

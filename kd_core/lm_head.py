@@ -9,7 +9,7 @@ plain full-logit versions are the oracle in tests/kd_core/test_lm_head.py and th
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,15 +18,16 @@ from torch import Tensor
 CHUNK_NUMBERS = 4 * 1024 * 1024  # float32 numbers of one chunk of logits: 16 MiB, about a large cache
 
 
+ValueKind = Literal["max", "softmax", "logsumexp"]  # what stands for all of V at a position
+
+
 @dataclass(frozen=True)
 class TokenScores:
     """What a teacher says of given tokens. Each (M,), float32, in logits (nats up to a constant of the state)."""
 
     logit_M: Tensor
+    value_M: Tensor  # the largest logit, E_p[logit] or the logsumexp
     mean_M: Tensor
-    max_M: Tensor
-    logsumexp_M: Tensor
-    expected_M: Tensor | None  # E_p[logit], computed on request only: it costs another pass over V
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -42,22 +43,33 @@ def chunk_rows(num_rows: int, vocab_size: int) -> Iterator[slice]:
 
 
 @torch.no_grad()
-def token_scores(hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor, *, expected: bool = False) -> TokenScores:
-    """Logit of each target and the summaries over V that the state values need.
+def token_scores(hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor, value: ValueKind) -> TokenScores:
+    """Logit of each target, the mean over V, and the one summary over V that is asked for.
 
-    Shapes: (M, D), (V, D), (M,) -> five (M,) in float32 (four unless `expected`).
+    Shapes: (M, D), (V, D), (M,) -> three (M,) in float32. The mean of the logits is the logit of the head's mean row:
+    it costs no pass over V.
     """
     dtype = full_precision(hidden_MD[:0]).dtype
     # filled in place: small results of each chunk, kept apart, would pin the heap between the large ones
-    logit_M, mean_M, max_M, logsumexp_M, expected_M = hidden_MD.new_empty((5, hidden_MD.shape[0]), dtype=dtype)
+    logit_M, value_M = hidden_MD.new_empty((2, hidden_MD.shape[0]), dtype=dtype)
     for rows in chunk_rows(hidden_MD.shape[0], weight_VD.shape[0]):
         logits_CV = full_precision(F.linear(hidden_MD[rows], weight_VD))
         logit_M[rows] = logits_CV.gather(1, target_M[rows, None]).squeeze(1)
-        mean_M[rows], max_M[rows] = logits_CV.mean(dim=1), logits_CV.amax(dim=1)
-        logsumexp_M[rows] = logits_CV.logsumexp(dim=1)
-        if expected:
-            expected_M[rows] = (logits_CV - logsumexp_M[rows, None]).exp_().mul_(logits_CV).sum(dim=1)
-    return TokenScores(logit_M, mean_M, max_M, logsumexp_M, expected_M if expected else None)
+        value_M[rows] = _summary(logits_CV, value)
+    mean_M = full_precision(hidden_MD) @ weight_VD.mean(dim=0, dtype=dtype)
+    return TokenScores(logit_M, value_M, mean_M)
+
+
+def _summary(logits_CV: Tensor, value: ValueKind) -> Tensor:
+    """(C, V) -> (C,). Writes over the logits where it can."""
+    largest_C = logits_CV.amax(dim=1)
+    if value == "max":
+        return largest_C
+    below_CV = logits_CV.sub_(largest_C[:, None])
+    if value == "logsumexp":
+        return below_CV.exp_().sum(dim=1).log_().add_(largest_C)
+    weight_CV = below_CV.exp()
+    return weight_CV.mul_(below_CV).sum(dim=1).div_(below_CV.exp_().sum(dim=1)).add_(largest_C)
 
 
 @dataclass(frozen=True)
@@ -108,24 +120,33 @@ class _WeightedNLL(torch.autograd.Function):
         grad_hidden_MD = torch.empty_like(hidden_MD) if wants_grad else None
         grad_weight_VD = weight_VD.new_zeros(weight_VD.shape, dtype=float_dtype) if wants_grad else None
         for rows in chunk_rows(hidden_MD.shape[0], weight_VD.shape[0]):
-            log_q_CV = F.log_softmax(F.linear(hidden_MD[rows], weight_VD), dim=1, dtype=float_dtype)
-            log_prob_M[rows] = log_q_CV.gather(1, target_M[rows, None]).squeeze(1)
+            logits_CV = full_precision(F.linear(hidden_MD[rows], weight_VD))
+            below_CV = logits_CV.sub_(logits_CV.amax(dim=1, keepdim=True))
+            log_prob_C1 = below_CV.gather(1, target_M[rows, None])
+            grad_CV = below_CV.exp() if entropy_coefficient else below_CV.exp_()
+            sum_C1 = grad_CV.sum(dim=1, keepdim=True)
+            log_prob_C1 -= sum_C1.log()
+            log_prob_M[rows] = log_prob_C1.squeeze(1)
             if not wants_grad and not entropy_coefficient:
                 continue
-            grad_CV = log_q_CV.exp()
             if entropy_coefficient:
-                entropy_M[rows] = -(grad_CV * log_q_CV).sum(dim=1)
+                grad_CV /= sum_C1
+                log_q_CV = below_CV.sub_(sum_C1.log())
+                entropy_M[rows] = -torch.linalg.vecdot(grad_CV, log_q_CV)
                 # d(-c H)/d logit_j = c q_j (log q_j + H), beside the likelihood's w q_j
                 factor_CV = log_q_CV.add_(entropy_M[rows, None]).mul_(entropy_coefficient)
                 grad_CV *= factor_CV.add_(coefficient_M[rows, None])
             else:
-                grad_CV *= coefficient_M[rows, None]
+                grad_CV *= coefficient_M[rows, None] / sum_C1
             if grad_hidden_MD is None or grad_weight_VD is None:
                 continue
             grad_CV.scatter_add_(1, target_M[rows, None], -coefficient_M[rows, None].to(float_dtype))
             low_CV = grad_CV.to(weight_VD.dtype)
             grad_hidden_MD[rows] = low_CV @ weight_VD
-            grad_weight_VD += low_CV.T @ hidden_MD[rows]
+            if grad_weight_VD.dtype == low_CV.dtype:
+                grad_weight_VD.addmm_(low_CV.T, hidden_MD[rows])  # no second (V, D) tensor
+            else:
+                grad_weight_VD += low_CV.T @ hidden_MD[rows]
         ctx.save_for_backward(grad_hidden_MD, grad_weight_VD)
         ctx.weight_dtype = weight_VD.dtype
         ctx.mark_non_differentiable(log_prob_M, entropy_M)
@@ -142,5 +163,5 @@ class _WeightedNLL(torch.autograd.Function):
 @torch.no_grad()
 def token_log_probs(hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor) -> Tensor:
     """log q(target) in nats, without a gradient. Shapes: (M, D), (V, D), (M,) -> (M,) float32."""
-    scores = token_scores(hidden_MD, weight_VD, target_M)
-    return scores.logit_M - scores.logsumexp_M
+    scores = token_scores(hidden_MD, weight_VD, target_M, "logsumexp")
+    return scores.logit_M - scores.value_M

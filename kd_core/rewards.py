@@ -16,7 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-ValueKind = Literal["max", "softmax", "logsumexp"]
+from kd_core.lm_head import ValueKind
+
 BaselineKind = Literal["none", "value", "batch_mean", "leave_one_out"]
 TruncatedKind = Literal["drop", "bootstrap"]
 

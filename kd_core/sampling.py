@@ -19,6 +19,7 @@ from kd_core.masking import mask_through_eos, truncated_rows
 from kd_core.t5 import Memory, Model, head_weight
 from kd_core.t5_steps import StepDecoder
 
+BLOCK = 128  # tokens of the vocabulary that are summed before any is looked at
 Choose = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]  # logits, rows, position -> tokens, log-probabilities
 
 
@@ -99,15 +100,38 @@ def draw(logits_RV: Tensor, uniform_R: Tensor, settings: SamplingSettings) -> tu
     """Invert the cumulative distribution at `uniform_R`.
 
     Shapes: (R, V), (R,) in [0, 1) -> (R,) tokens, (R,) log-probabilities under the reshaped, renormalised distribution.
+    The sum runs over blocks of the vocabulary first, then inside the block where the number falls: two short cumulative
+    sums in place of one over V, and one new (R, V) tensor in place of four.
     """
     logits_RC, ids_RC = reshape_logits(logits_RV, settings)
-    log_q_RC = F.log_softmax(logits_RC, dim=1)
-    cumulative_RC = log_q_RC.exp().cumsum_(dim=1)
-    # Scaled by the last entry, which rounding keeps from being exactly 1: every u then falls on a token.
-    threshold_R1 = uniform_R[:, None].to(cumulative_RC.dtype) * cumulative_RC[:, -1:]
-    column_R1 = torch.searchsorted(cumulative_RC, threshold_R1, right=True).clamp_(max=cumulative_RC.shape[1] - 1)
+    largest_R1 = logits_RC.amax(dim=1, keepdim=True)
+    weight_RC = (logits_RC - largest_R1).exp_()
+    candidates = weight_RC.shape[1]
+    whole, rest = divmod(candidates, BLOCK)
+    sum_RN = weight_RC[:, : whole * BLOCK].unflatten(1, (whole, BLOCK)).sum(dim=2)
+    if rest:
+        sum_RN = torch.cat([sum_RN, weight_RC[:, -rest:].sum(dim=1, keepdim=True)], dim=1)
+    cumulative_RN = sum_RN.cumsum(dim=1)
+    total_R1 = cumulative_RN[:, -1:]
+    block_R1, threshold_R1 = _first_above(cumulative_RN, uniform_R[:, None].to(total_R1.dtype) * total_R1)
+    threshold_R1 = threshold_R1 - (cumulative_RN.gather(1, block_R1) - sum_RN.gather(1, block_R1))
+    column_RK = block_R1 * BLOCK + torch.arange(min(BLOCK, candidates), device=block_R1.device)
+    inside_RK = weight_RC.gather(1, column_RK.clamp(max=candidates - 1)).masked_fill_(column_RK >= candidates, 0.0)
+    offset_R1, _ = _first_above(inside_RK.cumsum(dim=1), threshold_R1)
+    column_R1 = column_RK.gather(1, offset_R1)
+    log_q_R1 = logits_RC.gather(1, column_R1) - largest_R1 - total_R1.log()
     token_R1 = column_R1 if ids_RC is None else ids_RC.gather(1, column_R1)
-    return token_R1.squeeze(1), log_q_RC.gather(1, column_R1).squeeze(1)
+    return token_R1.squeeze(1), log_q_R1.squeeze(1)
+
+
+def _first_above(cumulative_RN: Tensor, threshold_R1: Tensor) -> tuple[Tensor, Tensor]:
+    """The first entry above the threshold, which rounding may not lift to the last sum: a weight of 0 is never found.
+
+    Shapes: (R, N) rising, (R, 1) -> (R, 1) index, (R, 1) the threshold as used.
+    """
+    last_R1 = cumulative_RN[:, -1:]
+    threshold_R1 = torch.minimum(threshold_R1, torch.nextafter(last_R1, torch.zeros_like(last_R1)))
+    return torch.searchsorted(cumulative_RN, threshold_R1, right=True), threshold_R1
 
 
 def reshape_logits(logits_RV: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor | None]:
@@ -115,7 +139,9 @@ def reshape_logits(logits_RV: Tensor, settings: SamplingSettings) -> tuple[Tenso
 
     Shapes: (R, V) -> (R, C) logits and, when C candidates were picked out, their (R, C) token ids.
     """
-    logits_RC, ids_RC = full_precision(logits_RV) / settings.temperature, None
+    logits_RC, ids_RC = full_precision(logits_RV), None
+    if settings.temperature != 1:
+        logits_RC = logits_RC / settings.temperature
     vocab_size = logits_RC.shape[1]
     if 0 < settings.top_k < vocab_size:
         logits_RC, ids_RC = logits_RC.topk(settings.top_k, dim=1)

@@ -68,10 +68,7 @@ def judge(
 
 def state_value(scores: TokenScores, settings: RewardSettings) -> Tensor:
     """V(s) of each state, centred like the q-values if these are. Shapes: TokenScores of M states -> (M,)."""
-    raw_M = {"max": scores.max_M, "softmax": scores.expected_M, "logsumexp": scores.logsumexp_M}[settings.value]
-    if raw_M is None:
-        raise ValueError("value softmax needs the expected logit: call token_scores(expected=True)")
-    return raw_M - scores.mean_M if settings.centre else raw_M
+    return scores.value_M - scores.mean_M if settings.centre else scores.value_M
 
 
 def _score(
@@ -79,7 +76,7 @@ def _score(
 ) -> tuple[TokenScores, Layout]:
     hidden_MD, layout = decode(teacher, memory, shift_right(tokens, teacher.config.decoder_start_token_id), mask)
     weight_VD = head_weight(teacher, num_tokens)
-    return token_scores(hidden_MD, weight_VD, layout.pack(tokens), expected=settings.value == "softmax"), layout
+    return token_scores(hidden_MD, weight_VD, layout.pack(tokens), settings.value), layout
 
 
 def _fit(x_BU: Tensor, time: int) -> Tensor:

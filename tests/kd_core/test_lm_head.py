@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from kd_core import lm_head
-from kd_core.lm_head import chunk_rows, token_log_probs, token_scores, weighted_nll
+from kd_core.lm_head import ValueKind, chunk_rows, token_log_probs, token_scores, weighted_nll
 
 M, D, V = 13, 6, 9
 
@@ -30,19 +30,28 @@ def test_chunks_cover_every_row_once() -> None:
 def test_token_scores_equal_full_logits() -> None:
     hidden, weight, target, _ = tensors()
     logits = hidden @ weight.T
-    scores = token_scores(hidden, weight, target, expected=True)
-    expected = {
-        "logit_M": logits[torch.arange(M), target],
-        "mean_M": logits.mean(1),
-        "max_M": logits.max(1).values,
-        "logsumexp_M": logits.exp().sum(1).log(),
-        "expected_M": (logits.softmax(1) * logits).sum(1),
+    values: dict[ValueKind, torch.Tensor] = {
+        "max": logits.max(1).values,
+        "logsumexp": logits.exp().sum(1).log(),
+        "softmax": (logits.softmax(1) * logits).sum(1),
     }
-    for name, value in expected.items():
-        torch.testing.assert_close(getattr(scores, name), value, atol=1e-12, rtol=1e-12, msg=name)
-    assert token_scores(hidden, weight, target).expected_M is None
+    for kind, value in values.items():
+        scores = token_scores(hidden, weight, target, kind)
+        torch.testing.assert_close(scores.value_M, value, atol=1e-12, rtol=1e-12, msg=kind)
+        torch.testing.assert_close(scores.logit_M, logits[torch.arange(M), target], atol=1e-12, rtol=1e-12)
+        torch.testing.assert_close(scores.mean_M, logits.mean(1), atol=1e-12, rtol=1e-12)
     log_q = F.log_softmax(logits, 1)[torch.arange(M), target]
     torch.testing.assert_close(token_log_probs(hidden, weight, target), log_q, atol=1e-12, rtol=1e-12)
+
+
+def test_large_logits_do_not_overflow() -> None:
+    hidden, weight, target, coefficient = tensors(torch.float32)
+    log_q = F.log_softmax(1e4 * hidden @ weight.T, dim=1)[torch.arange(M), target]
+    torch.testing.assert_close(token_log_probs(1e4 * hidden, weight, target), log_q, rtol=1e-5, atol=1e-2)
+    for entropy in (0.0, 0.3):
+        loss, terms = weighted_nll(1e4 * hidden, weight, target, coefficient, entropy)
+        assert loss.isfinite()
+        torch.testing.assert_close(terms.log_prob_M, log_q, rtol=1e-5, atol=1e-2)
 
 
 @pytest.mark.parametrize("entropy", [0.0, 0.3])

@@ -27,7 +27,7 @@ def scored(kind: str, *, centre: bool, shift: torch.Tensor | None = None) -> dic
         logits = logits + shift[:, :, None]
     chosen = RewardSettings(value=kind, centre=centre)  # type: ignore[arg-type]
     flat, head = logits.flatten(0, 1), torch.eye(V, dtype=torch.float64)
-    scores = token_scores(flat, head, tokens.flatten(), expected=True)
+    scores = token_scores(flat, head, tokens.flatten(), chosen.value)
     q_value = scores.logit_M - scores.mean_M if centre else scores.logit_M
     q_value, value = q_value.view(B, T + 1), state_value(scores, chosen).view(B, T + 1)
     return {

@@ -46,6 +46,17 @@ def test_draws_follow_the_distribution() -> None:
     torch.testing.assert_close(log_prob, logits.log_softmax(0)[token])
 
 
+@pytest.mark.parametrize("vocab_size", [1, 2, 127, 128, 129, 300, 1000])
+def test_a_draw_is_the_first_token_whose_cumulative_probability_exceeds_the_number(vocab_size: int) -> None:
+    logits = 3 * torch.randn((500, vocab_size), generator=rng(), dtype=torch.float64)
+    uniform = torch.rand(500, generator=rng(1), dtype=torch.float64)
+    token, log_prob = draw(logits, uniform, SamplingSettings())
+    for row in range(500):
+        cumulative = logits[row].softmax(0).cumsum(0)
+        assert token[row] == int((cumulative <= uniform[row]).sum().clamp(max=vocab_size - 1))
+    torch.testing.assert_close(log_prob, logits.log_softmax(1).gather(1, token[:, None]).squeeze(1))
+
+
 @pytest.mark.parametrize(
     ("settings", "allowed"),
     [
@@ -74,11 +85,12 @@ def test_temperature_divides_the_logits() -> None:
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1.0 - 2**-24])
-def test_the_ends_of_the_unit_interval_fall_on_tokens(uniform: float) -> None:
-    logits = torch.full((1, 7), -3.0)
-    logits[0, 0] = logits[0, -1] = float("-inf")  # a token of probability 0 is never drawn, not even at the ends
+@pytest.mark.parametrize(("vocab_size", "impossible"), [(7, 1), (256, 1), (400, 130), (384, 130)])
+def test_the_ends_of_the_unit_interval_fall_on_tokens(uniform: float, vocab_size: int, impossible: int) -> None:
+    logits = torch.full((1, vocab_size), -3.0)
+    logits[0, :impossible] = logits[0, -impossible:] = float("-inf")  # never drawn, not even at the ends
     token, log_prob = draw(logits, torch.tensor([uniform]), SamplingSettings())
-    assert 1 <= token.item() <= 5
+    assert impossible <= token.item() < vocab_size - impossible
     assert log_prob.isfinite().all()
 
 
