@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,32 +39,15 @@ def run() -> Iterator[dict[str, Any]]:
 
 
 def measure(bench: Bench) -> Iterator[dict[str, Any]]:
-    """Check that one update gives the same tokens, loss and weights, then time updates, and their parts, in turn."""
+    """Check in float64 that one update gives the same tokens, loss and weights; time it in float32, and its parts.
+
+    In float32 two sums over 32,128 probabilities round differently, and a few draws in a hundred fall on a neighbour.
+    """
     settings, rows = settings_of(bench), torch.arange(ROWS)
-    sources = Sources(bench.sources, bench.sources)
     source, mask = bench.sources.batch(rows, 0)
-
-    def both() -> tuple[Any, Any]:
-        state = TrainState.start(copy.deepcopy(bench.student), settings.optimizer)
-        student = copy.deepcopy(bench.student)
-        optimizer = torch.optim.Adam(student.parameters(), lr=1e-4, fused=True)
-        collector = Collector(state.model, bench.teacher, sources, settings, None)
-        seeds = iter(range(10**6)), iter(range(10**6))
-
-        def ours() -> tuple[Experience, float]:
-            part, memory = collector.collect(rows, next(seeds[0]), True)
-            values = _update(state, [part], [memory], collector, settings)
-            return part, values["loss"]
-
-        def reference() -> tuple[torch.Tensor, float]:
-            uniform = torch.rand((ROWS, bench.max_new_tokens), generator=torch.Generator().manual_seed(next(seeds[1])))
-            return reference_llmr.update(student, bench.teacher, optimizer, source, mask, uniform)
-
-        return (state.model, ours), (student, reference)
-
-    (mine, ours), (stock, reference) = both()
-    (part, loss), (tokens, stock_loss) = ours(), reference()
-    check(part, tokens, loss, stock_loss, mine, stock)
+    check(bench, settings)
+    ours, reference, _ = updates(bench, settings)
+    (part, _), _ = ours(), reference()
     sizes = {
         "rows": ROWS,
         "vocabulary": bench.teacher.config.vocab_size,
@@ -109,10 +93,37 @@ def parts(
     }
 
 
-def check(part: Experience, tokens: Any, loss: float, stock_loss: float, mine: Any, stock: Any) -> None:
-    """Raise AssertionError unless tokens, loss and updated weights agree."""
+def updates(bench: Bench, settings: LLMRSettings) -> tuple[Callable[[], Any], Callable[[], Any], tuple[Any, Any]]:
+    """Our update and the reference's, each of its own copy of the student, and these copies."""
+    rows = torch.arange(ROWS)
+    source, mask = bench.sources.batch(rows, 0)
+    state = TrainState.start(copy.deepcopy(bench.student), settings.optimizer)
+    student = copy.deepcopy(bench.student)
+    optimizer = torch.optim.Adam(student.parameters(), lr=settings.optimizer.learning_rate, fused=True)
+    collector = Collector(state.model, bench.teacher, Sources(bench.sources, bench.sources), settings, None)
+    seeds = iter(range(10**6)), iter(range(10**6))
+
+    def ours() -> tuple[Experience, float]:
+        part, memory = collector.collect(rows, next(seeds[0]), True)
+        values = _update(state, [part], [memory], collector, settings)
+        return part, values["loss"]
+
+    def reference() -> tuple[torch.Tensor, float]:
+        uniform = torch.rand((ROWS, bench.max_new_tokens), generator=torch.Generator().manual_seed(next(seeds[1])))
+        return reference_llmr.update(student, bench.teacher, optimizer, source, mask, uniform)
+
+    return ours, reference, (state.model, student)
+
+
+def check(bench: Bench, settings: LLMRSettings) -> None:
+    """Raise AssertionError unless tokens, loss and updated weights agree in float64."""
+    exact = replace(bench, teacher=copy.deepcopy(bench.teacher).double(), student=copy.deepcopy(bench.student).double())
+    ours, reference, (mine, stock) = updates(exact, settings)
+    with reference_llmr.exact_layer_norm():
+        (part, loss), (tokens, stock_loss) = ours(), reference()
     width = min(tokens.shape[1], part.tokens_BT.shape[1])
-    assert torch.equal(part.tokens_BT[:, :width] * part.mask_BT[:, :width], tokens[:, :width] * part.mask_BT[:, :width])
-    assert abs(loss - stock_loss) < 1e-4 * max(1.0, abs(stock_loss)), (loss, stock_loss)
+    real = part.mask_BT[:, :width]
+    assert torch.equal(part.tokens_BT[:, :width] * real, tokens[:, :width] * real), "tokens differ"
+    assert abs(loss - stock_loss) < 1e-6 * max(1.0, abs(stock_loss)), (loss, stock_loss)
     for (name, a), b in zip(mine.named_parameters(), stock.parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3, msg=name)
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6, msg=name)

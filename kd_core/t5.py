@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+WIDTH = 16  # attention is padded to a multiple of it: 15 positions cost three times what 16 do
+
 Model = Any  # transformers.T5ForConditionalGeneration and its mT5 twin; transformers ships no types
 
 
@@ -34,6 +36,11 @@ class Layout:
         """Layout of a right-padded batch. Shapes: (B, S) bool -> Layout."""
         index_N = mask_BS.flatten().nonzero().squeeze(1)
         return cls(index_N, mask_BS, packed=index_N.numel() < mask_BS.numel())
+
+    def widened(self) -> "Layout":
+        """The same tokens in the same order, in rows as long as attention likes them."""
+        excess = -self.mask_BS.shape[1] % WIDTH
+        return Layout.of(F.pad(self.mask_BS, (0, excess))) if excess else self
 
     def pack(self, padded_BSX: Tensor) -> Tensor:
         """(B, S, ...) -> (N, ...)."""
@@ -84,11 +91,13 @@ def key_mask(mask_BS: Tensor, dtype: torch.dtype) -> Tensor:
 def encode(model: Model, ids_BS: Tensor, mask_BS: Tensor) -> Memory:
     """Encoder hidden states of right-padded sources.
 
-    Shapes: (B, S) ids, (B, S) bool -> Memory with (N, D). Same numbers as `model.encoder` at the real tokens.
+    Shapes: (B, S) ids, (B, S) bool -> Memory with (N, D), its layout as wide as attention wants it. Same numbers as
+    `model.encoder` at the real tokens.
     """
     stack, layout = model.encoder, Layout.of(mask_BS)
     x_ND = _dropout(F.embedding(layout.pack(ids_BS), stack.embed_tokens.weight), stack.dropout)
-    bias_BHSS = _position_bias(stack, ids_BS.shape[1], x_ND) + key_mask(mask_BS, x_ND.dtype)
+    layout = layout.widened()
+    bias_BHSS = _position_bias(stack, layout.mask_BS.shape[1], x_ND) + key_mask(layout.mask_BS, x_ND.dtype)
     for block in stack.block:
         x_ND = _self_attention(x_ND, block.layer[0], layout, bias_BHSS)
         x_ND = feed_forward(x_ND, block.layer[1])
@@ -103,13 +112,14 @@ def decode(model: Model, memory: Memory, input_ids_BT: Tensor, mask_BT: Tensor) 
     """
     stack, layout = model.decoder, Layout.of(mask_BT)
     x_MD = _dropout(F.embedding(layout.pack(input_ids_BT), stack.embed_tokens.weight), stack.dropout)
-    length = input_ids_BT.shape[1]
+    wide = layout.widened()
+    length = wide.mask_BS.shape[1]
     future_TT = torch.ones((length, length), dtype=torch.bool, device=x_MD.device).triu(1)
     bias_HTT = _position_bias(stack, length, x_MD).masked_fill(future_TT, torch.finfo(x_MD.dtype).min)
     memory_bias = key_mask(memory.layout.mask_BS, x_MD.dtype)
     for block in stack.block:
-        x_MD = _self_attention(x_MD, block.layer[0], layout, bias_HTT)
-        x_MD = _cross_attention(x_MD, block.layer[1], layout, memory, memory_bias)
+        x_MD = _self_attention(x_MD, block.layer[0], wide, bias_HTT)
+        x_MD = _cross_attention(x_MD, block.layer[1], wide, memory, memory_bias)
         x_MD = feed_forward(x_MD, block.layer[2])
     return scale_for_head(model, _dropout(rms_norm(x_MD, stack.final_layer_norm), stack.dropout)), layout
 

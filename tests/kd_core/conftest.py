@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
-from transformers.models.t5.modeling_t5 import T5LayerNorm
+
+from benchmarks import reference_llmr
 
 torch.set_num_threads(1)  # tensors this small only lose by being shared out
 
@@ -35,13 +36,10 @@ def tiny_t5(
 
 
 @pytest.fixture
-def exact_layer_norm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stock layer norm takes its variance in float32; in float64 it can be compared to the last digits."""
-
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-
-    monkeypatch.setattr(T5LayerNorm, "forward", forward)
+def exact_layer_norm() -> Iterator[None]:
+    """The stock model in full float64."""
+    with reference_llmr.exact_layer_norm():
+        yield
 
 
 @pytest.fixture
