@@ -36,7 +36,7 @@ def measure(bench: Bench) -> Iterator[dict[str, Any]]:
         "bare forward, unpadded": bare_pass(bench.teacher, source, mask, tokens, real),
         "bare forward, transformers": stock_pass(bench.teacher, source, mask, tokens),
     }
-    sizes = {"rows": ROWS, "vocabulary": bench.teacher.config.vocab_size}
+    sizes = {"rows": len(tokens), "vocabulary": bench.teacher.config.vocab_size}
     sizes |= {"real_tokens": int(real.sum()), "max_new_tokens": bench.max_new_tokens}
     for value in VALUES:
         ours = partial(
@@ -56,12 +56,16 @@ def measure(bench: Bench) -> Iterator[dict[str, Any]]:
 
 @torch.no_grad()
 def rollouts(bench: Bench) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Sources with mask, and the student's samples with mask and truncation."""
+    """Sources with mask, and the student's samples that ended, with mask and truncation.
+
+    Where a truncated output is bootstrapped, the value of one state more is asked for: not what is compared here.
+    """
     source, mask = bench.sources.batch(torch.arange(ROWS), 0)
     memory = encode(bench.student, source, mask)
     generator = torch.Generator().manual_seed(0)
     drawn = sample(bench.student, memory, SamplingSettings(max_new_tokens=bench.max_new_tokens), generator)
-    return source, mask, drawn.tokens_BT, drawn.mask_BT, drawn.truncated_B
+    ended = ~drawn.truncated_B
+    return source[ended], mask[ended], drawn.tokens_BT[ended], drawn.mask_BT[ended], drawn.truncated_B[ended]
 
 
 def bare_pass(teacher: Any, source: Tensor, mask: Tensor, tokens: Tensor, real: Tensor) -> Callable[[], object]:
@@ -71,7 +75,9 @@ def bare_pass(teacher: Any, source: Tensor, mask: Tensor, tokens: Tensor, real: 
     def forward() -> object:
         hidden, _ = decode(teacher, encode(teacher, source, mask), shift_right(tokens, 0), real)
         weight = head_weight(teacher)
-        return [F.linear(hidden[rows], weight) for rows in chunk_rows(len(hidden), len(weight))][-1]
+        for rows in chunk_rows(len(hidden), len(weight)):
+            logits = F.linear(hidden[rows], weight)
+        return logits
 
     return forward
 
