@@ -54,7 +54,7 @@ def test_the_edited_file_is_named(project: Path, tmp_path: Path) -> None:
 def test_comments_docstrings_and_layout_change_nothing(project: Path) -> None:
     before = identities()
     path = project / "kd_core" / "rewards.py"
-    edit(path, "ValueKind = Literal", "# a comment\n\n\nValueKind = Literal")
+    edit(path, "BaselineKind = Literal", "# a comment\n\n\nBaselineKind = Literal")
     edit(path, '"""LLMR\'s reward:', '"""Another word on the reward:')
     edit(path, '    """G_t / reward_scale, clipped', '    """Scaled, then clipped')
     edit(path, "    return scaled_BT.clamp(", "    return  scaled_BT . clamp(")
