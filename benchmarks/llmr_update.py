@@ -22,7 +22,7 @@ LARGE_VOCABULARY = 32_128  # T5's
 
 
 def settings_of(bench: Bench) -> LLMRSettings:
-    """The demo's reward with the value baseline; nothing dropped, so that both count the same tokens."""
+    """The paper's reward with the value baseline; nothing dropped, so that both count the same tokens."""
     return LLMRSettings(
         steps=10**6,
         sampling=SamplingSettings(max_new_tokens=bench.max_new_tokens),
