@@ -52,11 +52,11 @@ def set_trainable(model: Model, what: Trainable) -> list[torch.nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-@torch.no_grad()
 def trunk(model: Model, ids_BH: Tensor) -> Trunk:
     """The states below the last block. Shapes: (B, H) ids -> Trunk.
 
-    Raises ValueError for a context longer than the model has positions.
+    Where these blocks are frozen, no gradient is recorded. Raises ValueError for a context longer than the model has
+    positions.
     """
     x_BHD = embed(model, ids_BH)
     for block in model.transformer.h[:-1]:

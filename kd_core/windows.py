@@ -1,0 +1,77 @@
+"""Exact windows over a text, and the student's free running from them.
+
+Shape legend: N tokens of a text, B trajectories, H context tokens, T steps, M windows, D model width, V vocabulary.
+
+A window is H tokens at positions 0 to H-1 and the token that follows. Free running starts at a true window and slides:
+each step drops the oldest token and takes in what the student wrote, while the true text goes on beside it. That gives
+both what DaD-DAgger adds to its data (the student's context, the true next token) and the free-running cross-entropy.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd_core.gpt_neo import Model, Trunk, last_hidden, trunk
+from kd_core.lm_head import full_precision
+from kd_core.sampling import SamplingSettings, draw
+
+
+def window_targets(num_tokens: int, context: int, stride: int = 1) -> Tensor:
+    """Positions in the text that a window predicts: each has `context` tokens before it. Shapes: -> (M,).
+
+    Raises ValueError for a text without a single window.
+    """
+    if num_tokens <= context:
+        raise ValueError(f"a text of {num_tokens} tokens has no window of {context} tokens and one to predict")
+    return torch.arange(context, num_tokens, stride)
+
+
+def trajectory_starts(num_tokens: int, context: int, horizon: int, stride: int) -> Tensor:
+    """Where trajectories of context + horizon tokens start. Shapes: -> (B,).
+
+    A stride of context + horizon cuts the text into pieces, as Algorithm 1 reads; a stride of `horizon` predicts every
+    token once. Raises ValueError for a text shorter than one trajectory.
+    """
+    if num_tokens < context + horizon:
+        raise ValueError(
+            f"a text of {num_tokens} tokens is shorter than one trajectory: context {context} + horizon {horizon}"
+        )
+    return torch.arange(0, num_tokens - context - horizon + 1, stride)
+
+
+def contexts(text_N: Tensor, target_M: Tensor, context: int) -> Tensor:
+    """The tokens before each target. Shapes: (N,), (M,) positions -> (M, H)."""
+    return text_N[target_M[:, None] - context + torch.arange(context, device=target_M.device)]
+
+
+@dataclass(frozen=True)
+class FreeStep:
+    """One step of free running in B trajectories."""
+
+    context_BH: Tensor  # what the student sees: the true text at step 0, more and more of its own after
+    below: Trunk  # what its frozen part makes of that: need not be computed again to train on these windows
+    nll_B: Tensor  # -log q of the true next token, in nats
+    token_B: Tensor  # what it writes instead
+
+
+@torch.no_grad()
+def free_run(
+    model: Model, context_BH: Tensor, true_BT: Tensor, uniform_BT: Tensor, settings: SamplingSettings
+) -> Iterator[FreeStep]:
+    """The student runs free for T steps from true contexts, one `FreeStep` a step.
+
+    Shapes: (B, H) ids, (B, T) the text that goes on, (B, T) uniform numbers in [0, 1) that choose the tokens. Source:
+    DaD-DAgger, Algorithm 1 (rollout), and its free-running cross-entropy.
+    """
+    weight_VD = model.lm_head.weight
+    for step in range(true_BT.shape[1]):
+        below = trunk(model, context_BH)
+        logits_BV = F.linear(last_hidden(model, below), weight_VD)
+        true_B = true_BT[:, step]
+        nll_B = F.cross_entropy(full_precision(logits_BV), true_B, reduction="none")
+        token_B, _ = draw(logits_BV, uniform_BT[:, step], settings)
+        yield FreeStep(context_BH, below, nll_B, token_B)
+        context_BH = torch.cat([context_BH[:, 1:], token_B[:, None]], dim=1)
