@@ -28,6 +28,9 @@ class TeacherLabels(Protocol):
     def probabilities(self, rows: slice, vocab_size: int) -> Tensor:
         """p of some predictions. Shapes: C rows -> (C, V), float32 or better."""
 
+    def of(self, index_B: Tensor) -> "TeacherLabels":
+        """The labels of a batch. Shapes: (B,) row numbers -> labels of B predictions."""
+
 
 @dataclass(frozen=True)
 class HiddenLabels:
@@ -40,6 +43,10 @@ class HiddenLabels:
         """See `TeacherLabels`."""
         logits_CV = F.linear(self.hidden_ME[rows].to(self.weight_VE.dtype), self.weight_VE[:vocab_size])
         return full_precision(logits_CV).softmax(dim=1)
+
+    def of(self, index_B: Tensor) -> "HiddenLabels":
+        """See `TeacherLabels`."""
+        return HiddenLabels(self.hidden_ME[index_B], self.weight_VE)
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,10 @@ class TopKLabels:
         even_CV = (tail_C1 / others).repeat(1, vocab_size)
         return even_CV.scatter(1, self.ids_MK[rows].long(), top_CK)
 
+    def of(self, index_B: Tensor) -> "TopKLabels":
+        """See `TeacherLabels`."""
+        return TopKLabels(self.ids_MK[index_B], self.log_prob_MK[index_B])
+
 
 @dataclass(frozen=True)
 class SampledLabels:
@@ -70,6 +81,10 @@ class SampledLabels:
         count_CK = self.count_MK[rows].float()
         share_CK = count_CK / count_CK.sum(dim=1, keepdim=True)
         return share_CK.new_zeros((len(share_CK), vocab_size)).scatter_add_(1, self.ids_MK[rows].long(), share_CK)
+
+    def of(self, index_B: Tensor) -> "SampledLabels":
+        """See `TeacherLabels`."""
+        return SampledLabels(self.ids_MK[index_B], self.count_MK[index_B])
 
 
 @dataclass(frozen=True)
