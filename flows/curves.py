@@ -11,7 +11,7 @@ MOST_PANELS = 9
 def curves_png(training_log: Path, title: str) -> bytes:
     """A PNG with one small plot per metric of the log (step int64, metric string, value float64), against the step.
 
-    Raises ValueError for a log without rows.
+    Validation comes first; what never changed is said in the title, not drawn. Raises ValueError for an empty log.
     """
     import pyarrow.parquet as pq
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -25,12 +25,17 @@ def curves_png(training_log: Path, title: str) -> bytes:
         values.append(value)
     if not points:
         raise ValueError(f"{training_log} has no rows")
-    shown = sorted(points, key=lambda metric: not metric.startswith("validation"))[:MOST_PANELS]  # what counts, first
+    constant = {
+        metric: values[0] for metric, (_, values) in points.items() if len(values) > 1 and len(set(values)) == 1
+    }
+    moving = [metric for metric in points if metric not in constant] or list(points)
+    shown = sorted(moving, key=lambda metric: not metric.startswith("validation"))[:MOST_PANELS]  # what counts, first
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(3.6 * columns, 2.3 * rows + 0.4), dpi=110, layout="constrained")
+    figure = Figure(figsize=(3.6 * columns, 2.3 * rows + 0.4), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)  # no window system, and no pyplot state shared with others
-    figure.suptitle(title, fontsize=11)
+    still = ", ".join(f"{metric} {value:g}" for metric, value in constant.items())
+    figure.suptitle(f"{title}\nthroughout: {still}" if still else title, fontsize=11)
     for number, metric in enumerate(shown, start=1):
         panel = figure.add_subplot(rows, columns, number)
         panel.plot(*points[metric], linewidth=1.2, color="#3b6fb6", marker="." if len(points[metric][0]) < 30 else "")

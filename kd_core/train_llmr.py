@@ -282,16 +282,28 @@ def summary(experience: list[Experience]) -> dict[str, float]:
 def validate(
     student: Model, teacher: Model, sources: Sources, settings: LLMRSettings, num_tokens: int | None
 ) -> dict[str, float]:
-    """Mean reward per token of the student's greedy validation outputs; truncated ones bootstrapped, not dropped."""
+    """Mean reward per token of what the student writes for validation inputs, greedily and by plain sampling.
+
+    Plain: from its whole distribution, as Eq. 1 has it, whatever the rollouts' top_k, top_p and temperature are; with
+    the same random numbers every time. Truncated outputs are bootstrapped, not dropped.
+    """
     judging = replace(settings, reward=replace(settings.reward, truncated="bootstrap"))
     collector = Collector(student, teacher, sources, judging, num_tokens)
-    reward, tokens, rows = 0.0, 0, min(settings.validation_rows, len(sources.student))
-    for index in torch.arange(rows).split(64):
-        rollout = greedy(student, collector.encode(index), settings.sampling.max_new_tokens, num_tokens=num_tokens)
-        judged = collector.judge(index, rollout)
-        reward += float(judged.reward_BT.sum())
-        tokens += int(judged.mask_BT.sum())
-    return {"validation_reward": reward / tokens, "validation_length": tokens / rows}
+    plain = SamplingSettings(max_new_tokens=settings.sampling.max_new_tokens)
+    rows = min(settings.validation_rows, len(sources.student))
+    totals = {"validation": [0.0, 0], "validation_sampled": [0.0, 0]}
+    for number, index in enumerate(torch.arange(rows).split(64)):
+        memory = collector.encode(index)
+        generator = torch.Generator(student.device).manual_seed(number)
+        for name, rollout in (
+            ("validation", greedy(student, memory, plain.max_new_tokens, num_tokens=num_tokens)),
+            ("validation_sampled", sample(student, memory, plain, generator, num_tokens=num_tokens)),
+        ):
+            judged = collector.judge(index, rollout)
+            totals[name][0] += float(judged.reward_BT.sum())
+            totals[name][1] += int(judged.mask_BT.sum())
+    rewards = {f"{name}_reward": reward / tokens for name, (reward, tokens) in totals.items()}
+    return rewards | {"validation_length": totals["validation"][1] / rows}
 
 
 def _groups(part: Experience) -> Tensor:
