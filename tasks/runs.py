@@ -79,7 +79,8 @@ def process_start(pid: int) -> str:
     """When a process began, in the system's own count; empty if there is no such process."""
     try:
         # after the command's closing bracket, which may itself hold spaces: field 22 of the line, 20th from there
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] in ("Z", "X") else fields[19]  # dead, but its parent has not asked how it ended
     except (OSError, IndexError):
         return _process_start_elsewhere(pid)
 
