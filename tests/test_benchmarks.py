@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as bench
-from benchmarks import common, llmr_update, memory, scoring
+from benchmarks import common, dad_dagger, llmr_update, memory, scoring
 from kd_core.batching import TokenRows
 from kd_core.models import T5Shape, build_t5
 
@@ -49,3 +49,13 @@ def test_an_unknown_benchmark_names_those_there_are(capsys: pytest.CaptureFixtur
     said = capsys.readouterr().err
     for name in ("llmr_update", "memory", "scoring", "store_overhead", "import_time"):
         assert name in said
+
+
+def test_algorithm_1_has_the_losses_of_the_literal_version() -> None:
+    torch.set_num_threads(1)
+    shape = {"vocab_size": 40, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "attention_types": [[["global"], 2]]}
+    text = torch.randint(0, 40, (60,), generator=torch.Generator().manual_seed(0))
+    case = dad_dagger.Case(dad_dagger.gpt_neo(0, **shape), dad_dagger.gpt_neo(1, **shape), text, context=8)
+    lines = list(dad_dagger.measure(case))
+    assert [line["unit"] for line in lines] == ["s", "TFLOP", "of the matrix rate"]
+    assert lines[1]["sizes"]["updates"] == 4 * (2 + 3)  # 52 true windows, then 3 trajectories of 9 more

@@ -1,0 +1,162 @@
+"""The whole of Algorithm 1 at GPT-Neo-125M's shape against the literal version: same windows, same losses.
+
+Random weights, `WINDOWS` true windows of a random text, 2 rounds of 4 epochs. FLOPs are counted by PyTorch, and the
+machine's matrix rate is that of a large product measured in the same process.
+"""
+
+import copy
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+from benchmarks import reference_dad_dagger
+from benchmarks.common import line
+from kd_core.dad_dagger import aggregate
+from kd_core.gpt_neo import Trunk, next_hidden, set_trainable, trunk
+from kd_core.soft_targets import HiddenLabels
+from kd_core.train_windows import Windows, WindowTrainingSettings, train_windows
+from kd_core.training import OptimizerSettings, TrainState
+from kd_core.windows import contexts, trajectory_starts, window_targets
+
+CONTEXT, HORIZON, ROUNDS, EPOCHS, BATCH, ALPHA = 128, 10, 2, 4, 32, 0.5
+WINDOWS = 192
+SETTINGS = WindowTrainingSettings(
+    alpha=ALPHA, epochs=EPOCHS, patience=0, batch_rows=BATCH, optimizer=OptimizerSettings(learning_rate=2.5e-5)
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A student, a teacher of the same shape, and a text."""
+
+    student: Any
+    teacher: Any
+    text: Tensor
+    context: int = CONTEXT
+
+    @property
+    def starts(self) -> Tensor:
+        """Trajectories side by side, as Algorithm 1 reads."""
+        return trajectory_starts(len(self.text), self.context, HORIZON, self.context + HORIZON)
+
+
+def gpt_neo(seed: int, **shape: Any) -> Any:
+    """GPT-Neo-125M's shape unless told otherwise; random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GPTNeoForCausalLM(GPTNeoConfig(**_NEO_125M | shape)).eval()
+
+
+_NEO_125M = {
+    "vocab_size": 50_257,
+    "hidden_size": 768,
+    "num_layers": 12,
+    "num_heads": 12,
+    "attention_types": [[["global", "local"], 6]],
+    "max_position_embeddings": 2048,
+}
+
+
+def run() -> Iterator[dict[str, Any]]:
+    """Seconds, FLOPs and the share of the machine's matrix rate."""
+    text = torch.randint(0, 50_257, (CONTEXT + WINDOWS,), generator=torch.Generator().manual_seed(0))
+    yield from measure(Case(gpt_neo(0), gpt_neo(1), text))
+
+
+def measure(case: Case) -> Iterator[dict[str, Any]]:
+    """Run both once: the losses must agree before a number is given."""
+    (ours, seconds, flops), (theirs, reference_seconds, reference_flops) = clocked(fast, case), clocked(literal, case)
+    if not np.allclose(ours, theirs, atol=1e-3, rtol=1e-4):
+        raise AssertionError(f"losses differ by up to {np.abs(np.subtract(ours, theirs)).max()}")
+    rate = matrix_rate()
+    sizes = {"parameters": case.student.num_parameters(), "true_windows": len(case.text) - case.context}
+    sizes |= {"rounds": ROUNDS, "epochs": EPOCHS, "context": case.context, "updates": len(ours)}
+    yield line("dad_dagger", seconds, reference_seconds, "s", what="Algorithm 1", **sizes)
+    yield line("dad_dagger", flops / 1e12, reference_flops / 1e12, "TFLOP", what="counted", **sizes)
+    shares = flops / seconds / rate, reference_flops / reference_seconds / rate
+    yield line("dad_dagger", *shares, "of the matrix rate", what=f"of {rate / 1e9:.0f} GFLOP/s", **sizes)
+
+
+def clocked(algorithm: Any, case: Case) -> tuple[list[float], float, float]:
+    """Losses, seconds and counted FLOPs; counting costs microseconds an operation, and both are counted."""
+    begun = time.perf_counter()
+    with FlopCounterMode(display=False) as counter:
+        losses = algorithm(case)
+    return losses, time.perf_counter() - begun, float(counter.get_total_flops())
+
+
+def fast(case: Case) -> list[float]:
+    """Ours: the trunk and the labels once a window, one query of the last block a window and epoch."""
+    student, head = copy.deepcopy(case.student), case.teacher.lm_head.weight
+    set_trainable(student, "last_block")
+    targets = window_targets(len(case.text), case.context)
+    seen, true = contexts(case.text, targets, case.context), case.text[targets]
+    below, answered = _below(student, seen), _answers(case.teacher, seen)
+    losses = []
+    for iteration in range(ROUNDS):
+        data = Windows(below, true, HiddenLabels(answered, head))
+        few = Windows(below.rows(torch.arange(1)), true[:1], HiddenLabels(answered[:1], head))
+        state = TrainState.start(student, SETTINGS.optimizer)
+        losses += [row.values["loss"] for row in train_windows(state, data, few, SETTINGS, iteration)]
+        if iteration + 1 < ROUNDS:
+            for part in aggregate(student, case.text, case.starts, case.context, HORIZON, iteration):
+                below = Trunk(*(torch.cat(pair) for pair in zip(_parts(below), _parts(part.below), strict=True)))
+                true = torch.cat([true, part.target_M])
+                answered = torch.cat([answered, _answers(case.teacher, part.context_MH)])
+    return losses
+
+
+def literal(case: Case) -> list[float]:
+    """The reference, with the same order of windows and the same random numbers."""
+    student = copy.deepcopy(case.student)
+    trained = set_trainable(student, "last_block")
+    targets = window_targets(len(case.text), case.context)
+    seen, true = contexts(case.text, targets, case.context), case.text[targets]
+    answered, losses = reference_dad_dagger.answers(case.teacher, seen), []
+    for iteration in range(ROUNDS):
+        optimizer = torch.optim.Adam(trained, lr=SETTINGS.optimizer.learning_rate, fused=True)
+        orders = [np.random.default_rng([iteration, epoch]).permutation(len(true)) for epoch in range(EPOCHS)]
+        batches = [index for order in orders for index in torch.from_numpy(order).split(BATCH)]
+        losses += reference_dad_dagger.train(student, optimizer, seen, true, answered, ALPHA, batches)
+        if iteration + 1 < ROUNDS:
+            first = contexts(case.text, case.starts + case.context, case.context)
+            uniform = torch.rand((len(first), HORIZON), generator=torch.Generator().manual_seed(iteration))
+            windows = torch.stack(reference_dad_dagger.roll_out(student, first, uniform), 1).flatten(0, 1)
+            after = torch.stack([case.text[case.starts + case.context + step] for step in range(1, HORIZON)], 1)
+            seen, true = torch.cat([seen, windows]), torch.cat([true, after.flatten()])
+            answered = torch.cat([answered, reference_dad_dagger.answers(case.teacher, windows)])
+    return losses
+
+
+def matrix_rate(size: int = 2048) -> float:
+    """FLOP/s of a large float32 product here and now."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    best = min(_seconds(lambda: a @ b) for _ in range(5))
+    return 2 * size**3 / best
+
+
+def _seconds(call: Any) -> float:
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
+
+
+def _parts(below: Trunk) -> tuple[Tensor, Tensor]:
+    return below.normed_BHD, below.last_BD
+
+
+def _below(student: Any, windows: Tensor) -> Trunk:
+    parts = [trunk(student, part) for part in windows.split(BATCH)]
+    return Trunk(torch.cat([part.normed_BHD for part in parts]), torch.cat([part.last_BD for part in parts]))
+
+
+@torch.no_grad()
+def _answers(teacher: Any, windows: Tensor) -> Tensor:
+    return torch.cat([next_hidden(teacher, part) for part in windows.split(BATCH)])
