@@ -8,6 +8,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 WIDEST = 100
@@ -16,6 +17,14 @@ WIDEST = 100
 def width() -> int:
     """Columns to write to: the terminal's, 80 where there is none, at most 100."""
     return min(shutil.get_terminal_size((80, 24)).columns, WIDEST)
+
+
+def program() -> str:
+    """What to type to call this program again: `distill`, or its path where it is not on the PATH."""
+    if shutil.which("distill") or Path(sys.argv[0]).name != "distill":
+        return "distill"
+    path = Path(sys.argv[0]).absolute()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> None:

@@ -85,9 +85,10 @@ def show_results(name: str, run_id: str, evaluation: Path, root: Path) -> None:
     show.heading("Where")
     show.labelled([("results", str(root / "results.duckdb")), ("artifacts", str(root / "artifacts")), ("run", run_id)])
     show.heading("Try next")
-    print('distill sql "select method, metric, value, low, high from metrics"')
-    print(f"distill export {name} ./{name}-student")
-    print(f"distill run {name} --seed 1")
+    distill = show.program()
+    print(f'{distill} sql "select method, metric, value, low, high from metrics"')
+    print(f"{distill} export {name} ./{name}-student")
+    print(f"{distill} run {name} --seed 1")
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ QUERIES = re.findall(r"```sql\n(.*?)```", PAGE, flags=re.DOTALL)
 SHOWN = {
     sql
     for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("flows/*.py"))
-    for sql in re.findall(r'distill sql (?:--\S+ \S+ )?"([^"\\]+)', path.read_text())
+    for sql in re.findall(r'(?:distill|{distill}) sql (?:--\S+ \S+ )?"([^"\\]+)', path.read_text())
 }
 
 

@@ -122,3 +122,23 @@ def test_an_answer_is_csv_or_json_on_request(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == 'name,value\n"a, b",1.5\n,2.0\n'
     show.answer(rows, "json")
     assert json.loads(capsys.readouterr().out) == [{"name": "a, b", "value": 1.5}, {"name": None, "value": 2.0}]
+
+
+def test_what_to_try_next_can_be_typed_as_it_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / ".venv" / "bin" / "distill"
+    path.parent.mkdir(parents=True)
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    monkeypatch.setattr("sys.argv", [str(path), "run", "x"])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert show.program() == ".venv/bin/distill"
+    monkeypatch.chdir(tmp_path / ".venv")
+    assert show.program() == "bin/distill"
+    monkeypatch.chdir("/")
+    assert show.program() == str(path).removeprefix("/")
+    monkeypatch.setenv("PATH", str(path.parent))
+    assert show.program() == "distill"
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr("sys.argv", ["/somewhere/pytest"])
+    assert show.program() == "distill"
