@@ -75,3 +75,39 @@ def free_run(
         token_B, _ = draw(logits_BV, uniform_BT[:, step], settings)
         yield FreeStep(context_BH, below, nll_B, token_B)
         context_BH = torch.cat([context_BH[:, 1:], token_B[:, None]], dim=1)
+
+
+@dataclass(frozen=True)
+class FreeRunning:
+    """What free running over a text showed. Step 0 still sees the true text alone."""
+
+    nll_BT: Tensor  # -log q of the true token at each step, in nats; its mean is the free-running cross-entropy
+    left_BT: Tensor  # whether the student wrote another token than the text has
+
+
+def free_running(
+    model: Model,
+    text_N: Tensor,
+    start_B: Tensor,
+    context: int,
+    horizon: int,
+    seed: int,
+    *,
+    sampling: SamplingSettings,
+    batch_rows: int = 64,
+) -> FreeRunning:
+    """The student's free-running cross-entropy from every start, step by step.
+
+    Shapes: (N,) ids, (B,) positions where contexts start -> `FreeRunning` of (B, horizon). Source: DaD-DAgger's metric
+    over 10 generated tokens; the random numbers of a start depend on the seed and its place alone.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    uniform_BT = torch.rand((len(start_B), horizon), generator=generator).to(text_N.device)
+    nll, left = [], []
+    for rows in torch.arange(len(start_B)).split(batch_rows):
+        first_B = start_B[rows] + context
+        true_BT = text_N[first_B[:, None] + torch.arange(horizon, device=text_N.device)]
+        steps = list(free_run(model, contexts(text_N, first_B, context), true_BT, uniform_BT[rows], sampling))
+        nll.append(torch.stack([step.nll_B for step in steps], dim=1))
+        left.append(torch.stack([step.token_B for step in steps], dim=1) != true_BT)
+    return FreeRunning(torch.cat(nll), torch.cat(left))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kd_core.sampling import SamplingSettings
-from kd_core.windows import contexts, free_run, trajectory_starts, window_targets
+from kd_core.windows import contexts, free_run, free_running, trajectory_starts, window_targets
 from tests.kd_core.test_gpt_neo import V, exact_attention, tiny_gpt_neo
 
 __all__ = ["exact_attention"]
@@ -56,3 +56,25 @@ def test_free_running_is_that_of_the_stock_model_step_by_step() -> None:
             left_the_text += written != int(true[row, t])
             seen.append(written)
     assert left_the_text > len(starts), "the case that matters was not tested"
+
+
+@pytest.mark.usefixtures("exact_attention")
+def test_free_running_cross_entropy_starts_as_the_plain_one_whatever_the_batches() -> None:
+    model, settings = tiny_gpt_neo(), SamplingSettings()
+    starts = trajectory_starts(len(TEXT), H, T, 1)
+    found = free_running(model, TEXT, starts, H, T, seed=5, sampling=settings)
+    with torch.no_grad():
+        stock = model(contexts(TEXT, starts + H, H)).logits[:, -1].log_softmax(1)
+    first = -stock.gather(1, TEXT[starts + H][:, None]).squeeze(1)
+    torch.testing.assert_close(found.nll_BT[:, 0], first, atol=1e-11, rtol=1e-11)
+    other = free_running(model, TEXT, starts, H, T, seed=5, sampling=settings, batch_rows=3)
+    torch.testing.assert_close(other.nll_BT, found.nll_BT)
+    assert torch.equal(other.left_BT, found.left_BT)
+    # a student that writes the text's own token sees the true text at the next step too
+    kept = ~found.left_BT[:, 0]
+    with torch.no_grad():
+        second = model(contexts(TEXT, starts + H + 1, H)).logits[:, -1].log_softmax(1)
+    expected = -second.gather(1, TEXT[starts + H + 1][:, None]).squeeze(1)
+    agree = (found.nll_BT[:, 1] - expected).abs() < 1e-10
+    assert kept.any(), "the student never wrote the text's own token: the case was not tested"
+    assert torch.equal(agree, kept)
