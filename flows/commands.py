@@ -141,7 +141,6 @@ def sql(arguments: argparse.Namespace) -> int:
 def export(arguments: argparse.Namespace) -> int:
     """`distill export`: a model directory with its card."""
     from tasks.export import export_run
-
     from tasks.runs import read_runs
 
     store = _store()
@@ -234,7 +233,7 @@ def _show_run(record: RunRecord) -> None:
     facts = [("run", record.run_id), ("state", record.status), ("started", record.started), ("time", _duration(record))]
     show.labelled(facts + ([("error", record.error)] if record.error else []))
     print()
-    rows = [[each.stage, each.outcome, show.seconds(each.seconds), each.key[:12], each.why] for each in record.stages]
+    rows = [[each.name, each.outcome, show.seconds(each.seconds), each.key[:12], each.why] for each in record.stages]
     show.table(["stage", "outcome", "time", "key", "why"], rows)
 
 

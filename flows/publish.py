@@ -61,7 +61,7 @@ class PrefectReporter:
 
     def stage_finished(self, stage: StageRun) -> None:
         self._terminal.stage_finished(stage)
-        self._logger.info(f"{stage.stage}: {stage.outcome} in {stage.seconds:.1f} s")
+        self._logger.info(f"{stage.name}: {stage.outcome} in {stage.seconds:.1f} s")
         if self._bar is not None:
             update_progress_artifact(self._bar, 100.0)
         publish_stage(stage, self._store)
@@ -81,19 +81,19 @@ def publish_stage(stage: StageRun, store: Store) -> None:
     rows: dict[str, Any] = {"outcome": stage.outcome, "why": stage.why, "seconds": round(stage.seconds, 2)}
     rows |= {"key": stage.key, "built": manifest.created, "seconds to build": round(manifest.seconds, 2)}
     rows |= {"bytes": sum(file.bytes for file in manifest.files.values()), **manifest.stats}
-    key = artifact_key(stage.stage)
+    key = artifact_key(stage.name)
     create_table_artifact(
         [{"what": name, "value": str(value)} for name, value in rows.items()],
         key=key,
-        description=f"Stage `{stage.stage}`: `{artifact.path}`",
+        description=f"Stage `{stage.name}`: `{artifact.path}`",
     )
     log = artifact.path / "training_log.parquet"
     if log.exists():
-        picture = base64.b64encode(curves_png(log, stage.stage)).decode("ascii")
+        picture = base64.b64encode(curves_png(log, stage.name)).decode("ascii")
         create_markdown_artifact(
-            f"![Training curves of {stage.stage}](data:image/png;base64,{picture})",
+            f"![Training curves of {stage.name}](data:image/png;base64,{picture})",
             key=f"{key}-curves",
-            description=f"Training curves of `{stage.stage}`",
+            description=f"Training curves of `{stage.name}`",
         )
 
 

@@ -111,7 +111,7 @@ class PlainReporter:
             self._say(f"{stage}: {meter.text()}  {meter.metrics_text()}".rstrip())
 
     def stage_finished(self, stage: StageRun) -> None:
-        self._say(f"{stage.stage}: {stage.outcome} in {stage.seconds:.1f} s")
+        self._say(f"{stage.name}: {stage.outcome} in {stage.seconds:.1f} s")
 
     def warning(self, text: str) -> None:
         self._say(f"WARNING: {text}")
@@ -144,8 +144,8 @@ class LiveReporter:
         meter.update(done, total, unit, metrics)
 
     def stage_finished(self, stage: StageRun) -> None:
-        _, meter = self._rows.get(stage.stage, ("", Meter()))
-        self._rows[stage.stage] = (f"{stage.outcome} {stage.seconds:.1f} s", meter)
+        _, meter = self._rows.get(stage.name, ("", Meter()))
+        self._rows[stage.name] = (f"{stage.outcome} {stage.seconds:.1f} s", meter)
 
     def warning(self, text: str) -> None:
         from rich.text import Text

@@ -22,6 +22,8 @@ STAGES = pa.schema(
         ("run", pa.string()),
         ("position", pa.int32()),
         ("stage", pa.string()),
+        ("label", pa.string()),
+        ("cell", pa.string()),
         ("key", pa.string()),
         ("outcome", pa.string()),
         ("seconds", pa.float64()),
@@ -48,40 +50,48 @@ LINEAGE = pa.schema(
 # relation -> (stage, its files, select list); `f` is the Parquet file's row, `s` the row of `stages` that it belongs to
 _MEASURED = "f.split, f.metric, f.value, f.low, f.high, f.n, f.unit, f.note"
 TABLES = {
-    "metrics": ("evaluate", "metrics.parquet", f"r.run, r.name, f.system AS method, r.dataset, r.seed, {_MEASURED}"),
+    "metrics": (
+        "evaluate",
+        "metrics.parquet",
+        f"r.run, r.name, s.cell, f.system AS method, r.dataset, r.seed, {_MEASURED}",
+    ),
     "differences": (
         "evaluate",
         "differences.parquet",
-        f"r.run, r.name, f.system AS method, f.baseline, r.dataset, r.seed, {_MEASURED}",
+        f"r.run, r.name, s.cell, f.system AS method, f.baseline, r.dataset, r.seed, {_MEASURED}",
     ),
 }
 VIEWS = {
     "predictions": (
         "evaluate",
         "predictions.parquet",
-        "s.run, f.id, f.system AS method, f.source, f.reference, f.prediction, f.num_tokens, f.truncated, f.reward",
+        "s.run, s.cell, f.id, f.system AS method, f.source, f.reference, f.prediction, "
+        "f.num_tokens, f.truncated, f.reward",
     ),
-    "training_log": ("*", "training_log.parquet", "s.run, s.stage, f.step, f.metric, f.value"),
+    "training_log": ("*", "training_log.parquet", "s.run, s.stage, s.label, s.cell, f.step, f.metric, f.value"),
     "teacher_scores": ("score", "outputs-*.parquet", "s.run, f.id, f.text, f.token_ids, f.log_prob, f.truncated"),
     "rollouts": (
         "llmr",
         "rollouts.parquet",
-        "s.run, f.step, f.id, f.position, f.token, f.token_id, f.q_value, f.value, f.reward, f.gain, f.log_prob",
+        "s.run, s.cell, f.step, f.id, f.position, f.token, f.token_id, f.q_value, f.value, "
+        "f.reward, f.gain, f.log_prob",
     ),
     "dropped": ("prepare", "dropped.parquet", "s.run, f.split, f.dialogue, f.source, f.target, f.reason"),
 }
 # What an empty relation looks like before any run has filled it: a view over no file at all would be an error.
 EMPTY = {
-    "metrics": "run VARCHAR, name VARCHAR, method VARCHAR, dataset VARCHAR, seed BIGINT, split VARCHAR, "
-    "metric VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE, n BIGINT, unit VARCHAR, note VARCHAR",
-    "differences": "run VARCHAR, name VARCHAR, method VARCHAR, baseline VARCHAR, dataset VARCHAR, seed BIGINT, "
+    "metrics": "run VARCHAR, name VARCHAR, cell VARCHAR, method VARCHAR, dataset VARCHAR, seed BIGINT, "
     "split VARCHAR, metric VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE, n BIGINT, unit VARCHAR, note VARCHAR",
-    "predictions": "run VARCHAR, id BIGINT, method VARCHAR, source VARCHAR, reference VARCHAR, prediction VARCHAR, "
-    "num_tokens INTEGER, truncated BOOLEAN, reward DOUBLE",
-    "training_log": "run VARCHAR, stage VARCHAR, step BIGINT, metric VARCHAR, value DOUBLE",
+    "differences": "run VARCHAR, name VARCHAR, cell VARCHAR, method VARCHAR, baseline VARCHAR, "
+    "dataset VARCHAR, seed BIGINT, split VARCHAR, metric VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE, n BIGINT, "
+    "unit VARCHAR, note VARCHAR",
+    "predictions": "run VARCHAR, cell VARCHAR, id BIGINT, method VARCHAR, source VARCHAR, reference VARCHAR, "
+    "prediction VARCHAR, num_tokens INTEGER, truncated BOOLEAN, reward DOUBLE",
+    "training_log": "run VARCHAR, stage VARCHAR, label VARCHAR, cell VARCHAR, step BIGINT, "
+    "metric VARCHAR, value DOUBLE",
     "teacher_scores": "run VARCHAR, id BIGINT, text VARCHAR, token_ids INTEGER[], log_prob FLOAT, truncated BOOLEAN",
-    "rollouts": "run VARCHAR, step BIGINT, id BIGINT, position INTEGER, token VARCHAR, token_id INTEGER, "
-    "q_value FLOAT, value FLOAT, reward FLOAT, gain FLOAT, log_prob FLOAT",
+    "rollouts": "run VARCHAR, cell VARCHAR, step BIGINT, id BIGINT, position INTEGER, token VARCHAR, "
+    "token_id INTEGER, q_value FLOAT, value FLOAT, reward FLOAT, gain FLOAT, log_prob FLOAT",
     "dropped": "run VARCHAR, split VARCHAR, dialogue VARCHAR, source VARCHAR, target VARCHAR, reason VARCHAR",
 }
 PAPER_VS_OURS = """

@@ -20,6 +20,13 @@ class StageRun:
     outcome: str
     seconds: float
     why: str = ""  # of a build: what differed from what there was
+    label: str = ""  # which of several stages of this kind: the round, the system; empty where there is only one
+    cell: str = ""  # which run of a comparison it served; empty outside of one
+
+    @property
+    def name(self) -> str:
+        """`llmr`, or `dagger_train[2]`."""
+        return f"{self.stage}[{self.label}]" if self.label else self.stage
 
 
 @dataclass

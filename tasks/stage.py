@@ -5,6 +5,7 @@
 
     with open_run(store, name="mine") as run:
         outputs = score(corpus=corpus, teacher=teacher, settings=settings)   # -> Artifact: a hit, or built here
+        second = train.labelled("2")(student=first)     # shown as train[2]; the label is no part of the key
 
 Under `planning=True` the same calls build nothing and say of each stage whether it would be a hit, and if not, why.
 """
@@ -69,6 +70,7 @@ class Run:
     reporter: Reporter
     planning: bool = False
     plan: list[PlanRow] = field(default_factory=list)
+    cell: str = ""  # of a comparison: which of its runs the stages now serve
 
     @property
     def run_id(self) -> str:
@@ -130,8 +132,9 @@ def first_line(error: BaseException) -> str:
 class Build:
     """What a stage's function is given: where to write, what to go on from, whom to tell."""
 
-    def __init__(self, run: Run, artifact: Artifact, directory: Path) -> None:
-        self.stage, self.dir, self.runtime = artifact.stage, directory, run.runtime
+    def __init__(self, run: Run, artifact: Artifact, directory: Path, name: str) -> None:
+        self.stage = name  # as it is shown, its label included
+        self.dir, self.runtime = directory, run.runtime
         self.stats: dict[str, Any] = {}
         self._reporter = run.reporter
         self.checkpoints = Checkpoints(
@@ -155,8 +158,14 @@ class Build:
 class Stage:
     """A stage function over the store of the current run."""
 
-    def __init__(self, function: Callable[..., None]) -> None:
+    def __init__(self, function: Callable[..., None], label: str = "") -> None:
         self.function, self.name, self.__doc__ = function, function.__name__, function.__doc__
+        self.label = label
+        self.shown = f"{self.name}[{label}]" if label else self.name
+
+    def labelled(self, label: str) -> "Stage":
+        """The same stage, told apart from others of its kind in what is shown and recorded: the round, the system."""
+        return Stage(self.function, label)
 
     def __call__(self, **arguments: Any) -> Artifact:
         """The stage's artifact for these arguments: found, waited for, or built. Raises RuntimeError outside a run."""
@@ -168,26 +177,27 @@ class Stage:
         if run.planning:
             run.plan.append(self._plan(run, artifact, record))
             return artifact
-        return _as_prefect_task(self.name, lambda: self._resolve(run, artifact, record, arguments))
+        return _as_prefect_task(self.shown, lambda: self._resolve(run, artifact, record, arguments))
 
     def _plan(self, run: Run, artifact: Artifact, record: KeyRecord) -> PlanRow:
         if not artifact.path.exists():
-            return PlanRow(self.name, artifact.key, "miss", explain(run.store, self.name, record))
+            return PlanRow(self.shown, artifact.key, "miss", explain(run.store, self.name, record))
         damage = run.store.damage(artifact)
-        return PlanRow(self.name, artifact.key, "damaged" if damage else "hit", damage or "")
+        return PlanRow(self.shown, artifact.key, "damaged" if damage else "hit", damage or "")
 
     def _resolve(self, run: Run, artifact: Artifact, record: KeyRecord, arguments: dict[str, Any]) -> Artifact:
         begun, outcome, why = time.monotonic(), "hit", ""
         if not _is_whole(run.store, artifact):
-            waiting = f"{self.name} {artifact.key[:8]} is being built by"
+            waiting = f"{self.shown} {artifact.key[:8]} is being built by"
             with run.store.lock(artifact, lambda who: run.reporter.warning(f"{waiting} {who}; waiting")) as waited:
                 if waited and _is_whole(run.store, artifact):
                     outcome = "waited"
                 else:
                     outcome, why = "built", _reason(run, artifact, record)
-                    run.reporter.stage_started(self.name, artifact.key, why)
+                    run.reporter.stage_started(self.shown, artifact.key, why)
                     self._build(run, artifact, record, arguments)
-        finished = StageRun(self.name, artifact.key, outcome, time.monotonic() - begun, why)
+        seconds = time.monotonic() - begun
+        finished = StageRun(self.name, artifact.key, outcome, seconds, why, self.label, run.cell)
         run.stages.append(finished)
         run.record.save(run.store)
         run.reporter.stage_finished(finished)
@@ -196,7 +206,7 @@ class Stage:
     def _build(self, run: Run, artifact: Artifact, record: KeyRecord, arguments: dict[str, Any]) -> None:
         begun = time.monotonic()
         with run.store.staging(artifact) as staged:
-            build = Build(run, artifact, staged)
+            build = Build(run, artifact, staged, self.shown)
             self.function(build, **arguments)
 
             def describe(files: dict[str, FileRecord]) -> Manifest:
