@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from kd_core.models import ModelSettings, T5Shape, load_model
+from kd_core.models import ModelSettings, load_model
+from kd_core.shapes import T5Shape
 from kd_core.train_supervised import SupervisedSettings
 from tasks.preflight import check_models
 from tasks.teacher import TeacherSettings
