@@ -29,7 +29,10 @@ class TeacherLabels(Protocol):
         """p of some predictions. Shapes: C rows -> (C, V), float32 or better."""
 
     def of(self, index_B: Tensor) -> "TeacherLabels":
-        """The labels of a batch. Shapes: (B,) row numbers -> labels of B predictions."""
+        """The labels of a batch, in memory. Shapes: (B,) row numbers -> labels of B predictions."""
+
+    def followed_by(self, other: Any) -> "TeacherLabels":
+        """Labels of one kind, one after another."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,10 @@ class HiddenLabels:
     def of(self, index_B: Tensor) -> "HiddenLabels":
         """See `TeacherLabels`."""
         return HiddenLabels(self.hidden_ME[index_B], self.weight_VE)
+
+    def followed_by(self, other: "HiddenLabels") -> "HiddenLabels":
+        """See `TeacherLabels`; both of one teacher."""
+        return HiddenLabels(torch.cat([self.hidden_ME, other.hidden_ME]), self.weight_VE)
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,10 @@ class TopKLabels:
         """See `TeacherLabels`."""
         return TopKLabels(self.ids_MK[index_B], self.log_prob_MK[index_B])
 
+    def followed_by(self, other: "TopKLabels") -> "TopKLabels":
+        """See `TeacherLabels`."""
+        return TopKLabels(torch.cat([self.ids_MK, other.ids_MK]), torch.cat([self.log_prob_MK, other.log_prob_MK]))
+
 
 @dataclass(frozen=True)
 class SampledLabels:
@@ -85,6 +96,10 @@ class SampledLabels:
     def of(self, index_B: Tensor) -> "SampledLabels":
         """See `TeacherLabels`."""
         return SampledLabels(self.ids_MK[index_B], self.count_MK[index_B])
+
+    def followed_by(self, other: "SampledLabels") -> "SampledLabels":
+        """See `TeacherLabels`."""
+        return SampledLabels(torch.cat([self.ids_MK, other.ids_MK]), torch.cat([self.count_MK, other.count_MK]))
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,13 @@
 """Exact windows over a text, and the student's free running from them.
 
-Shape legend: N tokens of a text, B trajectories, H context tokens, T steps, M windows, D model width, V vocabulary.
+Shape legend: N tokens of a text, B trajectories, H context tokens, L tokens of a window, P predictions of a window,
+T steps, M windows, V vocabulary.
 
-A window is H tokens at positions 0 to H-1 and the token that follows. Free running starts at a true window and slides:
-each step drops the oldest token and takes in what the student wrote, while the true text goes on beside it. That gives
-both what DaD-DAgger adds to its data (the student's context, the true next token) and the free-running cross-entropy.
+An exact window is H tokens at positions 0 to H-1 and the token that follows. A packed one is L = H + P - 1 tokens and
+the P that follow the last P of them: P predictions, each after H to L tokens, for one pass. Free running starts at a
+true window: each step takes in what the student wrote (and drops the oldest token, unless windows are packed), while
+the true text goes on beside it. That gives both what DaD-DAgger adds to its data (the student's context, the true next
+token) and the free-running cross-entropy.
 """
 
 from collections.abc import Iterator
@@ -19,14 +22,16 @@ from kd_core.lm_head import full_precision
 from kd_core.sampling import SamplingSettings, draw
 
 
-def window_targets(num_tokens: int, context: int, stride: int = 1) -> Tensor:
-    """Positions in the text that a window predicts: each has `context` tokens before it. Shapes: -> (M,).
+def window_targets(num_tokens: int, context: int, stride: int = 1, predictions: int = 1) -> Tensor:
+    """The first position in the text that each window predicts: it has `context` tokens before it. Shapes: -> (M,).
 
-    Raises ValueError for a text without a single window.
+    A rest of the text that is shorter than a window's predictions is left out. Raises ValueError for a text without a
+    single window.
     """
-    if num_tokens <= context:
-        raise ValueError(f"a text of {num_tokens} tokens has no window of {context} tokens and one to predict")
-    return torch.arange(context, num_tokens, stride)
+    if num_tokens < context + predictions:
+        what = "one to predict" if predictions == 1 else f"{predictions} to predict"
+        raise ValueError(f"a text of {num_tokens} tokens has no window of {context} tokens and {what}")
+    return torch.arange(context, num_tokens - predictions + 1, stride)
 
 
 def trajectory_starts(num_tokens: int, context: int, horizon: int, stride: int) -> Tensor:
@@ -42,16 +47,24 @@ def trajectory_starts(num_tokens: int, context: int, horizon: int, stride: int) 
     return torch.arange(0, num_tokens - context - horizon + 1, stride)
 
 
-def contexts(text_N: Tensor, target_M: Tensor, context: int) -> Tensor:
-    """The tokens before each target. Shapes: (N,), (M,) positions -> (M, H)."""
-    return text_N[target_M[:, None] - context + torch.arange(context, device=target_M.device)]
+def contexts(text_N: Tensor, target_M: Tensor, context: int, predictions: int = 1) -> Tensor:
+    """What a window sees: the tokens before its first target, and those but the last that it predicts.
+
+    Shapes: (N,), (M,) positions -> (M, L) with L = context + predictions - 1.
+    """
+    return text_N[target_M[:, None] - context + torch.arange(context + predictions - 1, device=target_M.device)]
+
+
+def followers(text_N: Tensor, target_M: Tensor, predictions: int) -> Tensor:
+    """What a window predicts. Shapes: (N,), (M,) positions -> (M, P)."""
+    return text_N[target_M[:, None] + torch.arange(predictions, device=target_M.device)]
 
 
 @dataclass(frozen=True)
 class FreeStep:
     """One step of free running in B trajectories."""
 
-    context_BH: Tensor  # what the student sees: the true text at step 0, more and more of its own after
+    context_BL: Tensor  # what the student sees: the true text at step 0, more and more of its own after
     below: Trunk  # what its frozen part makes of that: need not be computed again to train on these windows
     nll_B: Tensor  # -log q of the true next token, in nats
     token_B: Tensor  # what it writes instead
@@ -59,22 +72,30 @@ class FreeStep:
 
 @torch.no_grad()
 def free_run(
-    model: Model, context_BH: Tensor, true_BT: Tensor, uniform_BT: Tensor, settings: SamplingSettings
+    model: Model,
+    context_BH: Tensor,
+    true_BT: Tensor,
+    uniform_BT: Tensor,
+    settings: SamplingSettings,
+    *,
+    sliding: bool = True,
 ) -> Iterator[FreeStep]:
     """The student runs free for T steps from true contexts, one `FreeStep` a step.
 
-    Shapes: (B, H) ids, (B, T) the text that goes on, (B, T) uniform numbers in [0, 1) that choose the tokens. Source:
-    DaD-DAgger, Algorithm 1 (rollout), and its free-running cross-entropy.
+    Shapes: (B, H) ids, (B, T) the text that goes on, (B, T) uniform numbers in [0, 1) that choose the tokens. Sliding
+    contexts stay H tokens long, as in exact windows; the others grow. Source: DaD-DAgger, Algorithm 1 (rollout), and
+    its free-running cross-entropy.
     """
+    context_BL = context_BH
     weight_VD = model.lm_head.weight
     for step in range(true_BT.shape[1]):
-        below = trunk(model, context_BH)
+        below = trunk(model, context_BL)
         logits_BV = F.linear(last_hidden(model, below), weight_VD)
         true_B = true_BT[:, step]
         nll_B = F.cross_entropy(full_precision(logits_BV), true_B, reduction="none")
         token_B, _ = draw(logits_BV, uniform_BT[:, step], settings)
-        yield FreeStep(context_BH, below, nll_B, token_B)
-        context_BH = torch.cat([context_BH[:, 1:], token_B[:, None]], dim=1)
+        yield FreeStep(context_BL, below, nll_B, token_B)
+        context_BL = torch.cat([context_BL[:, int(sliding) :], token_B[:, None]], dim=1)
 
 
 @dataclass(frozen=True)
@@ -82,7 +103,8 @@ class FreeRunning:
     """What free running over a text showed. Step 0 still sees the true text alone."""
 
     nll_BT: Tensor  # -log q of the true token at each step, in nats; its mean is the free-running cross-entropy
-    left_BT: Tensor  # whether the student wrote another token than the text has
+    token_BT: Tensor  # what the student wrote
+    left_BT: Tensor  # whether that is another token than the text has
 
 
 def free_running(
@@ -103,11 +125,13 @@ def free_running(
     """
     generator = torch.Generator().manual_seed(seed)
     uniform_BT = torch.rand((len(start_B), horizon), generator=generator).to(text_N.device)
-    nll, left = [], []
+    nll, written, true = [], [], []
     for rows in torch.arange(len(start_B)).split(batch_rows):
         first_B = start_B[rows] + context
-        true_BT = text_N[first_B[:, None] + torch.arange(horizon, device=text_N.device)]
+        true_BT = followers(text_N, first_B, horizon)
         steps = list(free_run(model, contexts(text_N, first_B, context), true_BT, uniform_BT[rows], sampling))
         nll.append(torch.stack([step.nll_B for step in steps], dim=1))
-        left.append(torch.stack([step.token_B for step in steps], dim=1) != true_BT)
-    return FreeRunning(torch.cat(nll), torch.cat(left))
+        written.append(torch.stack([step.token_B for step in steps], dim=1))
+        true.append(true_BT)
+    token_BT = torch.cat(written)
+    return FreeRunning(torch.cat(nll), token_BT, token_BT != torch.cat(true))

@@ -48,7 +48,7 @@ def test_free_running_is_that_of_the_stock_model_step_by_step() -> None:
         for t, step in enumerate(steps):
             with torch.no_grad():
                 log_q = model(torch.tensor([seen[-H:]])).logits[0, -1].log_softmax(0)
-            assert step.context_BH[row].tolist() == seen[-H:]
+            assert step.context_BL[row].tolist() == seen[-H:]
             torch.testing.assert_close(step.nll_B[row], -log_q[true[row, t]], atol=1e-11, rtol=1e-11)
             cumulative = (log_q / 0.8).softmax(0).cumsum(0)
             written = int((cumulative <= uniform[row, t]).sum())
