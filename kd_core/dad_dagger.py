@@ -45,6 +45,7 @@ def aggregate(
     *,
     sampling: SamplingSettings = Sampled,
     packed: bool = False,
+    num_tokens: int | None = None,
     batch_rows: int = 64,
     skip_rows: int = 0,
 ) -> Iterator[Aggregated]:
@@ -60,7 +61,7 @@ def aggregate(
     uniform_BT = torch.rand((len(start_B), horizon), generator=generator).to(text_N.device)
     for first in range(skip_rows, len(start_B), batch_rows):
         rows = slice(first, first + batch_rows)
-        yield _batch(student, text_N, start_B[rows], context, uniform_BT[rows], sampling, packed)
+        yield _batch(student, text_N, start_B[rows], context, uniform_BT[rows], sampling, packed, num_tokens)
 
 
 @torch.no_grad()
@@ -72,10 +73,12 @@ def _batch(
     uniform_BT: Tensor,
     sampling: SamplingSettings,
     packed: bool,
+    num_tokens: int | None,
 ) -> Aggregated:
     horizon = uniform_BT.shape[1]
     first_BH, true_BT = contexts(text_N, start_B + context, context), followers(text_N, start_B + context, horizon)
-    steps = list(free_run(student, first_BH, true_BT, uniform_BT, sampling, sliding=not packed))[1:]
+    rolled = free_run(student, first_BH, true_BT, uniform_BT, sampling, sliding=not packed, num_tokens=num_tokens)
+    steps = list(rolled)[1:]
     step_BP = torch.arange(1, horizon, device=text_N.device).expand(len(start_B), -1)
     last_BP = torch.stack([step.context_BL[:, -1] for step in steps], dim=1)
     left_BP = last_BP != true_BT[:, :-1]

@@ -75,6 +75,12 @@ def trunk(model: Model, ids_BL: Tensor, predictions: int = 1) -> Trunk:
     return Trunk(F.layer_norm(x_BLD, norm.normalized_shape, eps=norm.eps), x_BLD[:, -predictions:])
 
 
+def head_weight(model: Model, num_tokens: int | None = None) -> Tensor:
+    """The head's (V, D) matrix; with `num_tokens`, only the rows that the tokenizer can name: padding is no word."""
+    weight_VD: Tensor = model.lm_head.weight
+    return weight_VD if num_tokens is None else weight_VD[:num_tokens]
+
+
 def embed(model: Model, ids_BL: Tensor) -> Tensor:
     """Tokens and positions. Shapes: (B, L) -> (B, L, D)."""
     length, most = ids_BL.shape[1], model.config.max_position_embeddings

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kd_core.gpt_neo import Model, Trunk, last_hidden, trunk
+from kd_core.gpt_neo import Model, Trunk, head_weight, last_hidden, trunk
 from kd_core.lm_head import token_log_probs
 from kd_core.soft_targets import TeacherLabels, distillation_loss
 from kd_core.training import OptimizerSettings, StepMetrics, TrainState, autocast
@@ -76,7 +76,13 @@ class Windows:
 
 
 def train_windows(
-    state: TrainState, train: Sequence[Windows], validation: Windows, settings: WindowTrainingSettings, seed: int
+    state: TrainState,
+    train: Sequence[Windows],
+    validation: Windows,
+    settings: WindowTrainingSettings,
+    seed: int,
+    *,
+    num_tokens: int | None = None,
 ) -> Iterator[StepMetrics]:
     """Minimise alpha * NLL + (1 - alpha) * KD over epochs, with early stopping on the validation loss.
 
@@ -93,10 +99,11 @@ def train_windows(
         epoch, done = divmod(state.step, per_epoch)
         order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(count))
         for index in order.split(settings.batch_rows)[done:]:
-            values = _update(state, train, index, settings, per_epoch)
+            values = _update(state, train, index, settings, per_epoch, num_tokens)
             if state.step % per_epoch == 0:
-                values["validation_loss"] = window_loss(state.model, validation, settings.alpha)["loss"]
-                _remember(state, values["validation_loss"])
+                held_out = window_loss(state.model, validation, settings.alpha, num_tokens=num_tokens)
+                values |= {"validation_loss": held_out["loss"], "validation_nll": held_out["nll"]}
+                _remember(state, held_out["loss"])
             yield StepMetrics(state.step, values)
     _restore(state)
 
@@ -107,12 +114,18 @@ def updates_per_epoch(train: Sequence[Windows], settings: WindowTrainingSettings
 
 
 def _update(
-    state: TrainState, train: Sequence[Windows], index: Tensor, settings: WindowTrainingSettings, per_epoch: int
+    state: TrainState,
+    train: Sequence[Windows],
+    index: Tensor,
+    settings: WindowTrainingSettings,
+    per_epoch: int,
+    num_tokens: int | None,
 ) -> dict[str, float]:
     model = state.model
     with autocast(model.device, settings.optimizer.precision):
         hidden_MD, target_M, labels = _batch(model, train, index, with_labels=settings.alpha < 1)
-        loss, terms = distillation_loss(hidden_MD, model.lm_head.weight, target_M, labels, settings.alpha)
+        weight_VD = head_weight(model, num_tokens)
+        loss, terms = distillation_loss(hidden_MD, weight_VD, target_M, labels, settings.alpha)
     loss.backward()
     norm = state.apply(settings.optimizer, per_epoch * settings.epochs)
     state.step += 1
@@ -137,7 +150,7 @@ def _batch(
         targets.append(target_BP.flatten())
         if with_labels and part.labels is not None:
             place_M = (row_B[:, None] * target_BP.shape[1] + torch.arange(target_BP.shape[1])).flatten()
-            found = part.labels.of(place_M)
+            found = part.labels.of(place_M, model.device)
             labels = found if labels is None else labels.followed_by(found)
     if len({each.normed_BLD.shape[1:] for each in trunks}) == 1:
         hidden_MD = last_hidden(model, Trunk.cat(trunks))
@@ -147,10 +160,12 @@ def _batch(
 
 
 @torch.no_grad()
-def window_loss(model: Model, windows: Windows, alpha: float, batch_rows: int = 256) -> dict[str, float]:
+def window_loss(
+    model: Model, windows: Windows, alpha: float, batch_rows: int = 256, *, num_tokens: int | None = None
+) -> dict[str, float]:
     """Mean loss, NLL and KD over windows, in nats; NLL is the cross-entropy, e to its power the perplexity."""
     total, count = {"loss": 0.0, "nll": 0.0, "kd": 0.0}, windows.target_MP.numel()
-    weight_VD = model.lm_head.weight
+    weight_VD = head_weight(model, num_tokens)
     for index in torch.arange(len(windows)).split(batch_rows):
         with_labels = windows.labels is not None and alpha < 1
         hidden_MD, target_M, labels = _batch(model, [windows], index, with_labels=with_labels)

@@ -12,12 +12,13 @@ token) and the free-running cross-entropy.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_core.gpt_neo import Model, Trunk, last_hidden, trunk
+from kd_core.gpt_neo import Model, Trunk, head_weight, last_hidden, trunk
 from kd_core.lm_head import full_precision
 from kd_core.sampling import SamplingSettings, draw
 
@@ -60,6 +61,39 @@ def followers(text_N: Tensor, target_M: Tensor, predictions: int) -> Tensor:
     return text_N[target_M[:, None] + torch.arange(predictions, device=target_M.device)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class WindowSettings:
+    """How a text becomes windows. Defaults: the paper's."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
+
+    context: int = 128  # H, in tokens
+    mode: Literal["exact", "packed"] = "exact"  # packed: one pass for several predictions, after H or more tokens
+    stride: int = 1  # exact: every how many tokens a window is trained on; 1 = every token is predicted
+    predictions: int = 128  # packed: of a window
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("exact", "packed"):
+            raise ValueError(f"mode must be exact or packed, got {self.mode!r}")
+        for name in ("context", "stride", "predictions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def width(self) -> int:
+        """P, the predictions of one window."""
+        return self.predictions if self.mode == "packed" else 1
+
+    @property
+    def longest(self) -> int:
+        """L, the tokens of one window: what a model must have positions for."""
+        return self.context + self.width - 1
+
+    def targets(self, num_tokens: int) -> Tensor:
+        """The first target of each window over a text. Packed windows lie side by side."""
+        return window_targets(num_tokens, self.context, self.width if self.width > 1 else self.stride, self.width)
+
+
 @dataclass(frozen=True)
 class FreeStep:
     """One step of free running in B trajectories."""
@@ -79,6 +113,7 @@ def free_run(
     settings: SamplingSettings,
     *,
     sliding: bool = True,
+    num_tokens: int | None = None,
 ) -> Iterator[FreeStep]:
     """The student runs free for T steps from true contexts, one `FreeStep` a step.
 
@@ -87,7 +122,7 @@ def free_run(
     its free-running cross-entropy.
     """
     context_BL = context_BH
-    weight_VD = model.lm_head.weight
+    weight_VD = head_weight(model, num_tokens)
     for step in range(true_BT.shape[1]):
         below = trunk(model, context_BL)
         logits_BV = F.linear(last_hidden(model, below), weight_VD)
@@ -116,22 +151,20 @@ def free_running(
     seed: int,
     *,
     sampling: SamplingSettings,
+    num_tokens: int | None = None,
     batch_rows: int = 64,
-) -> FreeRunning:
-    """The student's free-running cross-entropy from every start, step by step.
+) -> Iterator[FreeRunning]:
+    """The student's free-running cross-entropy from every start, step by step; a batch of starts at a time.
 
-    Shapes: (N,) ids, (B,) positions where contexts start -> `FreeRunning` of (B, horizon). Source: DaD-DAgger's metric
-    over 10 generated tokens; the random numbers of a start depend on the seed and its place alone.
+    Shapes: (N,) ids, (B,) positions where contexts start -> `FreeRunning` of (B, horizon) in all. Source: DaD-DAgger's
+    metric over 10 generated tokens; the random numbers of a start depend on the seed and its place alone.
     """
     generator = torch.Generator().manual_seed(seed)
     uniform_BT = torch.rand((len(start_B), horizon), generator=generator).to(text_N.device)
-    nll, written, true = [], [], []
     for rows in torch.arange(len(start_B)).split(batch_rows):
         first_B = start_B[rows] + context
         true_BT = followers(text_N, first_B, horizon)
-        steps = list(free_run(model, contexts(text_N, first_B, context), true_BT, uniform_BT[rows], sampling))
-        nll.append(torch.stack([step.nll_B for step in steps], dim=1))
-        written.append(torch.stack([step.token_B for step in steps], dim=1))
-        true.append(true_BT)
-    token_BT = torch.cat(written)
-    return FreeRunning(torch.cat(nll), token_BT, token_BT != torch.cat(true))
+        first_BH = contexts(text_N, first_B, context)
+        steps = list(free_run(model, first_BH, true_BT, uniform_BT[rows], sampling, num_tokens=num_tokens))
+        token_BT = torch.stack([step.token_B for step in steps], dim=1)
+        yield FreeRunning(torch.stack([step.nll_B for step in steps], dim=1), token_BT, token_BT != true_BT)
