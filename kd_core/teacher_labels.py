@@ -31,7 +31,7 @@ class LabelSettings:
 
     kind: LabelKind = "topk"
     top_k: int = 25
-    draws: int = 12
+    draws: int = 16
     batch_rows: int = 64  # windows that the teacher reads at a time
 
     def __post_init__(self) -> None:
