@@ -1,9 +1,9 @@
-"""All metrics of a system's outputs, with intervals, and their paired differences between two systems.
+"""All metrics of a system's outputs, with intervals.
 
     references = References(texts, resamples=1000, seed=0)     # tokenised, and resamples drawn, once for all systems
     seqkd = evaluate_outputs(Outputs(...), references)
     llmr = evaluate_outputs(Outputs(...), references)
-    seqkd.metrics, llmr.metrics, compare_outputs(llmr, seqkd)
+    seqkd.metrics, llmr.metrics, paired_differences(llmr, seqkd)
 
 Shape legend: N outputs, S samples (the outputs as they are, then the resamples), K columns.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kd_core.metrics.bleu import paper_bleu, stock_bleu
-from kd_core.metrics.bootstrap import Floats, Measure, MetricValue, Resamples, summarise
+from kd_core.metrics.bootstrap import Floats, Measure, Measured, Resamples, measure_all
 from kd_core.metrics.distinct import distinct, distinct_within
 from kd_core.metrics.words import words
 
@@ -50,16 +50,7 @@ class References:
         return [words(text) for text in self.texts]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluated:
-    """A system's metrics, and their values in every sample, which differences are made from."""
-
-    metrics: list[MetricValue]
-    samples: dict[str, Floats]
-    references: References
-
-
-def evaluate_outputs(outputs: Outputs, references: References) -> Evaluated:
+def evaluate_outputs(outputs: Outputs, references: References) -> Measured:
     """Every metric of a system's outputs: BLEU, distinct, length, share truncated, reward per token.
 
     Raises ValueError if the numbers of predictions, references and per-output numbers differ, or a reward is not
@@ -78,39 +69,7 @@ def evaluate_outputs(outputs: Outputs, references: References) -> Evaluated:
         _mean("truncated", "%", "truncated", 100 * np.asarray(outputs.truncated, dtype=np.float64), num_outputs),
         *_rewards(outputs, num_outputs),
     ]
-    samples = references.resamples.values(measures)
-    metrics = [
-        summarise(
-            measure.metric,
-            samples[measure.metric],
-            num_outputs=num_outputs,
-            unit=measure.unit,
-            undefined=measure.undefined,
-            note=measure.note,
-        )
-        for measure in measures
-    ]
-    return Evaluated(metrics=metrics, samples=samples, references=references)
-
-
-def compare_outputs(system: Evaluated, baseline: Evaluated) -> list[MetricValue]:
-    """Every metric of `system` minus that of `baseline`, with paired intervals: both are resampled alike.
-
-    A difference with an undefined side is absent, with that side's reason. Raises ValueError if the two were not
-    evaluated on the same `References`.
-    """
-    if system.references is not baseline.references:
-        raise ValueError("a difference needs two systems evaluated on the same References")
-    return [
-        summarise(
-            ours.metric,
-            system.samples[ours.metric] - baseline.samples[ours.metric],
-            num_outputs=ours.n,
-            unit=ours.unit,
-            undefined=ours.note if ours.value is None else theirs.note,
-        )
-        for ours, theirs in zip(system.metrics, baseline.metrics, strict=True)
-    ]
+    return measure_all(measures, references.resamples)
 
 
 def _rewards(outputs: Outputs, num_outputs: int) -> list[Measure]:
