@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kd_core.beam_search import BeamSettings
+from kd_core.metrics.outputs import TEXT_METRICS, MetricName
 from kd_core.sampling import SamplingSettings
 from tasks.compute import read_split
 from tasks.decode import DecodeSettings, greedy_decoding
@@ -44,6 +45,7 @@ class EvaluationSettings:
     max_source_tokens: int = 512
     decoding: BeamSettings = field(default_factory=greedy_decoding)
     sampling: SamplingSettings | None = None  # draw the outputs instead, as a chat does: then decoding is not read
+    metrics: tuple[MetricName, ...] = TEXT_METRICS  # sequence tasks, such as spelling to phonemes: add per and wer
     resamples: int = 1000  # of the bootstrap behind the 95 % intervals
     seed: int = 0  # of the bootstrap, and of the samples
 
@@ -65,7 +67,7 @@ class EvaluationSettings:
     @property
     def measure(self) -> MeasureSettings:
         """What decides how they are measured."""
-        return MeasureSettings(resamples=self.resamples, seed=self.seed)
+        return MeasureSettings(metrics=self.metrics, resamples=self.resamples, seed=self.seed)
 
 
 @stage

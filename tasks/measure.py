@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kd_core.metrics.outputs import Outputs, References, evaluate_outputs
+from kd_core.metrics.outputs import TEXT_METRICS, MetricName, Outputs, References, check_metrics, evaluate_outputs
 from tasks.compute import read_split
 from tasks.measured import write_replicates
 from tasks.stage import Build, stage
@@ -18,10 +18,12 @@ class MeasureSettings:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
 
+    metrics: tuple[MetricName, ...] = TEXT_METRICS  # sequence tasks, such as spelling to phonemes: add per and wer
     resamples: int = 1000  # of the bootstrap behind the 95 % intervals
     seed: int = 0  # of the bootstrap
 
     def __post_init__(self) -> None:
+        check_metrics(self.metrics)
         if self.resamples < 1:
             raise ValueError(f"resamples must be at least 1, got {self.resamples}")
 
@@ -39,6 +41,7 @@ def measure(build: Build, corpus: Artifact, outputs: Artifact, settings: Measure
             reward_count=written["num_tokens"].to_numpy(),
         ),
         References(references_of(written, corpus), resamples=settings.resamples, seed=settings.seed),
+        settings.metrics,
     )
     write_replicates(build.dir / "replicates.parquet", measured)
 

@@ -203,3 +203,16 @@ def test_a_metric_that_one_side_lacks_has_no_difference() -> None:
     part = Measured(metrics=[each for each in whole.metrics if each.metric == "length"], samples=whole.samples)
     for pair in ((whole, part), (part, whole)):
         assert [each.metric for each in paired_differences(*pair)] == ["length"]
+
+
+def test_only_the_metrics_asked_for_are_computed_in_one_order_and_unknown_ones_refused() -> None:
+    references = References(texts(0), resamples=R)
+    found = evaluate_outputs(outputs(1), references, ["length", "wer", "per", "bleu"])
+    assert [each.metric for each in found.metrics] == ["bleu_2", "bleu_4", "per", "wer", "length"]
+    whole = by_metric(evaluate_outputs(outputs(1), references).metrics)
+    assert found.metrics[0] == whole["bleu_2"]
+    assert not {"per", "wer"} & set(whole)
+    with pytest.raises(ValueError, match=r"metrics must be some of bleu, .*; got meteor"):
+        evaluate_outputs(outputs(1), references, ["bleu", "meteor"])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"metrics must be some of .*; got none"):
+        evaluate_outputs(outputs(1), references, [])

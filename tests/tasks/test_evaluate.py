@@ -171,6 +171,7 @@ def test_fewer_references_than_predictions_are_refused_in_two_lines(made: Made) 
     [
         ({"split": "train"}, "split must be validation or test, got 'train'"),
         ({"resamples": 0}, "resamples must be at least 1, got 0"),
+        ({"metrics": ("bleu", "f1")}, "metrics must be some of bleu, .*; got f1"),
         ({"max_rows": 0}, "max_rows must be at least 1, got 0"),
         ({"max_source_tokens": 0}, "max_source_tokens must be at least 1, got 0"),
     ],
