@@ -3,12 +3,13 @@
 from typing import Any
 
 from data.specs import DatasetSettings
+from flows.evaluation import System, evaluate_systems
 from flows.settings import jsonable, signature
 from kd_core.models import ModelSettings
 from kd_core.train_llmr import LLMRSettings
 from kd_core.train_supervised import SupervisedSettings
 from tasks.catalog import build_catalog
-from tasks.evaluate import EvaluationSettings, evaluate
+from tasks.evaluate import EvaluationSettings
 from tasks.llmr import llmr
 from tasks.pre_distill import pre_distill as train_on_outputs
 from tasks.preflight import check_models
@@ -47,10 +48,10 @@ def pipeline(
         corpus=corpus, teacher=guide, outputs=outputs, student=student, prompt=prompt, settings=pre_distill, seed=seed
     )
     pupil = llmr(corpus=corpus, teacher=guide, student=seqkd, prompt=prompt, settings=method, seed=seed)
-    return evaluate(
+    return evaluate_systems(
         corpus=corpus,
         teacher=guide,
-        students={"seqkd": seqkd, "llmr": pupil},
+        systems={"teacher": System(guide, prompted=True), "seqkd": System(seqkd), "llmr": System(pupil)},
         prompt=prompt,
         reward=method.reward,
         settings=evaluation,
