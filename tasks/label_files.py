@@ -2,8 +2,8 @@
 
 Shape legend: M predictions, E teacher width, K labels kept.
 
-Training reads labels by row in random order, which Parquet cannot do: `open_labels` streams them once into memory-mapped
-arrays in a scratch directory.
+Training reads labels by row in random order, which Parquet cannot do: `open_labels` streams them once into
+memory-mapped arrays in a scratch directory.
 """
 
 from collections.abc import Iterable
@@ -43,9 +43,7 @@ def write_labels(path: Path, labels: TeacherLabels, place: pa.Table, vocab_size:
     table = pa.table({name: place[name] for name in place.column_names} | columns)
     # bytes of one significance together: the upper bytes of ids are small and few, and compress
     split = ["token_ids.list.element"] if "token_ids" in columns else []
-    pq.write_table(
-        table, path, compression="zstd", use_dictionary=False, use_byte_stream_split=split, column_encoding=None
-    )
+    pq.write_table(table, path, compression="zstd", use_dictionary=False, use_byte_stream_split=split)
 
 
 def open_labels(files: Iterable[Path], scratch: Path, name: str, weight_VE: Tensor | None) -> TeacherLabels:
