@@ -48,8 +48,8 @@ def dagger_train(
         return open_labels(files, scratch, f"{artifact.key}-{name}", weight_VE)
 
     train = [window_set(corpus, "train", windows, features, kept(labels, "train"))]
-    for each in added.values():
-        train.append(aggregated_set(each, windows, kept(each, "labels"), stored=features is not None))
+    stored = features is not None
+    train += [aggregated_set(each, windows, kept(each, "labels"), stored=stored) for each in added.values()]
     held_out = window_set(corpus, "validation", windows, features, kept(labels, "validation"))
     before = window_loss(loaded.model, held_out, settings.alpha, num_tokens=loaded.num_tokens)
     log = run_training(

@@ -10,10 +10,12 @@ import pyarrow.parquet as pq
 
 from kd_core.metrics.bootstrap import Measured, MetricValue, Resamples, measure_all
 from kd_core.metrics.running_text import block_numbers, cross_entropy, free_running
+from kd_core.models import load_tokenizer
 from tasks.free_run import FreeRunSettings
 from tasks.measured import write_measured
 from tasks.stage import Build, stage
 from tasks.store import Artifact
+from tasks.tokens import read_tokens
 
 FREE_RUNNING = pa.schema(
     [
@@ -24,6 +26,17 @@ FREE_RUNNING = pa.schema(
         ("n", pa.int64()),
     ]
 )
+PREDICTIONS = pa.schema(
+    [
+        ("id", pa.int64()),  # where in the text the context starts
+        ("system", pa.string()),
+        ("source", pa.string()),  # the end of the context
+        ("reference", pa.string()),
+        ("prediction", pa.string()),
+        ("num_tokens", pa.int32()),
+    ]
+)
+SHOWN, SHOWN_CONTEXT = 200, 60  # continuations that are kept as text, and tokens of context before them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +78,49 @@ class TextEvaluationSettings:
 
 
 @stage
-def evaluate(build: Build, systems: Mapping[str, Artifact], resamples: int, block: int, seed: int) -> None:
-    """Write metrics, differences, replicates and free_running.parquet; say so if the teacher is no better."""
+def evaluate(
+    build: Build, corpus: Artifact, systems: Mapping[str, Artifact], resamples: int, block: int, seed: int
+) -> None:
+    """Write metrics, differences, replicates, free_running and predictions.parquet.
+
+    Says so where the teacher is no better than a student.
+    """
     found = {name: _measured(artifact, resamples, block, seed) for name, artifact in systems.items()}
-    split = _split(next(iter(systems.values())))
+    split = str(_settings(next(iter(systems.values())))["split"])
     whole = {name: _only(each, lambda metric: "_step_" not in metric) for name, each in found.items()}
     write_measured(build.dir, split, whole)
     rows = [row for name, each in found.items() for row in _steps(name, each)]
     pq.write_table(pa.Table.from_pylist(rows, schema=FREE_RUNNING), build.dir / "free_running.parquet")
+    pq.write_table(continuations(corpus, split, systems), build.dir / "predictions.parquet")
     _warn_if_no_better(build, whole)
+
+
+def continuations(corpus: Artifact, split: str, systems: Mapping[str, Artifact]) -> pa.Table:
+    """What each system wrote from some of the starts, spread over the text, as text."""
+    tokenizer, text_N = load_tokenizer(corpus.path / "tokenizer"), read_tokens(corpus, split)
+    tables = []
+    for name, artifact in systems.items():
+        steps = pq.read_table(artifact.path / "steps.parquet", columns=["start", "step", "token_id"])
+        horizon, context = int(np.max(steps["step"].to_numpy())) + 1, _settings(artifact)["context"]
+        written_BT = steps["token_id"].to_numpy().reshape(-1, horizon)
+        starts_B = steps["start"].to_numpy()[::horizon]
+        kept = np.unique(np.linspace(0, len(starts_B) - 1, min(SHOWN, len(starts_B))).astype(int))
+
+        def decoded(rows: Any) -> list[str]:
+            texts: list[str] = tokenizer.batch_decode(rows, skip_special_tokens=True)
+            return texts
+
+        first_B = starts_B[kept] + context
+        columns = {
+            "id": starts_B[kept],
+            "system": [name] * len(kept),
+            "source": decoded([text_N[end - min(context, SHOWN_CONTEXT) : end] for end in first_B]),
+            "reference": decoded([text_N[end : end + horizon] for end in first_B]),
+            "prediction": decoded(written_BT[kept]),
+            "num_tokens": np.full(len(kept), horizon),
+        }
+        tables.append(pa.table(columns, schema=PREDICTIONS))
+    return pa.concat_tables(tables)
 
 
 def _measured(artifact: Artifact, resamples: int, block: int, seed: int) -> Measured:
@@ -92,8 +139,9 @@ def _measured(artifact: Artifact, resamples: int, block: int, seed: int) -> Meas
     return measure_all(measures, Resamples(num_outputs=num_blocks, num_resamples=resamples, seed=seed))
 
 
-def _split(artifact: Artifact) -> str:
-    return str(artifact.manifest().key_record["settings"]["settings"]["split"])
+def _settings(artifact: Artifact) -> dict[str, Any]:
+    settings: dict[str, Any] = artifact.manifest().key_record["settings"]["settings"]
+    return settings
 
 
 def _only(measured: Measured, wanted: Any) -> Measured:
@@ -114,13 +162,10 @@ def _steps(system: str, measured: Measured) -> list[dict[str, Any]]:
 
 def _warn_if_no_better(build: Build, found: Mapping[str, Measured]) -> None:
     """The commonest silent failure of distillation: a teacher that knows no more than its student."""
-    losses = {
-        name: next(value.value for value in each.metrics if value.metric == "cross_entropy")
-        for name, each in found.items()
-    }
+    losses = {name: float(each.samples["cross_entropy"][0]) for name, each in found.items()}
     teacher = losses.pop("teacher")
-    best = min(losses, key=lambda name: losses[name] or 0.0)
-    if teacher is not None and losses[best] is not None and teacher >= losses[best]:
+    best = min(losses, key=lambda name: losses[name])
+    if teacher >= losses[best]:
         build.warn(
             f"the teacher is no better than {best}: {teacher:.3f} against {losses[best]:.3f} nats per token on the "
             "held-out text; fine-tune the teacher longer, or take a larger one"

@@ -5,6 +5,8 @@ Shape legend: W windows, B starts, T steps, N blocks of text.
 Windows overlap and neighbours resemble each other: what is resampled are blocks of consecutive text, not windows.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,7 +41,7 @@ def free_running(
     DaD-DAgger section 6.2: the mean over T steps from every start.
     """
     sums_NX = _sums(nll_BT, block_B, num_blocks)
-    left_NX = _sums(100.0 * left_BT, block_B, num_blocks)
+    left_NX = _sums(100 * left_BT.astype(np.float64), block_B, num_blocks)
     num_steps = nll_BT.shape[1]
     whole = [
         _measure("free_running_ce", "nats/token", _all_steps(sums_NX, num_steps), _mean),
@@ -67,12 +69,12 @@ def _mean(sums_S2: Floats) -> Floats:
         return np.where(sums_S2[:, 1] > 0, sums_S2[:, 0] / sums_S2[:, 1], np.nan)
 
 
-def _measure(metric: str, unit: str, columns_N2: Floats, score: object) -> Measure:
+def _measure(metric: str, unit: str, columns_N2: Floats, score: Callable[[Floats], Floats]) -> Measure:
     return Measure(
         metric=metric,
         unit=unit,
         columns_NK=columns_N2,
-        score=score,  # type: ignore[arg-type]
+        score=score,
         undefined="there are no windows",
         note="resampled in blocks of text",
     )
