@@ -27,6 +27,7 @@ class NamedRun:
     description: str
     tags: tuple[str, ...]
     parameters: dict[str, Any]
+    entrypoint: str
 
     @property
     def needs(self) -> str:
@@ -62,6 +63,7 @@ def load_catalogue(path: Path) -> dict[str, NamedRun]:
             description=" ".join((entry.get("description") or "").split()),
             tags=tuple(entry.get("tags") or ()),
             parameters=entry.get("parameters") or {},
+            entrypoint=entry["entrypoint"],
         )
         for entry in deployments
     }

@@ -34,6 +34,8 @@ PREDICTIONS = pa.schema(
         ("reference", pa.string()),
         ("prediction", pa.string()),
         ("num_tokens", pa.int32()),
+        ("truncated", pa.bool_()),  # continuations have no end to miss
+        ("reward", pa.float64()),  # and no reward
     ]
 )
 SHOWN, SHOWN_CONTEXT = 200, 60  # continuations that are kept as text, and tokens of context before them
@@ -118,6 +120,8 @@ def continuations(corpus: Artifact, split: str, systems: Mapping[str, Artifact])
             "reference": decoded([text_N[end : end + horizon] for end in first_B]),
             "prediction": decoded(written_BT[kept]),
             "num_tokens": np.full(len(kept), horizon),
+            "truncated": [False] * len(kept),
+            "reward": [None] * len(kept),
         }
         tables.append(pa.table(columns, schema=PREDICTIONS))
     return pa.concat_tables(tables)

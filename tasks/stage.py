@@ -91,13 +91,14 @@ def open_run(
     store: Store,
     *,
     name: str,
+    flow: str = "flows/distill.py:distill",
     parameters: dict[str, Any] | None = None,
     runtime: RuntimeSettings | None = None,
     reporter: Reporter | None = None,
     planning: bool = False,
 ) -> Iterator[Run]:
     """A run, recorded at its start, after each stage and at its end. A plan is recorded nowhere."""
-    record = RunRecord.start(name, parameters or {})
+    record = RunRecord.start(name, parameters or {}, flow)
     run = Run(store, record, runtime or RuntimeSettings(), reporter or NullReporter(), planning)
     if not planning:
         record.save(store)
