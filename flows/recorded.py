@@ -54,7 +54,9 @@ def run_recorded(outline: Outline, name: str, parameters: dict[str, Any]) -> tup
 
 def _run_name() -> str:
     """The named run: the deployment's name, or the name that `distill run` gave to the flow run."""
-    return str(deployment.name or flow_run.name)
+    if not deployment.name:
+        return str(flow_run.name)
+    return f"compare/{deployment.name}" if flow_run.flow_name == "compare" else str(deployment.name)
 
 
 def _one_run_per_gpu(runtime: RuntimeSettings) -> AbstractContextManager[None]:

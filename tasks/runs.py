@@ -49,7 +49,7 @@ class RunRecord:
     def start(cls, name: str, parameters: dict[str, Any], flow: str) -> "RunRecord":
         """A record for a run that begins now, in this process."""
         now = datetime.now(UTC)
-        run_id = f"{name}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+        run_id = f"{name.replace('/', '-')}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
         pid = os.getpid()
         return cls(run_id, name, parameters, flow, started=utc_now(), pid=pid, process_started=process_start(pid))
 
