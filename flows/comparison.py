@@ -11,6 +11,7 @@ from typing import Any
 
 from flows import settings
 from flows.outlines import Outline, outline_of
+from flows.settings import jsonable
 from flows.workers import build_cells
 from tasks.compare import Cell
 from tasks.compare import compare as compare_stage
@@ -42,6 +43,7 @@ def pipeline(
     """
     outline, tasks = _tasks(run, variants, seeds, sweep, values, settings)
     current = current_run()
+    current.record.dataset = jsonable(tasks[0].parameters)["dataset"]
     if workers > 1 and not current.planning:
         build_cells(current, outline.entrypoint, [(task.cell.name, task.parameters) for task in tasks], workers)
     results = {}

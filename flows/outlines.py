@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from tasks.stage import Run
     from tasks.store import Artifact, Store
 
-DEFAULT = "flows/distill.py:distill"
 MODULES = {  # a deployment's entrypoint -> where its outline is
-    DEFAULT: "flows.pipeline",
+    "flows/distill.py:distill": "flows.pipeline",
     "flows/distill_text.py:distill_text": "flows.text_pipeline",
     "flows/compare.py:compare": "flows.comparison",
 }

@@ -97,9 +97,9 @@ def pipeline(
                 seed=seed,
             )
 
-    systems = {"teacher": guide, "student": start}
-    if evaluation.rounds:
-        systems |= {f"round_{number}": each for number, each in pupils.items() if number < method.rounds}
+    systems, rounds = {"teacher": guide, "student": start}, {"student": 0, method.kind: method.rounds}
+    for number in range(1, method.rounds) if evaluation.rounds else ():
+        systems[f"round_{number}"], rounds[f"round_{number}"] = pupils[number], number
     systems[method.kind] = pupil
     run_free = evaluation.free_run(windows.context)
     return evaluate(
@@ -108,6 +108,7 @@ def pipeline(
             name: free_run.labelled(name)(corpus=corpus, model=each, settings=run_free)
             for name, each in systems.items()
         },
+        rounds=rounds,
         resamples=evaluation.resamples,
         block=evaluation.block,
         seed=evaluation.seed,

@@ -20,6 +20,7 @@ from tasks.tokens import read_tokens
 FREE_RUNNING = pa.schema(
     [
         ("system", pa.string()),
+        ("round", pa.int32()),  # of training that it has had; NULL for the teacher
         ("step", pa.int32()),  # tokens of its own that the system has written before
         *((name, pa.float64()) for name in ("value", "low", "high")),  # cross-entropy, nats
         ("left_text", pa.float64()),  # how often it writes another token than the text has at this step, in %
@@ -81,17 +82,24 @@ class TextEvaluationSettings:
 
 @stage
 def evaluate(
-    build: Build, corpus: Artifact, systems: Mapping[str, Artifact], resamples: int, block: int, seed: int
+    build: Build,
+    corpus: Artifact,
+    systems: Mapping[str, Artifact],
+    rounds: Mapping[str, int],
+    resamples: int,
+    block: int,
+    seed: int,
 ) -> None:
     """Write metrics, differences, replicates, free_running and predictions.parquet.
 
-    Says so where the teacher is no better than a student.
+    rounds: system → rounds of training that it has had, 0 for the untrained student; the teacher is not in it. Says
+    so where the teacher is no better than a student.
     """
     found = {name: _measured(artifact, resamples, block, seed) for name, artifact in systems.items()}
     split = str(_settings(next(iter(systems.values())))["split"])
     whole = {name: _only(each, lambda metric: "_step_" not in metric) for name, each in found.items()}
     write_measured(build.dir, split, whole)
-    rows = [row for name, each in found.items() for row in _steps(name, each)]
+    rows = [row | {"round": rounds.get(name)} for name, each in found.items() for row in _steps(name, each)]
     pq.write_table(pa.Table.from_pylist(rows, schema=FREE_RUNNING), build.dir / "free_running.parquet")
     pq.write_table(continuations(corpus, split, systems), build.dir / "predictions.parquet")
     _warn_if_no_better(build, whole)
