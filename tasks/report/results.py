@@ -1,0 +1,50 @@
+"""What a report asks the results: SQL about one run, where an absent relation answers like an empty one."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from tasks import catalog
+from tasks.store import Store
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Results:
+    """results.duckdb, about one run."""
+
+    store: Store
+    run: str
+
+    def ask(self, relation: str, sql: str) -> list[Row]:
+        """The rows of a query on `relation`, where `$run` is the run's id; none if there is no such relation.
+
+        Raises ValueError in one line for a query that DuckDB refuses.
+        """
+        if relation not in self._known:
+            return []
+        rows: list[Row] = catalog.query(self.store, sql.replace("$run", literal(self.run))).to_pylist()
+        return rows
+
+    @cached_property
+    def record(self) -> Row:
+        """The run's row of `runs`. Raises ValueError if there is none."""
+        found = self.ask("runs", "FROM runs WHERE run = $run")
+        if not found:
+            raise ValueError(f"there is no run {self.run}\n`distill status` lists the runs")
+        return found[0]
+
+    @cached_property
+    def compares(self) -> bool:
+        """Whether the run is a comparison: several methods, or several values of a setting, on shared stages."""
+        return bool(self.ask("comparison", "SELECT 1 FROM comparison WHERE run = $run LIMIT 1"))
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(catalog.relations())
+
+
+def literal(text: str) -> str:
+    """A text as an SQL string."""
+    return "'" + text.replace("'", "''") + "'"
