@@ -166,6 +166,7 @@ def _stage_rows(store: Store, run: RunRecord, manifests: dict[Path, Manifest]) -
                 "built": _time(manifest.created),
                 "stats": json.dumps(manifest.stats, ensure_ascii=False),
                 "machine": json.dumps(manifest.machine, ensure_ascii=False),
+                "versions": json.dumps(manifest.versions, ensure_ascii=False),
             }
         yield row
 

@@ -35,6 +35,7 @@ STAGES = pa.schema(
         ("path", pa.string()),
         ("stats", pa.string()),
         ("machine", pa.string()),
+        ("versions", pa.string()),
     ]
 )
 LINEAGE = pa.schema(
@@ -76,6 +77,11 @@ VIEWS = {
         "s.run, s.cell, f.step, f.id, f.position, f.token, f.token_id, f.q_value, f.value, "
         "f.reward, f.gain, f.log_prob",
     ),
+    "pairs": (
+        "prepare",
+        "[tv]*.parquet",  # train, validation and test
+        "s.run, parse_filename(f.file, true) AS split, f.id, f.dialogue, f.source, f.target",
+    ),
     "dropped": ("prepare", "dropped.parquet", "s.run, f.split, f.dialogue, f.source, f.target, f.reason"),
 }
 # What an empty relation looks like before any run has filled it: a view over no file at all would be an error.
@@ -92,6 +98,7 @@ EMPTY = {
     "teacher_scores": "run VARCHAR, id BIGINT, text VARCHAR, token_ids INTEGER[], log_prob FLOAT, truncated BOOLEAN",
     "rollouts": "run VARCHAR, cell VARCHAR, step BIGINT, id BIGINT, position INTEGER, token VARCHAR, "
     "token_id INTEGER, q_value FLOAT, value FLOAT, reward FLOAT, gain FLOAT, log_prob FLOAT",
+    "pairs": "run VARCHAR, split VARCHAR, id BIGINT, dialogue VARCHAR, source VARCHAR, target VARCHAR",
     "dropped": "run VARCHAR, split VARCHAR, dialogue VARCHAR, source VARCHAR, target VARCHAR, reason VARCHAR",
 }
 PAPER_VS_OURS = """

@@ -1,6 +1,6 @@
 """Plots as inline SVG: lines with bands, scatter with error bars, histograms. Colours and dashes are the page's CSS.
 
-A panel is 360 wide, about a phone's column, so that its text is read at the size it is written in. Every panel says in
+A panel is 320 wide, about a phone's column, so that its text is read at the size it is written in. Every panel says in
 <title> and <desc> what it shows; the numbers themselves are in the table below its figure.
 """
 
@@ -12,8 +12,8 @@ from tasks.report.html import Html, join, tag
 from tasks.report.names import short
 from tasks.report.scales import Scale, fitted, tick_labels, ticks
 
-WIDTH, HEIGHT = 360, 220
-LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 40
+WIDTH, HEIGHT = 320, 200
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 38
 MARKED = 16  # points of a line; more have no markers
 
 
@@ -201,7 +201,7 @@ def describe(panel: Panel) -> str:
 
 
 def _grid(panel: Panel, x: Scale, y: Scale) -> Html:
-    across, up = ticks(x.low, x.high, 5), ticks(y.low, y.high, 4)
+    across, up = ticks(x.low, x.high, 5), ticks(y.low, y.high, 5)
     parts = [tag("line", {"class": "grid", "x1": LEFT, "x2": WIDTH - RIGHT, "y1": y(v), "y2": y(v)}) for v in up]
     parts += [
         tag("text", {"class": "tick", "x": LEFT - 6, "y": y(v) + 4, "text-anchor": "end"}, text)

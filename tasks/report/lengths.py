@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from tasks.report.charts import histogram, swatch
 from tasks.report.figures import folded, table
 from tasks.report.html import tag
-from tasks.report.names import short, styles, system
+from tasks.report.names import short, system
 from tasks.report.results import Results, Row
 from tasks.report.samples import of_systems, shown_systems
 from tasks.report.sections import Section
@@ -19,17 +19,15 @@ def lengths(results: Results) -> Section | None:
     if not chosen:
         return None
     rows = results.ask("predictions", _lengths(chosen))
-    by_system: dict[str, list[Row]] = {}
+    by_system: dict[str, list[Row]] = {row["method"]: [] for row in chosen}
     for row in rows:
         by_system.setdefault(row["method"], []).append(row)
-    if not by_system:
-        return None
     top = max(row["share"] for row in rows)
     first = rows[0]
-    style, names = styles(by_system), {method: system(method) for method in by_system}
+    style, names = results.styles, {method: system(method) for method in by_system}
     strips, summary = [], []
     for method, of_system in by_system.items():
-        shares = [0.0] * BINS
+        shares = [0.0] * (1 + (first["longest"] - first["shortest"]) // first["width"])
         for row in of_system:
             shares[row["bin"]] = row["share"]
         told = of_system[0]
@@ -74,7 +72,10 @@ def lengths(results: Results) -> Section | None:
 def _lengths(chosen: Sequence[Row]) -> str:
     return f"""
     WITH own AS (SELECT method, num_tokens, truncated FROM predictions WHERE {of_systems(chosen)}),
-    ends AS (SELECT min(num_tokens) AS shortest, max(num_tokens) AS longest FROM own),
+    ends AS (
+        SELECT min(num_tokens) AS shortest, max(num_tokens) AS longest,
+               greatest(1, ceil((longest - shortest + 1) / {BINS})::INT) AS width FROM own
+    ),
     told AS (
         SELECT method, count(*) AS n, min(num_tokens) AS lowest, median(num_tokens) AS median,
                quantile_cont(num_tokens, 0.25) AS q1, quantile_cont(num_tokens, 0.75) AS q3,
@@ -82,7 +83,7 @@ def _lengths(chosen: Sequence[Row]) -> str:
         FROM own GROUP BY method
     ),
     binned AS (
-        SELECT method, floor({BINS} * (num_tokens - shortest) / (longest - shortest + 1))::INT AS bin, count(*) AS count
+        SELECT method, (num_tokens - shortest) // width AS bin, count(*) AS count
         FROM own, ends GROUP BY ALL
     )
     SELECT b.bin, b.count / t.n AS share, t.*, e.* FROM binned b JOIN told t USING (method), ends e

@@ -1,14 +1,12 @@
-"""Metrics with their intervals, the papers' numbers beside them, and paired differences."""
+"""The table of metrics with their intervals, the best of the students marked, the papers' numbers beside them."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from tasks.report.charts import whisker
-from tasks.report.figures import folded, scrolled, table
+from tasks.report.figures import folded, table
 from tasks.report.html import Html, join, tag
 from tasks.report.names import NEITHER, REFERENCE_SYSTEMS, decimals, fixed, interval, metric, system
 from tasks.report.results import Results, Row
-from tasks.report.scales import Scale
 from tasks.report.sections import Section
 
 METRICS = "FROM metrics WHERE run = $run"
@@ -17,63 +15,27 @@ PUBLISHED = (
     "SELECT p.our_method AS method, p.metric, p.value, p.paper, p.place FROM published p JOIN runs r "
     "ON r.dataset = p.our_dataset WHERE r.run = $run"
 )
-DIFFERENCES = "FROM differences WHERE run = $run"
-COMPARED_DIFFERENCES = "FROM comparison_differences WHERE run = $run"
 FEW_SYSTEMS = 4  # as columns; more are rows
-FEW_DIFFERENCES = 40  # rows of one table of differences
-WHISKER = Scale(-1.0, 1.0, 4.0, 156.0)
 ARROWS = {1: "↑", -1: "↓", 0: ""}
 DIRECTIONS = {1: "higher is better", -1: "lower is better", 0: ""}
 
 
 def metrics(results: Results) -> Section | None:
     """The table of metrics; in a comparison of what its cells have in common, with each cell's own below."""
-    rows = _named(results.ask("metrics", METRICS))
-    compared = _named(results.ask("comparison", COMPARED))
+    rows = named(results.ask("metrics", METRICS))
+    compared = named(results.ask("comparison", COMPARED))
     if not rows and not compared:
         return None
     published = results.ask("published", PUBLISHED)
-    parts: list[Html | None] = [_grid(compared or rows, published)]
+    parts: list[Html | None] = _grids(compared or rows, published)
     if compared and rows:
-        parts.append(folded("Each cell of the comparison by itself", _grid(rows, published)))
+        parts.append(folded("Each cell of the comparison by itself", _grids(rows, published)))
     parts += [_undefined(compared or rows), _glossary(compared or rows)]
     lead = "95 % intervals in brackets; ★ marks the best of the trained students, ↑ and ↓ which direction is better."
     return Section("metrics", "Metrics", join(parts), lead)
 
 
-def differences(results: Results) -> Section | None:
-    """A forest plot: every paired difference with its interval on a line, metric by metric."""
-    compared = results.ask("comparison_differences", COMPARED_DIFFERENCES)
-    rows = compared or results.ask("differences", DIFFERENCES)
-    rows = [row for row in _named(rows) if row["value"] is not None]
-    if not rows:
-        return None
-    groups = {
-        name: [row for row in rows if row["metric"] == name] for name in dict.fromkeys(row["metric"] for row in rows)
-    }
-    corrected = any(row.get("p_corrected") is not None for row in rows)
-    lead = (
-        "Both systems on the same inputs, so that what is hard for both cancels out. A filled mark and the word say "
-        "that the 95 % interval excludes 0"
-    )
-    end = (
-        "; p is corrected for the number of comparisons made."
-        if corrected
-        else "; with many rows, some do so by chance."
-    )
-    shown = [_forest(name, of_metric, corrected) for name, of_metric in groups.items()]
-    parts = (
-        [shown]
-        if len(rows) <= FEW_DIFFERENCES
-        else [
-            folded(f"{metric(name).label}: {len(groups[name])} differences", each)
-            for name, each in zip(groups, shown, strict=True)
-        ]
-    )
-    return Section("differences", "Paired differences", join(parts), lead + end)
-
-
-def _named(rows: Sequence[Row]) -> list[Row]:
+def named(rows: Sequence[Row]) -> list[Row]:
     """Rows with the name of their system: its cell or its x is in it where there are several of one method."""
     places: dict[str, set[Any]] = {}
     for row in rows:
@@ -86,6 +48,11 @@ def _named(rows: Sequence[Row]) -> list[Row]:
             cell = (row.get("cell") or "") if len(places[row["method"]]) > 1 else ""
         named.append(row | {"system": system(row["method"], cell)})
     return named
+
+
+def _grids(rows: list[Row], published: list[Row]) -> list[Html | None]:
+    splits = dict.fromkeys(row["split"] for row in rows)
+    return [_grid([row for row in rows if row["split"] == split], published) for split in splits]
 
 
 def _grid(rows: list[Row], published: list[Row]) -> Html:
@@ -110,8 +77,8 @@ def _grid(rows: list[Row], published: list[Row]) -> Html:
 
 
 def _caption(rows: list[Row], has_published: bool) -> str:
-    splits, counts = sorted({row["split"] for row in rows}), sorted({row["n"] for row in rows if row["n"] is not None})
-    parts = [f"{' and '.join(splits)} split, n = {' or '.join(f'{count:,}' for count in counts)}"]
+    counts = sorted({row["n"] for row in rows if row["n"] is not None})
+    parts = [f"{rows[0]['split']} split, n = {' or '.join(f'{count:,}' for count in counts)}"]
     seeds = sorted({row["seeds"] for row in rows if row.get("seeds")})
     if seeds:
         parts.append(f"means of {' or '.join(map(str, seeds))} seeds, below them the lowest and the highest")
@@ -198,57 +165,3 @@ def _meaning(name: str, note: str) -> str:
     known = metric(name)
     parts = [known.meaning, DIRECTIONS[known.better], note]
     return "; ".join(part for part in parts if part) + "."
-
-
-def _forest(name: str, rows: list[Row], corrected: bool) -> Html:
-    digits = decimals(row["value"] for row in rows)
-    reach = (
-        max(abs(bound) for row in rows for bound in (row["value"], row["low"], row["high"]) if bound is not None) or 1.0
-    )
-    scale = Scale(-reach, reach, WHISKER.start, WHISKER.end)
-    headers = [
-        "difference",
-        f"−{fixed(reach, digits)} … 0 … +{fixed(reach, digits)}",
-        "value",
-        "95 % interval",
-        *(["p, corrected"] if corrected else []),
-        "verdict",
-    ]
-    head = tag("tr", [tag("th", {"scope": "col"}, header) for header in headers])
-    body = [
-        tag(
-            "tr",
-            tag("th", {"scope": "row"}, _pair(row)),
-            [tag("td", each) for each in _difference(row, digits, scale, corrected)],
-        )
-        for row in rows
-    ]
-    unit = next((row["unit"] for row in rows if row["unit"]), "")
-    known = metric(name)
-    caption = known.label + (f" in {unit}" if unit else "") + (f"; {DIRECTIONS[known.better]}" if known.better else "")
-    inner = tag("table", {"class": "forest"}, tag("caption", caption), tag("thead", head), tag("tbody", body))
-    return scrolled(inner, f"differences in {known.label}")
-
-
-def _pair(row: Row) -> str:
-    return f"{row['system']} − {system(row['baseline'])}"
-
-
-def _difference(row: Row, digits: int, scale: Scale, corrected: bool) -> list[object]:
-    low, high = row["low"], row["high"]
-    verdict = "undecided" if low is None or high is None or low <= 0 <= high else "higher" if low > 0 else "lower"
-    better = metric(row["metric"]).better
-    if verdict != "undecided" and better:
-        verdict += ", better" if (verdict == "higher") == (better > 0) else ", worse"
-    p_value = row.get("p_corrected")
-    p_text = "–" if p_value is None else "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
-    cells = [
-        whisker(row["value"], low, high, scale),
-        fixed(row["value"], digits, sign=True),
-        interval(low, high, digits, sign=True),
-    ]
-    return [
-        *cells,
-        *([p_text] if corrected else []),
-        tag("span", {"class": f"verdict {verdict.split(', ')[-1]}"}, verdict),
-    ]

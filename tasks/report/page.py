@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.report import curves, lengths, measures, overview, rollouts, samples
+from tasks.report import curves, differences, lengths, measures, overview, rollouts, samples
 from tasks.report.html import Html, tag
 from tasks.report.names import duration
 from tasks.report.results import Results, Row
@@ -55,9 +55,10 @@ def _question(record: Row) -> str:
 
 def _sections(results: Results) -> list[Section]:
     found = [
+        differences.in_short(results),
         measures.metrics(results),
         curves.against_setting(results),
-        measures.differences(results),
+        differences.differences(results),
         curves.quality_against_variety(results),
         curves.excess_error(results),
         curves.free_running(results),

@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Any
 
 from tasks import catalog
+from tasks.report.names import SYSTEMS, styles
 from tasks.store import Store
 
 Row = dict[str, Any]
@@ -39,6 +40,18 @@ class Results:
     def compares(self) -> bool:
         """Whether the run is a comparison: several methods, or several values of a setting, on shared stages."""
         return bool(self.ask("comparison", "SELECT 1 FROM comparison WHERE run = $run LIMIT 1"))
+
+    @cached_property
+    def styles(self) -> dict[str, int]:
+        """A colour, dash and marker for each system, the same all over the page."""
+        relations = ("comparison", "metrics", "predictions", "excess_error", "free_running")
+        rows = [
+            row for name in relations for row in self.ask(name, f"SELECT DISTINCT method FROM {name} WHERE run = $run")
+        ]
+        order = list(SYSTEMS)
+        return styles(
+            sorted((row["method"] for row in rows), key=lambda name: (order.index(name) if name in order else 99, name))
+        )
 
     @cached_property
     def _known(self) -> frozenset[str]:

@@ -29,7 +29,11 @@ FROM rollouts WHERE run = $run GROUP BY token HAVING count(*) >= (
     SELECT CASE WHEN count(*) > 500 THEN 5 WHEN count(*) > 100 THEN 3 ELSE 1 END FROM rollouts WHERE run = $run)
 ORDER BY reward DESC, token
 """
-SPREAD = "SELECT {values} FROM (SELECT *, q_value - value AS below FROM rollouts WHERE run = $run)"
+# of all tokens but the last of each rollout, after which there is no state: its reward is its whole q-value
+SPREAD = """
+SELECT {values} FROM (SELECT *, q_value - value AS below, max(position) OVER (PARTITION BY cell, step, id) AS last
+                      FROM rollouts WHERE run = $run) WHERE position < last
+"""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,12 @@ class Quantity:
 
 
 QUANTITIES = (
-    Quantity("reward", "reward", "q-value minus the value of the state it leads to (Eq. 3)", True),
+    Quantity(
+        "reward",
+        "reward",
+        "q-value minus the value of the state it leads to (Eq. 3); after the last token there is none",
+        True,
+    ),
     Quantity(
         "below", "below the best", "q-value minus this state's value: 0 where the teacher would say the same", True
     ),

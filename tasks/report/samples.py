@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tasks.report.html import Html, join, quoted, shortened, tag
-from tasks.report.names import REFERENCE_SYSTEMS, fixed, styles, system
+from tasks.report.names import REFERENCE_SYSTEMS, fixed, system
 from tasks.report.results import Results, Row, literal
 from tasks.report.sections import Section
 
@@ -25,7 +25,7 @@ def samples(results: Results) -> Section | None:
     articles: list[Html] = []
     spent = 0
     for block in _blocks(results.ask("predictions", _spread(chosen, total)), methods):
-        article = _article(len(articles) + 1, block, methods)
+        article = _article(len(articles) + 1, block, methods, results.styles)
         spent += len(article)
         if articles and spent > SAMPLE_CHARACTERS:
             break
@@ -124,9 +124,9 @@ def _select(name: str, options: Sequence[tuple[str, str]]) -> Html:
     return tag("select", {"id": name}, [tag("option", {"value": value}, text) for value, text in options])
 
 
-def _article(number: int, block: Sequence[Row], methods: Sequence[str]) -> Html:
+def _article(number: int, block: Sequence[Row], methods: Sequence[str], style: dict[str, int]) -> Html:
     """One input with everything that was written for it."""
-    style, rewards = styles(methods), {row["method"]: row["reward"] for row in block}
+    rewards = {row["method"]: row["reward"] for row in block}
     pair = _pair(methods)
     later, first = (rewards.get(method) for method in pair) if pair else (None, None)
     marks = {

@@ -1,4 +1,4 @@
-"""A real browser for tests: headless Chromium, driven by the DevTools protocol. It may reach nothing but local files."""
+"""A real browser for tests: headless Chromium, driven by the DevTools protocol. It reaches nothing but local files."""
 
 from __future__ import annotations
 
@@ -15,11 +15,20 @@ from typing import Any
 from websockets.sync.client import ClientConnection, connect
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-extensions "
-    "--disable-background-networking --disable-component-update --disable-sync --hide-scrollbars "
-    "--remote-debugging-port=0"
-).split()
+FLAGS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-extensions",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--remote-debugging-port=0",
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+]
 SECONDS = 60.0
 
 
@@ -100,7 +109,7 @@ class Page:
 @contextmanager
 def browse(browser: str, profile: Path) -> Iterator[Page]:
     """A new browser with one tab, and a profile of its own."""
-    command = [browser, *FLAGS, "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={profile}", "about:blank"]
+    command = [browser, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
