@@ -29,11 +29,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """A named row of points. The style (0 to 8) is a colour, a dash and a marker."""
+    """A named row of points. The style (0 to 9) is a colour, a dash and a marker."""
 
     name: str
     style: int
     points: Sequence[Point]
+    group: str = ""  # what the legend calls it, where it does not name each line
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,7 @@ SHAPES = {
     6: _star(5, 5.2, 2.2),
     7: _star(4, 5.2, 1.8),
     8: _polygon(6, 4.4),
+    9: _polygon(4, 4.6, 45),
 }
 
 
@@ -188,12 +190,12 @@ def describe(panel: Panel) -> str:
     """What a panel shows, in words: each line's ends and extremes."""
     parts = [f"{panel.y_label} against {panel.x_label}." if panel.x_label else f"{panel.y_label}."]
     for series in panel.series:
-        ys = [p.y for p in series.points]
+        ys, called = [p.y for p in series.points], f"{series.name}: " if series.name else ""
         if len(ys) == 1:
-            parts.append(f"{series.name}: {short(ys[0])} at {short(series.points[0].x)}.")
+            parts.append(f"{called}{short(ys[0])} at {short(series.points[0].x)}.")
         elif ys:
             parts.append(
-                f"{series.name}: from {short(ys[0])} at {short(series.points[0].x)} to {short(ys[-1])} at "
+                f"{called}from {short(ys[0])} at {short(series.points[0].x)} to {short(ys[-1])} at "
                 f"{short(series.points[-1].x)}; lowest {short(min(ys))}, highest {short(max(ys))}."
             )
     parts += [f"{level.name}: {short(level.value)} throughout." for level in panel.levels]
@@ -201,7 +203,8 @@ def describe(panel: Panel) -> str:
 
 
 def _grid(panel: Panel, x: Scale, y: Scale) -> Html:
-    across, up = ticks(x.low, x.high, 5), ticks(y.low, y.high, 5)
+    counted = all(point.x == round(point.x) for series in panel.series for point in series.points)
+    across, up = ticks(x.low, x.high, 5, whole=counted), ticks(y.low, y.high, 5)
     parts = [tag("line", {"class": "grid", "x1": LEFT, "x2": WIDTH - RIGHT, "y1": y(v), "y2": y(v)}) for v in up]
     parts += [
         tag("text", {"class": "tick", "x": LEFT - 6, "y": y(v) + 4, "text-anchor": "end"}, text)
@@ -229,7 +232,8 @@ def _level(level: Level, y: Scale) -> Html:
         }
         band = tag("rect", box | {"class": "band"})
     line = tag("path", {"class": "line", "d": f"M{LEFT} {y(level.value):g}H{WIDTH - RIGHT}"})
-    return tag("g", {"class": f"level s{level.style}"}, band, line)
+    place = {"x": WIDTH - RIGHT - 2, "y": y(level.value) - 4, "text-anchor": "end"}
+    return tag("g", {"class": f"level s{level.style}"}, band, line, tag("text", {"class": "name"} | place, level.name))
 
 
 def _band(series: Series, x: Scale, y: Scale) -> Html | None:
@@ -246,7 +250,8 @@ def _line(series: Series, x: Scale, y: Scale) -> Html:
     parts = [tag("path", {"class": "line", "d": f"M{path}"})] if len(series.points) > 1 else []
     if len(series.points) <= MARKED:
         parts += [
-            marker(series.style, x(p.x), y(p.y), f"{series.name}, {short(p.x)}: {short(p.y)}") for p in series.points
+            marker(series.style, x(p.x), y(p.y), f"{series.name} {short(p.x)}: {short(p.y)}".strip())
+            for p in series.points
         ]
     return tag("g", {"class": f"s{series.style}"}, parts)
 

@@ -5,24 +5,26 @@ from collections.abc import Sequence
 from tasks.report.charts import Level, Panel, Point, Series, scatter
 from tasks.report.figures import figure, folded, legend, numbers, points, titled
 from tasks.report.html import Html, join, tag
-from tasks.report.names import metric, styles, system
+from tasks.report.names import TEACHER, metric, styles, system
 from tasks.report.results import Results, Row
 from tasks.report.sections import Section
 
-CURVE_POINTS = 120  # of one curve; longer ones are means of as many equal parts
+MOST_POINTS = 8_000  # of all curves of a page
+CURVE_POINTS = (16, 120)  # of one curve, at least and at most; longer ones are means of as many equal parts
 MOST_GROUPS = 16  # of training stages that are drawn
 MOST_LINES = 8  # that can be told apart in one panel
 MOST_PANELS = 12
 
-TRAINING = f"""
+TRAINING = """
 WITH spread AS (
     SELECT stage, label, cell, metric, step, value,
-           ntile({CURVE_POINTS}) OVER (PARTITION BY stage, label, cell, metric ORDER BY step) AS part
+           ntile({parts}) OVER (PARTITION BY stage, label, cell, metric ORDER BY step) AS part
     FROM training_log WHERE run = $run AND isfinite(value)
 )
 SELECT stage, label, cell, metric, max(step) AS step, avg(value) AS value, count(*) AS merged
 FROM spread GROUP BY stage, label, cell, metric, part ORDER BY stage, label, cell, metric, step
 """
+CURVES = "SELECT count(DISTINCT (stage, label, cell, metric)) AS n FROM training_log WHERE run = $run"
 FIGURE_3 = "FROM comparison WHERE run = $run AND value IS NOT NULL"
 
 
@@ -33,7 +35,7 @@ def against_setting(results: Results) -> Section | None:
     if not gridded:
         return None
     x_name = str(gridded[0]["x_name"])
-    style = styles(row["method"] for row in rows)
+    style = results.styles
     panels = []
     for name in dict.fromkeys(row["metric"] for row in gridded):
         of_metric = [row for row in rows if row["metric"] == name]
@@ -65,7 +67,7 @@ def quality_against_variety(results: Results) -> Section | None:
     if len(both) < 2:
         return None
     several = len({where for _, where in both}) > 1
-    style = styles(method for method, _ in both)
+    style = results.styles
     series, wide = [], {}
     for (method, where), each in both.items():
         name = system(method, where if several else "")
@@ -93,7 +95,7 @@ def excess_error(results: Results) -> Section | None:
     rows = results.ask("excess_error", "FROM excess_error WHERE run = $run AND value IS NOT NULL")
     if not rows:
         return None
-    panel = Panel("ExError (%) by length", "tokens written", "ExError", _by(rows, "method", "length"))
+    panel = Panel("ExError (%) by length", "tokens written", "ExError", _by(rows, "method", "length", results.styles))
     lead = (
         "How much larger the student's error gets on its own text than on the teacher's, as the text grows. "
         "0 would mean no exposure bias; a line that rises says that errors accumulate."
@@ -108,7 +110,10 @@ def free_running(results: Results) -> Section | None:
     parts = []
     if by_step:
         panel = Panel(
-            "Free-running cross-entropy (nats)", "tokens written", "Cross-entropy", _by(by_step, "method", "step")
+            "Free-running cross-entropy (nats)",
+            "tokens written",
+            "Cross-entropy",
+            _by(by_step, "method", "step", results.styles),
         )
         parts.append(
             _figure(
@@ -128,7 +133,10 @@ def free_running(results: Results) -> Section | None:
 
 def training(results: Results) -> Section | None:
     """Curves of every stage that trained."""
-    rows = results.ask("training_log", TRAINING)
+    number = results.ask("training_log", CURVES)
+    fewest, most = CURVE_POINTS
+    parts = min(most, max(fewest, MOST_POINTS // max(1, number[0]["n"] if number else 1)))
+    rows = results.ask("training_log", TRAINING.format(parts=parts))
     groups: dict[tuple[str, str], list[Row]] = {}
     order = {
         row["stage"]: row["position"]
@@ -193,25 +201,22 @@ def _round_panels(rows: Sequence[Row]) -> list[Panel]:
 
 
 def _by(rows: Sequence[Row], column: str, x: str, style: dict[str, int] | None = None) -> list[Series]:
-    """A line per value of a column, and per cell where one has several; a line per cell is called by it."""
-    own = "cell" if column != "cell" and any(row.get("cell") for row in rows) else None
+    """A line for each value of a column, and for each cell where there are several.
+
+    Where there are more than one can tell apart, the legend names what they have in common, not each line.
+    """
     keyed: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        keyed.setdefault((row[column] or "", (row[own] or "") if own else ""), []).append(row)
-    several = len({cell for _, cell in keyed}) > 1
-    known = style or styles(f"{name}{cell}" if several else name for name, cell in keyed)
+        cell = "" if column == "cell" else row.get("cell") or ""
+        keyed.setdefault((row[column] or "", cell), []).append(row)
+    several, many = len({cell for _, cell in keyed}) > 1, len(keyed) > MOST_LINES
+    own = styles(f"{name}{cell}" for name, cell in keyed)
     found = []
     for (name, cell), of_line in keyed.items():
-        line = points(of_line, x)
-        if line:
-            found.append(
-                Series(
-                    system(name, cell if several else "") or "all",
-                    known[name if style or not several else f"{name}{cell}"],
-                    line,
-                )
-            )
-    return found
+        kind = style[name] if style is not None else TEACHER if many else own[f"{name}{cell}"]
+        group = "" if not many else system(name) if style is not None else f"each of {len(keyed)}"
+        found.append(Series(system(name, cell if several else ""), kind, points(of_line, x), group))
+    return [series for series in found if series.points]
 
 
 def _figure(caption: str, panels: Sequence[Panel], *below: Html | None) -> Html:

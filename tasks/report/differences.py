@@ -25,22 +25,39 @@ def in_short(results: Results) -> Section | None:
         return None
     method, baseline = rows[-1]["method"], rows[0]["baseline"]
     chosen = [row for row in rows if (row["method"], row["baseline"]) == (method, baseline)]
-    single = len({(row.get("cell"), row.get("x")) for row in chosen}) == 1
-    if not chosen or not single:
-        return None  # a grid has no one answer: its plots say more
-    kinds: dict[str, list[Row]] = {}
-    for row in chosen:
-        kinds.setdefault(_verdict(row), []).append(row)
-    facts = [
-        tag("div", {"class": kind}, tag("dt", kind.capitalize()), tag("dd", _listed(kinds[kind])))
-        for kind in (BETTER, WORSE, OTHER, UNDECIDED)
-        if kind in kinds
-    ]
+    places = {(row.get("cell"), row.get("x")) for row in chosen}
+    if not chosen:
+        return None
+    facts = _facts(chosen) if len(places) == 1 else _facts_of_grid(chosen, len(places))
     lead = (
         f"{system(method)} against {system(baseline)}, on the same inputs of the {chosen[0]['split']} split. "
         "Undecided: the 95 % interval of the difference holds 0."
     )
     return Section("in-short", "In short", tag("dl", {"class": "short"}, facts), lead)
+
+
+def _facts(rows: Sequence[Row]) -> list[Html]:
+    """What is better, what is worse, what is undecided."""
+    kinds: dict[str, list[Row]] = {}
+    for row in rows:
+        kinds.setdefault(_verdict(row), []).append(row)
+    return [
+        tag("div", {"class": kind}, tag("dt", kind.capitalize()), tag("dd", _listed(kinds[kind])))
+        for kind in (BETTER, WORSE, OTHER, UNDECIDED)
+        if kind in kinds
+    ]
+
+
+def _facts_of_grid(rows: Sequence[Row], places: int) -> list[Html]:
+    """For each metric, at how many of the grid's places it is better, worse or undecided."""
+    facts = []
+    for name in dict.fromkeys(row["metric"] for row in rows):
+        verdicts = [_verdict(row) for row in rows if row["metric"] == name]
+        counts = [f"{kind} at {verdicts.count(kind)}" for kind in (BETTER, WORSE, OTHER, UNDECIDED) if kind in verdicts]
+        only = verdicts[0] if len(set(verdicts)) == 1 else None
+        text = f"{', '.join(counts)} of {places}"
+        facts.append(tag("div", {"class": only}, tag("dt", metric(name).label), tag("dd", text)))
+    return facts
 
 
 def differences(results: Results) -> Section | None:

@@ -47,10 +47,14 @@ def titled(panel: Panel) -> Html:
 
 def legend(series: Iterable[Series | Level]) -> Html | None:
     """Each name once, with its line and marker; nothing where there is only one."""
-    names = {each.name: each.style for each in series}
+    names = {_called(each): each.style for each in series if each.name}
     if len(names) < 2:
         return None
     return tag("ul", {"class": "legend"}, [tag("li", swatch(style), name) for name, style in names.items()])
+
+
+def _called(each: Series | Level) -> str:
+    return each.group if isinstance(each, Series) and each.group else each.name
 
 
 def numbers(panels: Sequence[Panel], summary: str = "The numbers") -> Html:
@@ -66,7 +70,7 @@ def numbers(panels: Sequence[Panel], summary: str = "The numbers") -> Html:
     shown = thinned(keys, TABLE_ROWS)
     headers = ["", panels[0].x_label, *(panel.title for panel in panels)]
     rows = [
-        [name, short(x) if x is not None else "–", *(_cell(found[name, x].get(i)) for i in range(len(panels)))]
+        [name or "all", short(x) if x is not None else "–", *(_cell(found[name, x].get(i)) for i in range(len(panels)))]
         for name, x in shown
     ]
     caption = "all points" if len(shown) == len(keys) else f"{len(shown)} of {len(keys)} points, evenly spread"

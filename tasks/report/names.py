@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 UP, DOWN, NEITHER = 1, -1, 0
-NUM_STYLES = 8  # that can be told apart without colour; style 0 is the neutral one of references
+NUM_STYLES = 8  # that can be told apart without colour; two more are neutral, for what students are measured against
+TEACHER, UNTRAINED = 0, 9
 
 SYSTEMS = {
     "teacher": "Teacher",
@@ -84,15 +85,17 @@ def system(name: str, cell: str = "") -> str:
 
 
 def styles(names: Iterable[str]) -> dict[str, int]:
-    """A style for each name, in order; references take the neutral one. Beyond eight they repeat."""
+    """A style for each name, in order; references take the two neutral ones. Beyond eight they repeat."""
     found: dict[str, int] = {}
     used = 0
     for name in names:
         if name in found:
             continue
-        neutral = name in REFERENCE_SYSTEMS
-        found[name] = 0 if neutral else 1 + used % NUM_STYLES
-        used += not neutral
+        if name in REFERENCE_SYSTEMS:
+            found[name] = TEACHER if name == "teacher" else UNTRAINED
+            continue
+        found[name] = 1 + used % NUM_STYLES
+        used += 1
     return found
 
 

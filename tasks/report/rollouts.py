@@ -16,6 +16,7 @@ from tasks.report.sections import Section
 MOST_TOKENS = 4_000  # of all rollouts shown
 MOST_OF_ONE = 256  # tokens of one rollout
 TEXT_CHARACTERS = 400  # of an input or a teacher's output
+TOKEN_CHARACTERS = 40
 STEPS = 4  # of colour on each side of the centre
 EXTREMES = 10  # tokens at each end of the table
 
@@ -176,7 +177,8 @@ def _token(row: Row, colours: Colours) -> Html:
 
 def readable(token: str) -> str:
     """A token with its marks for spaces (SentencePiece ▁, byte-level Ġ Ċ) as a person reads them."""
-    return token.replace("▁", "␣").replace("Ġ", "␣").replace("Ċ", "⏎")
+    shown, left = shortened(token.replace("▁", "␣").replace("Ġ", "␣").replace("Ċ", "⏎"), TOKEN_CHARACTERS)
+    return f"{shown}…" if left else shown
 
 
 def _controls(shown: Sequence[tuple[tuple[str, int, int], list[Row]]], colours: dict[str, Colours]) -> Html:

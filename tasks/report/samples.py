@@ -9,7 +9,7 @@ from tasks.report.results import Results, Row, literal
 from tasks.report.sections import Section
 
 SAMPLES = 200  # inputs at most
-SAMPLE_CHARACTERS = 400_000  # of all samples together
+SAMPLE_BYTES = 400_000  # of all samples together
 TEXT_CHARACTERS = 1_500  # of one text
 MOST_SYSTEMS = 8
 PAGE = 6  # samples; without the script the others are behind a line that unfolds them
@@ -26,8 +26,8 @@ def samples(results: Results) -> Section | None:
     spent = 0
     for block in _blocks(results.ask("predictions", _spread(chosen, total)), methods):
         article = _article(len(articles) + 1, block, methods, results.styles)
-        spent += len(article)
-        if articles and spent > SAMPLE_CHARACTERS:
+        spent += len(article.encode())
+        if articles and spent > SAMPLE_BYTES:
             break
         articles.append(article)
     rest = articles[PAGE:]

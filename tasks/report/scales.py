@@ -32,9 +32,11 @@ def fitted(values: Iterable[float | None], start: float, end: float, *, margin: 
     return Scale(low - room, high + room, start, end)
 
 
-def ticks(low: float, high: float, number: int = 5) -> list[float]:
-    """About `number` round values (1, 2 or 5 times a power of ten apart) within [low, high]."""
-    step = _round_step((high - low) / max(1, number))
+def ticks(low: float, high: float, number: int = 5, *, whole: bool = False) -> list[float]:
+    """About `number` round values (1, 2 or 5 times a power of ten apart) within [low, high]; `whole`: only integers."""
+    step = _round_step((high - low) / number)
+    if whole:
+        step = max(1.0, step)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [round(k * step, 12) + 0.0 for k in range(first, last + 1)]
