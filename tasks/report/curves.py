@@ -135,8 +135,8 @@ def training(results: Results) -> Section | None:
     """Curves of every stage that trained."""
     number = results.ask("training_log", CURVES)
     fewest, most = CURVE_POINTS
-    parts = min(most, max(fewest, MOST_POINTS // max(1, number[0]["n"] if number else 1)))
-    rows = results.ask("training_log", TRAINING.format(parts=parts))
+    merged_into = min(most, max(fewest, MOST_POINTS // max(1, number[0]["n"] if number else 1)))
+    rows = results.ask("training_log", TRAINING.format(parts=merged_into))
     groups: dict[tuple[str, str], list[Row]] = {}
     order = {
         row["stage"]: row["position"]

@@ -28,7 +28,7 @@ def in_short(results: Results) -> Section | None:
     places = {(row.get("cell"), row.get("x")) for row in chosen}
     if not chosen:
         return None
-    facts = _facts(chosen) if len(places) == 1 else _facts_of_grid(chosen, len(places))
+    facts = _facts(chosen) if len(places) == 1 else _facts_of_grid(chosen)
     lead = (
         f"{system(method)} against {system(baseline)}, on the same inputs of the {chosen[0]['split']} split. "
         "Undecided: the 95 % interval of the difference holds 0."
@@ -48,14 +48,16 @@ def _facts(rows: Sequence[Row]) -> list[Html]:
     ]
 
 
-def _facts_of_grid(rows: Sequence[Row], places: int) -> list[Html]:
+def _facts_of_grid(rows: Sequence[Row]) -> list[Html]:
     """For each metric, at how many of the grid's places it is better, worse or undecided."""
+    names = {row.get("x_name") for row in rows}
+    places = f"values of {next(iter(names))}" if len(names) == 1 and None not in names else "cells"
     facts = []
     for name in dict.fromkeys(row["metric"] for row in rows):
         verdicts = [_verdict(row) for row in rows if row["metric"] == name]
         counts = [f"{kind} at {verdicts.count(kind)}" for kind in (BETTER, WORSE, OTHER, UNDECIDED) if kind in verdicts]
         only = verdicts[0] if len(set(verdicts)) == 1 else None
-        text = f"{', '.join(counts)} of {places}"
+        text = f"{', '.join(counts)} of {len(verdicts)} {places}"
         facts.append(tag("div", {"class": only}, tag("dt", metric(name).label), tag("dd", text)))
     return facts
 

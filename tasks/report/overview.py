@@ -12,7 +12,9 @@ from tasks.report.results import Results, Row
 from tasks.report.sections import Section
 
 STAGES = "FROM stages WHERE run = $run ORDER BY position"
-LONGEST = 300  # characters of a setting's value
+LONGEST = 500  # characters of a setting's value, or of a warning
+LONGEST_COMMAND = 20_000
+MOST_WARNINGS = 50
 FEW_STAGES = 14
 
 
@@ -26,7 +28,10 @@ def warnings(results: Results) -> Html | None:
     if record["state"] != "completed":
         said = f": {record['error']}" if record["error"] else ""
         parts.append(tag("li", tag("strong", f"This run is {record['state']}"), said, ". What follows is incomplete."))
-    parts += [tag("li", tag("strong", ", ".join(dict.fromkeys(stages))), ": ", text) for text, stages in found.items()]
+    for text, stages in list(found.items())[:MOST_WARNINGS]:
+        parts.append(tag("li", tag("strong", ", ".join(dict.fromkeys(stages))), ": ", quoted(_cut(text))))
+    if len(found) > MOST_WARNINGS:
+        parts.append(tag("li", f"{len(found) - MOST_WARNINGS} more, in the stats of the relation stages"))
     if not parts:
         return None
     heading = tag("h2", {"id": "warnings-heading"}, "Read this first")
@@ -104,17 +109,11 @@ def _distinct(stages: list[Row], column: str) -> str:
 def _commands(record: Row, parameters: dict[str, Any], compares: bool) -> Html:
     flow = "compare" if compares else "distill"
     given = {name: value for name, value in parameters.items() if value is not None}
-    long = (
-        f"prefect deployment run {flow}/{record['name']} --params {shlex.quote(json.dumps(given, ensure_ascii=False))}"
-    )
+    long = f"prefect deployment run {flow}/{record['name']} --params {shlex.quote(json.dumps(given))}"
+    here = "In this store: with the recorded parameters, and what is cached is not computed again."
+    elsewhere = folded("Anywhere else, while distill up is running", _command(long, "All parameters spelt out."))
     return join(
-        [
-            _command(
-                f"distill resume {record['run']}",
-                "In this store: recorded parameters, and what is cached is not computed again.",
-            ),
-            folded("Anywhere else, while distill up is running", _command(long, "All parameters spelt out.")),
-        ]
+        [_command(f"distill resume {record['run']}", here), elsewhere if len(long) <= LONGEST_COMMAND else None]
     )
 
 

@@ -14,6 +14,7 @@ from tasks.report.results import Results, Row
 from tasks.report.sections import Section
 
 MOST_TOKENS = 4_000  # of all rollouts shown
+MOST_BYTES = 400_000  # of all rollouts shown
 MOST_OF_ONE = 256  # tokens of one rollout
 TEXT_CHARACTERS = 400  # of an input or a teacher's output
 TOKEN_CHARACTERS = 40
@@ -85,6 +86,10 @@ def rollouts(results: Results) -> Section | None:
     colours = _colours(results)
     about = _about(results, {row["id"] for _, rows in shown for row in rows[:1]})
     articles = [_rollout(key, rows, colours["reward"], about.get(rows[0]["id"], {})) for key, rows in shown]
+    size = sum(len(article.encode()) for article in articles)
+    if size > MOST_BYTES:
+        kept = thinned(range(len(shown)), max(2, len(shown) * MOST_BYTES // size))
+        shown, articles = [shown[k] for k in kept], [articles[k] for k in kept]
     lead = (
         "LLMR lets the student write and turns the teacher's logits into a reward for every token. "
         f"{len(shown):,} of {len(found):,} recorded rollouts, spread over training."

@@ -41,7 +41,8 @@ _BOUNDS = "value DOUBLE, low DOUBLE, high DOUBLE, n BIGINT"
 COLUMNS = {  # of the relations, without the run that the catalogue adds
     "excess_error": f"cell VARCHAR, method VARCHAR, length BIGINT, d_student DOUBLE, d_teacher DOUBLE, {_BOUNDS}",
     "comparison": "name VARCHAR, method VARCHAR, x_name VARCHAR, x DOUBLE, split VARCHAR, metric VARCHAR, "
-    "value DOUBLE, low DOUBLE, high DOUBLE, lowest DOUBLE, highest DOUBLE, seeds BIGINT, n BIGINT, unit VARCHAR, note VARCHAR",
+    "value DOUBLE, low DOUBLE, high DOUBLE, lowest DOUBLE, highest DOUBLE, seeds BIGINT, n BIGINT, unit VARCHAR, "
+    "note VARCHAR",
     "comparison_differences": "method VARCHAR, baseline VARCHAR, x_name VARCHAR, x DOUBLE, split VARCHAR, "
     "metric VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE, p DOUBLE, p_corrected DOUBLE, n BIGINT, unit VARCHAR, "
     "note VARCHAR",
