@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from tasks.report.charts import Level, Panel, Point, Series, scatter
-from tasks.report.figures import figure, folded, legend, numbers, points, titled
+from tasks.report.figures import figure, folded, legend, numbers, points, table, titled
 from tasks.report.html import Html, join, tag
-from tasks.report.names import TEACHER, metric, styles, system
+from tasks.report.names import TEACHER, interval, metric, short, styles, system
 from tasks.report.results import Results, Row
 from tasks.report.sections import Section
 
@@ -68,12 +68,13 @@ def quality_against_variety(results: Results) -> Section | None:
         return None
     several = len({where for _, where in both}) > 1
     style = results.styles
-    series, wide = [], {}
+    series, wide, told = [], {}, []
     for (method, where), each in both.items():
         name = system(method, where if several else "")
         across, up = each["bleu_2"], each["distinct_2"]
         series.append(Series(name, style[method], [Point(across["value"], up["value"], up["low"], up["high"])]))
         wide[name] = (across["low"], across["high"])
+        told.append([name, *(f"{short(row['value'])} {interval(row['low'], row['high'], 2)}" for row in (across, up))])
     panel = Panel("Dist-2 against BLEU-2", "BLEU-2 (points)", "Dist-2 (%)", series)
     drawn = tag(
         "div",
@@ -85,7 +86,7 @@ def quality_against_variety(results: Results) -> Section | None:
         "Up and to the right is better: closer to the references, and more varied. Crosses are 95 % intervals.",
         [drawn],
         None,
-        numbers([panel]),
+        folded("The numbers", table("All points", ["system", "BLEU-2", "Dist-2"], told)),
     )
     return Section("variety", "Quality against variety", body)
 

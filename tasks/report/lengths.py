@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from tasks.report.charts import histogram, swatch
 from tasks.report.figures import folded, table
 from tasks.report.html import tag
-from tasks.report.names import short, system
+from tasks.report.names import fixed, short, system
 from tasks.report.results import Results, Row
 from tasks.report.samples import of_systems, shown_systems
 from tasks.report.sections import Section
@@ -41,7 +41,7 @@ def lengths(results: Results) -> Section | None:
                     "p",
                     swatch(style[method], line=False),
                     names[method],
-                    tag("small", f"median {short(told['median'])}, {short(told['cut'])} % cut off"),
+                    tag("small", f"median {short(told['median'])}, {fixed(told['cut'], 1)} % cut off"),
                 ),
                 histogram(names[method], style[method], shares, top, text),
             )

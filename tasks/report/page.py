@@ -8,7 +8,7 @@ from pathlib import Path
 from tasks.report import curves, differences, lengths, measures, overview, rollouts, samples
 from tasks.report.html import Html, tag
 from tasks.report.names import duration
-from tasks.report.results import Results, Row
+from tasks.report.results import Results, Row, results_of
 from tasks.report.sections import Section
 from tasks.store import Store, StoreError, atomic_write
 
@@ -21,7 +21,8 @@ def write_report(store: Store, run_id: str, output: Path | None = None) -> Path:
 
     Raises ValueError if there is no such run, StoreError if it cannot be written.
     """
-    text = render(Results(store, run_id))
+    with results_of(store, run_id) as results:
+        text = render(results)
     path = (output or store.root / "reports" / f"{run_id}.html").expanduser().absolute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +33,7 @@ def write_report(store: Store, run_id: str, output: Path | None = None) -> Path:
 
 
 def render(results: Results) -> str:
-    """The whole page as text. Raises ValueError if there is no such run."""
+    """The whole page as text."""
     record = results.record
     warnings = overview.warnings(results)
     sections = _sections(results)

@@ -1,5 +1,7 @@
 """What a report asks the results: SQL about one run, where an absent relation answers like an empty one."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,9 +15,9 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Results:
-    """results.duckdb, about one run."""
+    """results.duckdb, about one run. All answers are of one moment."""
 
-    store: Store
+    query: Callable[[str], Any]  # SQL -> an Arrow table
     run: str
 
     def ask(self, relation: str, sql: str) -> list[Row]:
@@ -25,16 +27,13 @@ class Results:
         """
         if relation not in self._known:
             return []
-        rows: list[Row] = catalog.query(self.store, sql.replace("$run", literal(self.run))).to_pylist()
+        rows: list[Row] = self.query(sql.replace("$run", literal(self.run))).to_pylist()
         return rows
 
     @cached_property
     def record(self) -> Row:
-        """The run's row of `runs`. Raises ValueError if there is none."""
-        found = self.ask("runs", "FROM runs WHERE run = $run")
-        if not found:
-            raise ValueError(f"there is no run {self.run}\n`distill status` lists the runs")
-        return found[0]
+        """The run's row of `runs`."""
+        return self.ask("runs", "FROM runs WHERE run = $run")[0]
 
     @cached_property
     def compares(self) -> bool:
@@ -56,6 +55,16 @@ class Results:
     @cached_property
     def _known(self) -> frozenset[str]:
         return frozenset(catalog.relations())
+
+
+@contextmanager
+def results_of(store: Store, run: str) -> Iterator[Results]:
+    """The results about a run, brought up to date. Raises ValueError if there is no such run."""
+    with catalog.questions(store) as ask:
+        results = Results(ask, run)
+        if not results.ask("runs", "SELECT 1 FROM runs WHERE run = $run"):
+            raise ValueError(f"there is no run {run}\n`distill status` lists the runs")
+        yield results
 
 
 def literal(text: str) -> str:

@@ -1,6 +1,6 @@
 """What the teacher rewards: the student's rollouts token by token, each coloured by a quantity that the reader chooses.
 
-Colours run from orange (below the centre) over white to blue (above), which colour-blind people tell apart; the number
+Colours run from orange (below the centre) to blue (above), which colour-blind people tell apart; the number
 stands under each token as well. Without the script the page shows the rewards.
 """
 
@@ -223,7 +223,7 @@ def _controls(shown: Sequence[tuple[tuple[str, int, int], list[Row]]], colours: 
             tag(
                 "span",
                 {"id": "scale-meaning", "role": "status"},
-                f"reward: {QUANTITIES[0].meaning}. White is {ends[1]}.",
+                f"reward: {QUANTITIES[0].meaning}. The middle is {ends[1]}.",
             ),
         ),
     )

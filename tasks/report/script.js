@@ -112,7 +112,7 @@
       }
       at("scale-low").textContent = `≤ ${text(middle - far)}`;
       at("scale-high").textContent = `≥ ${text(middle + far)}`;
-      at("scale-meaning").textContent = `${quantity.selectedOptions[0].text}: ${meaning}. White is ${text(middle)}.`;
+      at("scale-meaning").textContent = `${quantity.selectedOptions[0].text}: ${meaning}. The middle is ${text(middle)}.`;
     };
     const choose = () => {
       for (const each of articles) each.hidden = step.value !== "" && each.dataset.step !== step.value;

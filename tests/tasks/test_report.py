@@ -20,7 +20,7 @@ from tasks.report import write_report
 from tasks.report.html import Html, escape, tag, visible
 from tasks.report.names import system
 from tasks.report.page import render
-from tasks.report.results import Results, literal
+from tasks.report.results import literal, results_of
 from tasks.store import Store, StoreError
 from tests.tasks.fake_reports import ALPHAS, HOSTILE, METHODS, WARNING, relations_defined, run_comparison, run_hostile
 from tests.tasks.fake_runs import ROLLOUT, SOURCES, Filled
@@ -50,7 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     with relations_defined():
         runs = {"grid": run_comparison(store, "dad-dagger"), "methods": run_comparison(store, "llmr")}
         runs["hostile"] = run_hostile(store)
-        texts = {name: render(Results(store, run)) for name, run in runs.items()}
+        texts = {name: text_of(store, run) for name, run in runs.items()}
     return Made(store, **runs, texts=texts)
 
 
@@ -60,8 +60,13 @@ def page(filled: Filled) -> Node:
     return report(filled.store, filled.first)
 
 
+def text_of(store: Store, run: str) -> str:
+    with results_of(store, run) as results:
+        return render(results)
+
+
 def report(store: Store, run: str) -> Node:
-    return parse(render(Results(store, run)))
+    return parse(text_of(store, run))
 
 
 def rows(store: Store, sql: str) -> list[dict[str, Any]]:
@@ -253,7 +258,8 @@ def test_a_run_that_did_not_end_well_says_so_and_shows_what_there_is(filled: Fil
 
 
 def test_relations_that_are_not_there_answer_like_empty_ones(filled: Filled) -> None:
-    assert Results(filled.store, filled.first).ask("no_such_relation", "FROM no_such_relation") == []
+    with results_of(filled.store, filled.first) as results:
+        assert results.ask("no_such_relation", "FROM no_such_relation") == []
 
 
 def test_an_undefined_metric_is_undefined_with_its_reason(made: Made) -> None:
