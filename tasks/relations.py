@@ -35,6 +35,7 @@ STAGES = pa.schema(
         ("path", pa.string()),
         ("stats", pa.string()),
         ("machine", pa.string()),
+        ("versions", pa.string()),
     ]
 )
 LINEAGE = pa.schema(
@@ -95,6 +96,11 @@ VIEWS = {
         "aggregated-*.parquet",
         'r.run, s.cell, r.seed, f."round", f.trajectory, f.step, f.position, f.context, f.target, f."left"',
     ),
+    "pairs": (
+        "prepare",
+        "[tv]*.parquet",  # train, validation and test
+        "s.run, parse_filename(f.file, true) AS split, f.id, f.dialogue, f.source, f.target",
+    ),
     "dropped": ("prepare", "dropped.parquet", "s.run, f.split, f.dialogue, f.source, f.target, f.reason"),
 }
 # What an empty relation looks like before any run has filled it: a view over no file at all would be an error.
@@ -121,6 +127,7 @@ EMPTY = {
     "unit VARCHAR, note VARCHAR, p DOUBLE, p_corrected DOUBLE, seeds INTEGER",
     "aggregated": 'run VARCHAR, cell VARCHAR, seed BIGINT, "round" INTEGER, trajectory INTEGER, step INTEGER, '
     'position INTEGER, context INTEGER[], target INTEGER, "left" BOOLEAN',
+    "pairs": "run VARCHAR, split VARCHAR, id BIGINT, dialogue VARCHAR, source VARCHAR, target VARCHAR",
     "dropped": "run VARCHAR, split VARCHAR, dialogue VARCHAR, source VARCHAR, target VARCHAR, reason VARCHAR",
 }
 PAPER_VS_OURS = """
