@@ -9,13 +9,13 @@ The endpoint is `judge.base_url` or OPENAI_BASE_URL, the key is OPENAI_API_KEY a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from kd_core.metrics.g_eval_reply import Reply, Verdict, judged
-from tasks.judge_endpoint import Endpoint, JudgeError
+from tasks.judge_endpoint import Endpoint, JudgeError, Stopped
 from tasks.judge_settings import URL_VARIABLE, Item, JudgeSettings, api_key, endpoint_url
 from tasks.judgements import Judgements, content_key
 
@@ -82,17 +82,26 @@ def _ask_all(
 ) -> None:
     """Ask for everything that is missing. After a failure what is on its way is still waited for, and kept."""
     endpoint = _open(settings, settings.retries)
+    failures: list[Exception] = []
 
     def judge_one(key: str, asked: dict[str, Any]) -> None:
-        judgements.ask_once(key, lambda: {"asked": asked, "reply": asdict(endpoint.ask(asked["body"]))}, endpoint.wait)
+        try:
+            judgements.ask_once(
+                key, lambda: {"asked": asked, "reply": asdict(endpoint.ask(asked["body"]))}, endpoint.wait
+            )
+        except Stopped:
+            pass  # by a failure that is in the list, or by the user
+        except Exception as error:
+            failures.append(error)
+            endpoint.stop.set()  # here, where no further request can slip in between
 
-    futures: list[Future[None]] = []
     try:
         with ThreadPoolExecutor(settings.requests_in_flight, thread_name_prefix="judge") as pool:
+            futures = [pool.submit(judge_one, key, asked) for key, asked in missing.items()]
             try:
-                futures += [pool.submit(judge_one, key, asked) for key, asked in missing.items()]
-                for done, future in enumerate(as_completed(futures), start=1):
-                    future.result()
+                for done, _ in enumerate(as_completed(futures), start=1):
+                    if failures:
+                        raise failures[0]
                     progress(known + done, known + len(missing))
             except BaseException:
                 endpoint.stop.set()
