@@ -101,8 +101,8 @@ class Endpoint:
     def _read(self, content: bytes) -> Reply:
         try:
             reply = read_reply(json.loads(content))
-        except ValueError:  # also of text that is no JSON, or no UTF-8
-            shown = self._said(content[:200].decode("utf-8", "replace"))
+        except (ValueError, RecursionError):  # also of text that is no JSON, no UTF-8, or nested without end
+            shown = self._said(content.decode("utf-8", "replace"))  # the whole: half a key would not be found
             raise _NoCompletion(f"does not answer with chat completions, but with {shown[:80]!r}") from None
         return replace(reply, text=self._hidden(reply.text), refusal=self._hidden(reply.refusal))
 

@@ -319,6 +319,7 @@ def test_what_cannot_pass_is_said_at_once(root: Path, fault: Answer, problem: st
 def test_what_does_not_pass_is_said_in_the_end(root: Path, fault: Answer, problem: str) -> None:
     said, _, server = failing(root, lambda asked: fault)
     assert problem in said
+    assert KEY[:9] not in said
     assert len(server.asked) == 3
 
 
