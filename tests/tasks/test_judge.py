@@ -149,21 +149,22 @@ def test_another_endpoint_may_hold_another_model_of_that_name(root: Path) -> Non
         assert judge_texts(root, settings(two), ITEMS[:1])[0].score == 1.0
 
 
-def test_no_more_requests_at_once_than_set(root: Path) -> None:
-    lock, now, most = threading.Lock(), 0, 0
+def test_as_many_requests_at_once_as_set_and_no_more(root: Path) -> None:
+    lock, three, now, most = threading.Lock(), threading.Barrier(3), 0, 0
 
     def slow(asked: Asked) -> Answer:
         nonlocal now, most
         with lock:
             now += 1
             most = max(most, now)
-        time.sleep(0.05)
+        three.wait(60)  # 12 items are four times three: with fewer at once this would break
+        time.sleep(0.05)  # for one too many to come in
         with lock:
             now -= 1
         return well(asked)
 
     with chat_server(slow) as server:
-        judge_texts(root, settings(server, requests_in_flight=3), ITEMS)
+        judge_texts(root, settings(server, requests_in_flight=3, timeout_seconds=120), ITEMS)
     assert most == 3
 
 
@@ -312,6 +313,8 @@ def test_what_cannot_pass_is_said_at_once(root: Path, fault: Answer, problem: st
         (fails(503, "model is loading"), "URL answers 503: model is loading (asked 3 times); 0 of 12"),
         (Answer(b"", 500), "URL answers 500: no reason given (asked 3 times)"),
         (Answer(b"<html>hello</html>"), "URL does not answer with chat completions, but with '<html>hello</html>'"),
+        (Answer(b"[" * 200_000), "URL does not answer with chat completions, but with '[[[["),
+        (Answer(b" " * 190 + KEY.encode()), "URL does not answer with chat completions, but with '[key]' (asked 3"),
         (Answer({"echo": KEY}), 'URL does not answer with chat completions, but with \'{"echo": "[key]"}\''),
         (Answer({"choices": [1] * 9}, hang_up=True), "URL cannot be reached: "),
     ],
@@ -379,7 +382,7 @@ from pathlib import Path
 from tests.tasks.test_judge import ITEMS, settings
 from tasks.judge import judge_texts
 print("started", flush=True)
-print([verdict.score for verdict in judge_texts(Path(sys.argv[1]), settings(sys.argv[2]), ITEMS)])
+print([verdict.score for verdict in judge_texts(Path(sys.argv[1]), settings(sys.argv[2], timeout_seconds=60), ITEMS)])
 """
 
 
