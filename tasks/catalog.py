@@ -148,7 +148,7 @@ def dataset_name(dataset: dict[str, Any]) -> str:
     if dataset.get("source") == "hub":
         return str(dataset.get("name")).rstrip("/").rpartition("/")[2]
     path = dataset.get("path") or dataset.get("train")
-    if dataset.get("source") == "files" and path:
+    if dataset.get("source") in ("file", "files") and path:
         return Path(path).stem if dataset.get("path") else Path(path).absolute().parent.name
     return str(dataset.get("source"))
 
