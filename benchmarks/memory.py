@@ -16,9 +16,9 @@ import torch
 
 from benchmarks import reference_llmr
 from benchmarks.common import line
-from kd_core.models import T5Shape, build_t5
 from kd_core.rewards import RewardSettings
 from kd_core.scoring import judge
+from kd_core.shapes import T5Shape, build_t5
 from kd_core.t5 import encode
 from kd_core.train_llmr import Experience, policy_gradient_loss
 

@@ -6,23 +6,28 @@ problem is a ValueError of two lines: what is wrong, and what to do.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-FAMILIES = ("t5", "mt5")
+ModelKind = Literal["seq2seq", "causal"]
+FAMILIES: dict[str, ModelKind] = {"t5": "seq2seq", "mt5": "seq2seq", "gpt_neo": "causal"}
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 NEEDED = f"a model directory needs config.json, {WEIGHTS} (or shards with {INDEX}) and tokenizer.json or spiece.model"
 
 
-def check_model_files(directory: Path) -> None:
-    """A T5-family model with whole weights in safetensors and a tokenizer. Raises ValueError if it is not that."""
-    check_config(directory)
+def check_model_files(directory: Path) -> ModelKind:
+    """A T5-family or GPT-Neo model with whole weights in safetensors and a tokenizer; returns which kind of the two.
+
+    Raises ValueError if it is not that.
+    """
+    kind = check_config(directory)
     check_weights(directory)
     check_tokenizer_files(directory)
+    return kind
 
 
-def check_config(directory: Path) -> None:
-    """config.json is there, asks for no code of its own, and names a model of the T5 family."""
+def check_config(directory: Path) -> ModelKind:
+    """config.json is there, asks for no code of its own, and names a model that is known here; returns its kind."""
     path = directory / "config.json"
     if not path.is_file():
         raise ValueError(f"{directory} has no config.json\n{NEEDED}")
@@ -30,13 +35,15 @@ def check_config(directory: Path) -> None:
     if config.get("auto_map"):
         raise ValueError(
             f"{path} asks for code of its own (auto_map), and code that comes with weights is never run here\n"
-            "use a T5 of the stock architecture, or take auto_map out if the weights are those of one"
+            "use a stock T5 or GPT-Neo, or take auto_map out if the weights are those of one"
         )
-    kind = config.get("model_type")
-    if kind not in FAMILIES:
+    family = config.get("model_type")
+    if family not in FAMILIES:
         raise ValueError(
-            f"{path} describes a model of type {kind!r}, not of the T5 family\nuse T5, T5 v1.1, T0, Flan-T5 or mT5"
+            f"{path} describes a model of type {family!r}, neither of the T5 family nor GPT-Neo\n"
+            "use T5, T5 v1.1, T0, Flan-T5 or mT5, or GPT-Neo for running text"
         )
+    return FAMILIES[str(family)]
 
 
 def check_weights(directory: Path) -> None:

@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 import torch
 
-from kd_core.model_files import NEEDED, check_config, check_tokenizer_files, check_weights
+from kd_core.model_files import NEEDED, ModelKind, check_config, check_tokenizer_files, check_weights
+from kd_core.shapes import GPTNeoShape, T5Shape
 
 Model = Any  # transformers ships no types
 Tokenizer = Any
@@ -24,40 +25,20 @@ MIXED = "config.json and weights belong to different models, or a part is gone: 
 
 
 @dataclass(frozen=True, kw_only=True)
-class T5Shape:
-    """A small T5, described: trained here from its random start. The vocabulary is the tokenizer's."""
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
-
-    d_model: int = 128
-    d_kv: int = 32
-    d_ff: int = 512
-    num_layers: int = 2
-    num_decoder_layers: int = 2
-    num_heads: int = 4
-    feed_forward: Literal["relu", "gated-gelu"] = "relu"
-
-    def __post_init__(self) -> None:
-        for name in ("d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """A sequence-to-sequence model: `name` (a hub id or a local directory) or `shape` (a small T5 made here)."""
+    """A model: `name` (a hub id or a local directory) or `shape` (a small T5 or GPT-Neo made here)."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
 
     name: str | None = None
     revision: str | None = None  # of a hub id; pin it, or a moved branch changes the results
-    shape: T5Shape | None = None
+    shape: T5Shape | GPTNeoShape | None = None
     dtype: DType = "float32"  # of the weights as loaded; a student trains in float32
 
     def __post_init__(self) -> None:
         if (self.name is None) == (self.shape is None):
             raise ValueError(
-                "a model needs either name (hub id or directory) or shape (a small T5), got both or neither"
+                "a model needs either name (hub id or directory) or shape (a small model), got both or neither"
             )
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
@@ -107,30 +88,6 @@ def _hash_of_files(directory: Path, _unchanged: tuple[tuple[int, ...], ...]) -> 
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
-
-
-def build_t5(shape: T5Shape, vocab_size: int, seed: int) -> Model:
-    """A T5 with random weights drawn from `seed`; the global random state is left as it was.
-
-    No dropout: small and under-fitted.
-    """
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    config = T5Config(
-        vocab_size=vocab_size,
-        d_model=shape.d_model,
-        d_kv=shape.d_kv,
-        d_ff=shape.d_ff,
-        num_layers=shape.num_layers,
-        num_decoder_layers=shape.num_decoder_layers,
-        num_heads=shape.num_heads,
-        feed_forward_proj=shape.feed_forward,
-        dropout_rate=0.0,
-        decoder_start_token_id=0,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return T5ForConditionalGeneration(config).eval()
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -199,22 +156,21 @@ def load_tokenizer(location: str | Path, revision: str | None = None) -> Tokeniz
 def load_model(
     location: str | Path, revision: str | None = None, dtype: DType = "float32", device: str | torch.device = "cpu"
 ) -> Model:
-    """A T5-family model in evaluation mode. A head of its own (T5 v1.1, T0) stays one.
+    """A T5-family or GPT-Neo model in evaluation mode. A head of its own (T5 v1.1, T0) stays one.
 
     Raises ValueError in one line for a missing, corrupt, incomplete or different kind of model.
     """
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
-    from transformers import AutoModelForSeq2SeqLM
     from transformers.utils import cached_file
 
     local = Path(location) if Path(location).is_dir() else None
     try:
         with _quiet():
-            check_config(local or Path(cached_file(location, "config.json", revision=revision)).parent)
+            kind = check_config(local or Path(cached_file(location, "config.json", revision=revision)).parent)
             if local is not None:
                 check_weights(local)
-            model, found = AutoModelForSeq2SeqLM.from_pretrained(
+            model, found = auto_model(kind).from_pretrained(
                 location,
                 revision=revision,
                 dtype=getattr(torch, dtype),
@@ -228,6 +184,13 @@ def load_model(
         problem = f"{len(found['missing_keys'])} weights are missing, the first {min(found['missing_keys'])}"
         raise ValueError(f"cannot load the model {str(location)!r}: {problem}\n{MIXED}")
     return model.eval().to(device)
+
+
+def auto_model(kind: ModelKind) -> Any:
+    """The class of transformers that loads models of a kind."""
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    return AutoModelForCausalLM if kind == "causal" else AutoModelForSeq2SeqLM
 
 
 @contextmanager
@@ -282,7 +245,7 @@ def check_same_tokenizer(teacher: Tokenizer, student: Tokenizer) -> None:
 
 
 def save_model(model: Model, tokenizer: Tokenizer, directory: Path) -> None:
-    """A directory that `AutoModelForSeq2SeqLM.from_pretrained` and `AutoTokenizer.from_pretrained` load."""
+    """A directory that transformers' `from_pretrained` loads, model and tokenizer."""
     with _quiet():
         model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)

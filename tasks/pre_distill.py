@@ -5,7 +5,8 @@ import pyarrow.parquet as pq
 import torch
 
 from kd_core.batching import TokenRows
-from kd_core.models import ModelSettings, build_t5, check_same_tokenizer, load_model, load_tokenizer, save_model
+from kd_core.models import ModelSettings, check_same_tokenizer, load_model, load_tokenizer, save_model
+from kd_core.shapes import build_model
 from kd_core.train_supervised import Pairs, SupervisedSettings, cross_entropy, num_updates, train_supervised
 from kd_core.training import TrainState
 from tasks.compute import LoadedModel, apply_prompt, device_of, load_artifact, model_location, read_split
@@ -65,7 +66,7 @@ def student_model(settings: ModelSettings, teacher: Artifact, seed: int, device:
     location, revision, _ = model_location(teacher)
     tokenizer = load_tokenizer(location, revision)
     if settings.shape is not None:
-        return LoadedModel(build_t5(settings.shape, len(tokenizer), seed).to(device), tokenizer)
+        return LoadedModel(build_model(settings.shape, len(tokenizer), seed).to(device), tokenizer)
     name = settings.directory or settings.name
     assert name is not None  # the settings' own check
     own = load_tokenizer(name, settings.revision)

@@ -6,22 +6,43 @@ tokenizer would go unnoticed. Nothing is downloaded, and where no model is named
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kd_core.model_files import TOKENIZER_FILES, check_config, check_model_files, check_safetensors, tensor_shapes
+from kd_core.model_files import (
+    TOKENIZER_FILES,
+    ModelKind,
+    check_config,
+    check_model_files,
+    check_safetensors,
+    tensor_shapes,
+)
 
 if TYPE_CHECKING:
     from kd_core.models import ModelSettings
-    from tasks.teacher import TeacherSettings
 
 
-def check_models(teacher: TeacherSettings, student: ModelSettings) -> None:
-    """Named models that are on this machine are whole, of the T5 family, and read the same tokens.
+TIED = {
+    "seq2seq": {"shared.weight", "lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"},
+    "causal": {"transformer.wte.weight", "lm_head.weight"},
+}
+WANTED = {
+    "seq2seq": "an encoder–decoder (T5, T5 v1.1, T0, Flan-T5 or mT5)",
+    "causal": "a causal language model (GPT-Neo)",
+}
+
+
+def check_models(teacher: ModelSettings, student: ModelSettings, wanted: ModelKind = "seq2seq") -> None:
+    """Named models that are on this machine are whole, of the wanted kind, and read the same tokens.
 
     A hub id is checked as far as it lies in the cache already. Raises ValueError, with what to do in a second line.
     """
-    found = {role: _check(role, each) for role, each in (("teacher", teacher), ("student", student)) if each.name}
+    roles = (("teacher", teacher), ("student", student))
+    for role, each in roles:
+        if each.shape is not None and each.shape.kind != wanted:
+            raise ValueError(f"{role}.shape describes another kind of model\nthis method needs {WANTED[wanted]}")
+    found = {role: _check(role, each, wanted) for role, each in roles if each.name}
     readers = [each for each in found.values() if each is not None and _has_tokenizer(each)]
     if len(readers) == 2 and readers[0] != readers[1]:
         from kd_core.models import check_same_tokenizer, load_tokenizer
@@ -29,16 +50,30 @@ def check_models(teacher: TeacherSettings, student: ModelSettings) -> None:
         check_same_tokenizer(*map(load_tokenizer, readers))
 
 
-def _check(role: str, settings: ModelSettings) -> Path | None:
+def check_positions(role: str, settings: ModelSettings, tokens: int) -> None:
+    """A causal model has a position for every token that it is given at once. Raises ValueError if it has not."""
+    shape, snapshot = settings.shape, None
+    if shape is None:
+        snapshot = settings.directory or _cached(settings)
+    found = None if snapshot is None else json.loads((snapshot / "config.json").read_text())
+    positions = found["max_position_embeddings"] if found else getattr(shape, "max_position_embeddings", None)
+    if positions is not None and tokens > positions:
+        raise ValueError(
+            f"{role} has {positions} positions, and is given {tokens} tokens at once\n"
+            "lower windows.context (or windows.predictions), or take a model with more positions"
+        )
+
+
+def _check(role: str, settings: ModelSettings, wanted: ModelKind) -> Path | None:
     """Where the model's files are, if they are here, and all right as far as they are."""
     try:
         if settings.directory is not None:
-            check_model_files(settings.directory)
-            _check_complete(settings.directory)
+            _check_kind(settings.directory, check_model_files(settings.directory), wanted)
+            _check_complete(settings.directory, wanted)
             return settings.directory.resolve()
         snapshot = _cached(settings)
         if snapshot is not None:
-            check_config(snapshot)
+            _check_kind(snapshot, check_config(snapshot), wanted)
             for path in sorted(snapshot.glob("*.safetensors")):  # the rest is still to be downloaded
                 check_safetensors(path)
         return snapshot
@@ -46,22 +81,29 @@ def _check(role: str, settings: ModelSettings) -> Path | None:
         raise ValueError(f"{role}.name: {error}") from None
 
 
-def _check_complete(directory: Path) -> None:
+def _check_kind(directory: Path, kind: ModelKind, wanted: ModelKind) -> None:
+    if kind != wanted:
+        raise ValueError(f"{directory / 'config.json'} describes another kind of model\nuse {WANTED[wanted]}")
+
+
+def _check_complete(directory: Path, kind: ModelKind) -> None:
     """The weights are those that config.json describes, told by names and sizes; no weight is read."""
     import torch
-    from transformers import AutoConfig, AutoModelForSeq2SeqLM
+    from transformers import AutoConfig
+
+    from kd_core.models import auto_model
 
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForSeq2SeqLM.from_config(config)
+            model = auto_model(kind).from_config(config)
     except Exception as error:  # whatever a nonsensical value leads to, from a type error to a negative size
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"{directory / 'config.json'} describes no model: {reason[:200]}\ncopy or download it again"
         ) from None
     there = tensor_shapes(directory)
-    tied = {"shared.weight", "lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
+    tied = TIED[kind]
     if there.keys() & tied:  # one of them stands for those that are left out
         there = dict.fromkeys(tied, there[min(there.keys() & tied)]) | there
     for name, weight in model.state_dict().items():

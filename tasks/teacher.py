@@ -8,12 +8,12 @@ from kd_core.models import (
     PLACEHOLDER,
     ModelSettings,
     Tokenizer,
-    build_t5,
     directory_hash,
     load_tokenizer,
     save_model,
     train_tokenizer,
 )
+from kd_core.shapes import build_model
 from kd_core.train_supervised import Pairs, SupervisedSettings, num_updates, train_supervised
 from kd_core.training import TrainState
 from tasks.compute import device_of, read_split
@@ -58,7 +58,7 @@ def teacher(build: Build, corpus: Artifact, settings: TeacherSettings, seed: int
     tokenizer = corpus_tokenizer(build, [*train["source"], *train["target"]], settings.vocab_size)
     pairs, held_out = (tokenise_pairs(tokenizer, split, fit) for split in (train, validation))
     assert settings.shape is not None  # the settings' own check
-    model = build_t5(settings.shape, len(tokenizer), seed).to(device)
+    model = build_model(settings.shape, len(tokenizer), seed).to(device)
     state = TrainState.start(model, fit.optimizer)
     log = run_training(
         build, state, lambda s: train_supervised(s, pairs, held_out, fit, seed), num_updates(pairs, fit, seed)

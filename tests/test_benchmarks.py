@@ -6,7 +6,7 @@ import torch
 from benchmarks import __main__ as bench
 from benchmarks import common, dad_dagger, llmr_update, memory, scoring
 from kd_core.batching import TokenRows
-from kd_core.models import T5Shape, build_t5
+from kd_core.shapes import T5Shape, build_t5
 
 
 @pytest.fixture

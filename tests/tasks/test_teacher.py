@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from kd_core.masking import shift_right
-from kd_core.models import ModelSettings, T5Shape, load_model, load_tokenizer
+from kd_core.models import ModelSettings, load_model, load_tokenizer
+from kd_core.shapes import T5Shape
 from kd_core.train_supervised import SupervisedSettings
 from kd_core.training import OptimizerSettings
 from tasks import score as score_stage
