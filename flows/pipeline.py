@@ -3,19 +3,24 @@
 from typing import Any
 
 from data.specs import DatasetSettings
+from flows.methods import Method
 from flows.settings import jsonable, signature
 from kd_core.models import ModelSettings
+from kd_core.rewards import RewardSettings
 from kd_core.train_llmr import LLMRSettings
 from kd_core.train_supervised import SupervisedSettings
 from tasks.catalog import build_catalog
+from tasks.divergence import divergence
 from tasks.evaluate import EvaluationSettings, evaluate
 from tasks.llmr import llmr
 from tasks.pre_distill import pre_distill as train_on_outputs
 from tasks.preflight import check_models
 from tasks.prepare import prepare
 from tasks.progress import Reporter
+from tasks.prompting_student import PromptingStudentSettings, prompting_student
 from tasks.score import ScoreSettings
 from tasks.score import score as write_outputs
+from tasks.seqkd import SeqKDSettings, seqkd
 from tasks.stage import Run, RuntimeSettings, open_run
 from tasks.store import Artifact, Store
 from tasks.teacher import TeacherSettings
@@ -28,13 +33,13 @@ def pipeline(
     student: ModelSettings,
     score: ScoreSettings = ScoreSettings(),  # noqa: B008 (frozen)
     pre_distill: SupervisedSettings = SupervisedSettings(),  # noqa: B008 (frozen)
-    method: LLMRSettings = LLMRSettings(),  # noqa: B008 (frozen)
+    method: Method = LLMRSettings(),  # noqa: B008 (frozen)
     evaluation: EvaluationSettings = EvaluationSettings(),  # noqa: B008 (frozen)
     seed: int = 0,
     data_seed: int = 0,
     limit: int | None = None,
 ) -> Artifact:
-    """LLMR: pairs, teacher, its outputs, a student trained on them, the same student trained on rewards, all compared.
+    """Pairs, teacher, its outputs, a student trained on them, the same student trained by the method, all compared.
 
     `seed` is the student's and `data_seed` the split's and the fitted teacher's, so that runs over several seeds share
     all that the student does not touch. Returns the artifact of the last stage. Call it inside `open_run`.
@@ -42,19 +47,50 @@ def pipeline(
     prompt = teacher.prompt
     corpus = prepare(dataset=dataset, seed=data_seed, limit=limit)
     guide = make_teacher(corpus=corpus, settings=teacher, seed=data_seed)
-    outputs = write_outputs(corpus=corpus, teacher=guide, prompt=prompt, settings=score)
-    seqkd = train_on_outputs(
-        corpus=corpus, teacher=guide, outputs=outputs, student=student, prompt=prompt, settings=pre_distill, seed=seed
-    )
-    pupil = llmr(corpus=corpus, teacher=guide, student=seqkd, prompt=prompt, settings=method, seed=seed)
+    if isinstance(method, PromptingStudentSettings):
+        students: dict[str, Artifact] = {method.kind: prompting_student(teacher=guide, student=student, seed=seed)}
+    else:
+        outputs = write_outputs(corpus=corpus, teacher=guide, prompt=prompt, settings=score)
+        start = train_on_outputs(
+            corpus=corpus,
+            teacher=guide,
+            outputs=outputs,
+            student=student,
+            prompt=prompt,
+            settings=pre_distill,
+            seed=seed,
+        )
+        pupil = train_by(method, corpus, guide, outputs, start, prompt, seed)
+        students = {"pre_distilled" if method.kind == "seqkd" else "seqkd": start, method.kind: pupil}
     return evaluate(
         corpus=corpus,
         teacher=guide,
-        students={"seqkd": seqkd, "llmr": pupil},
+        students=students,
         prompt=prompt,
-        reward=method.reward,
+        reward=method.reward if isinstance(method, LLMRSettings) else RewardSettings(),
         settings=evaluation,
     )
+
+
+def train_by(
+    method: Method, corpus: Artifact, teacher: Artifact, outputs: Artifact, student: Artifact, prompt: str, seed: int
+) -> Artifact:
+    """The pre-distilled student, trained on by a method."""
+    match method:
+        case LLMRSettings():
+            return llmr(corpus=corpus, teacher=teacher, student=student, prompt=prompt, settings=method, seed=seed)
+        case SeqKDSettings():
+            return seqkd(corpus=corpus, outputs=outputs, student=student, settings=method, seed=seed)
+        case _:
+            return divergence.labelled(method.kind)(
+                corpus=corpus,
+                teacher=teacher,
+                outputs=outputs,
+                student=student,
+                prompt=prompt,
+                settings=method,
+                seed=seed,
+            )
 
 
 PARAMETERS = signature(pipeline) | {"runtime": (RuntimeSettings, RuntimeSettings())}

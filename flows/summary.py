@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from flows import show
+from tasks.systems import SYSTEMS
 
 NUM_SAMPLES = 3
-NAMES = {"teacher": "teacher", "seqkd": "SeqKD", "llmr": "LLMR"}
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _in_order(rows: Sequence[dict[str, Any]], column: str) -> list[Any]:
 
 
 def _system(name: str) -> str:
-    return NAMES.get(name, name)
+    return SYSTEMS.get(name, name)
 
 
 def _decimals(values: Sequence[float | None]) -> int:

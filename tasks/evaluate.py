@@ -26,6 +26,7 @@ from tasks.stage import Build, stage
 from tasks.store import Artifact, atomic_write
 
 BATCH_ROWS = 64
+PROMPTED = ("teacher", "prompting_student")  # these read the prompt; every other system reads the raw source
 
 PREDICTIONS = pa.schema(
     [
@@ -93,7 +94,7 @@ def evaluate(
         path = build.checkpoints.dir / f"{name}.parquet"
         if not path.exists():
             writer = judge_model if name == "teacher" else load_artifact(artifact, device)
-            sources = prompted if name == "teacher" else _tokenise(writer, split["source"], settings)
+            sources = prompted if name in PROMPTED else _tokenise(writer, split["source"], settings)
             done = number * len(split["id"])
 
             def tell(rows: int, done: int = done) -> None:
