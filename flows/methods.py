@@ -7,6 +7,7 @@ from pydantic import Discriminator, Field, Tag
 
 from kd_core.train_divergence import ForwardKLSettings, GKDSettings, JSSettings, ReverseKLSettings
 from kd_core.train_llmr import LLMRSettings
+from kd_core.train_minillm import MiniLLMSettings
 from tasks.prompting_student import PromptingStudentSettings
 from tasks.seqkd import SeqKDSettings
 
@@ -30,6 +31,7 @@ Method = Annotated[
     | Annotated[ReverseKLSettings, Tag("reverse_kl")]
     | Annotated[JSSettings, Tag("js")]
     | Annotated[GKDSettings, Tag("gkd")]
+    | Annotated[MiniLLMSettings, Tag("minillm")]
     | Annotated[PromptingStudentSettings, Tag("prompting_student")],
     Discriminator(kind_of),
     Field(json_schema_extra=_any_of),

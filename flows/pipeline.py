@@ -8,11 +8,13 @@ from flows.settings import jsonable, signature
 from kd_core.models import ModelSettings
 from kd_core.rewards import RewardSettings
 from kd_core.train_llmr import LLMRSettings
+from kd_core.train_minillm import MiniLLMSettings
 from kd_core.train_supervised import SupervisedSettings
 from tasks.catalog import build_catalog
 from tasks.divergence import divergence
 from tasks.evaluate import EvaluationSettings, evaluate
 from tasks.llmr import llmr
+from tasks.minillm import minillm
 from tasks.pre_distill import pre_distill as train_on_outputs
 from tasks.preflight import check_models
 from tasks.prepare import prepare
@@ -81,6 +83,8 @@ def train_by(
             return llmr(corpus=corpus, teacher=teacher, student=student, prompt=prompt, settings=method, seed=seed)
         case SeqKDSettings():
             return seqkd(corpus=corpus, outputs=outputs, student=student, settings=method, seed=seed)
+        case MiniLLMSettings():
+            return minillm(corpus=corpus, teacher=teacher, student=student, prompt=prompt, settings=method, seed=seed)
         case _:
             return divergence.labelled(method.kind)(
                 corpus=corpus,
