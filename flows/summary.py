@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from flows import show
+from tasks.systems import SYSTEMS
 
 NUM_SAMPLES = 3
 MOST_PAIRS = 3
-NAMES = {"teacher": "teacher", "seqkd": "SeqKD", "llmr": "LLMR"}
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,8 @@ def in_order(rows: Sequence[dict[str, Any]], column: str) -> list[Any]:
 
 
 def system(name: str) -> str:
-    return NAMES.get(name, name)
+    """What a system is called where people read of it."""
+    return SYSTEMS.get(name, name)
 
 
 def decimals(values: Sequence[float | None]) -> int:

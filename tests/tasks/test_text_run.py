@@ -41,7 +41,7 @@ def built(run: Run) -> list[str]:
 
 
 def made(first: tuple[Store, Run, Artifact], name: str) -> Artifact:
-    store, run, _ = first
+    store, *_ = first
     found = next(stage for stage in run.stages if stage.name == name)
     return store.artifact(found.stage, found.key)
 
@@ -134,13 +134,13 @@ def test_splits_are_contiguous_and_no_token_is_in_two(first: tuple[Store, Run, A
     parts = [read_tokens(corpus, split).tolist() for split in ("train", "validation", "test")]
     tokenizer = load_tokenizer(corpus.path / "tokenizer")
     text = " ".join((first[0].root / "path.txt").read_text().split())
-    assert tokenizer.decode(sum(parts, []), skip_special_tokens=True) == text
+    assert tokenizer.decode([token for part in parts for token in part], skip_special_tokens=True) == text
     lengths = [len(part) / sum(map(len, parts)) for part in parts]
     assert lengths == pytest.approx([0.8, 0.1, 0.1], abs=0.01)
 
 
 def test_the_cross_entropy_is_that_of_the_stock_model_on_exact_windows(first: tuple[Store, Run, Artifact]) -> None:
-    store, _, evaluation = first
+    *_, evaluation = first
     corpus, trained = made(first, "tokens"), made(first, "dagger_train[3]")
     model, text = load_model(trained.path / "model"), read_tokens(corpus, "test")
     targets = window_targets(len(text), 8, 3)
@@ -168,7 +168,7 @@ def test_aggregated_rows_keep_where_they_come_from(first: tuple[Store, Run, Arti
 
 
 def test_rounds_and_steps_can_be_asked_for_in_sql(first: tuple[Store, Run, Artifact]) -> None:
-    store, run, _ = first
+    store, *_ = first
     rows = query(store, "SELECT \"round\", step, value FROM dagger_rounds WHERE metric = 'free_running_ce'").to_pylist()
     assert {(row["round"], row["step"]) for row in rows} == {(r, s) for r in range(4) for s in range(4)}
     left = query(store, 'SELECT "round", step, avg("left"::INT) AS share FROM aggregated GROUP BY ALL').to_pylist()
