@@ -41,7 +41,7 @@ def built(run: Run) -> list[str]:
 
 
 def made(first: tuple[Store, Run, Artifact], name: str) -> Artifact:
-    store, *_ = first
+    store, run, _ = first
     found = next(stage for stage in run.stages if stage.name == name)
     return store.artifact(found.stage, found.key)
 
