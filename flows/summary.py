@@ -98,7 +98,9 @@ def show_results(name: str, run_id: str, evaluation: Path, root: Path) -> None:
         show.heading(f"Sample {number}")
         show.labelled(block)
     show.heading("Where")
-    show.labelled([("results", str(root / "results.duckdb")), ("artifacts", str(root / "artifacts")), ("run", run_id)])
+    places = [("report", root / "reports" / f"{run_id}.html"), ("results", root / "results.duckdb")]
+    places += [("artifacts", root / "artifacts")]
+    show.labelled([*((name, str(path)) for name, path in places), ("run", run_id)])
     show.heading("Try next")
     distill = show.program()
     if compared:

@@ -23,13 +23,18 @@ def write_report(store: Store, run_id: str, output: Path | None = None) -> Path:
     """
     with results_of(store, run_id) as results:
         text = render(results)
-    path = (output or store.root / "reports" / f"{run_id}.html").expanduser().absolute()
+    path = (output or report_path(store, run_id)).expanduser().absolute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror or error}\ngive another place with --output") from error
     return path
+
+
+def report_path(store: Store, run_id: str) -> Path:
+    """Where a run's report is, unless somebody asked for it elsewhere."""
+    return store.root / "reports" / f"{run_id}.html"
 
 
 def render(results: Results) -> str:
