@@ -21,7 +21,7 @@ COMMON = (
     0.02  # a word of a larger share of the items is cheaper in the dense product, where it costs items² / BLAS rate
 )
 CHUNK_ITEMS = 16_384  # of the right-hand side at a time: its common words are a dense float32 matrix
-BLOCK_ITEMS = 512  # of the left-hand side at a time: 64 MB of float64 scores against a whole chunk
+BLOCK_ITEMS = 128  # of the left-hand side at a time: 16 MB of float64 scores against a whole chunk
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ def dice(shared: Any, size: Any, other_size: Any) -> Any:
     Float64, so that a score that is exactly a threshold in decimals compares equal to it: 4/5 is not above 0.8.
     Source: Wen et al. 2022, the overlap ratio of two items by unigrams.
     """
-    total = np.asarray(size + other_size, dtype=np.float64)
-    return np.divide(2.0 * shared, total, out=np.zeros(np.shape(total)), where=total > 0)
+    total = np.array(size + other_size, dtype=np.float64)
+    return np.divide(2 * shared, np.maximum(total, 1, out=total), out=total)
 
 
 def best_partners(items: TypeSets, others: TypeSets | None = None) -> Best:
