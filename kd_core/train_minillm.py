@@ -2,7 +2,7 @@
 
 Shape legend: B rollouts, T target positions, M real target tokens, D student width.
 
-    L        = KL(q_theta || p) over outputs = -E_{y ~ q} [sum_t r_t],   r_t = log p(y_t | y_<t, x) - log q(y_t | y_<t, x)
+    L        = KL(q_theta || p) over outputs = -E_{y ~ q} [sum_t r_t],   r_t = log p(y_t | s_t) - log q(y_t | s_t)
     grad L   = -E_{y ~ q} [sum_t (R_t - 1) grad log q(y_t)],             R_t = r_t + ... + r_T             Eq. 2
 
 and what the paper makes of it, each a setting:
