@@ -1,4 +1,4 @@
-"""One learning pass of divergence training at T5's vocabulary, against full logits: time, and memory of fresh processes.
+"""One learning pass of divergence training at T5's vocabulary against full logits: time, and memory of fresh processes.
 
 Encoders, decoders, both heads, the divergence and its gradient; the same weights, sources and outputs. Memory is the
 growth of a fresh process's peak over one pass, as in `memory`.
