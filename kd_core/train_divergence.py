@@ -223,9 +223,9 @@ class Pair:
             inputs_BT = shift_right(each.tokens_BT, self.student.config.decoder_start_token_id)
             hidden_MD, _ = decode(self.student, memory, inputs_BT, each.mask_BT)
             seen = teacher_states(self.teacher, teacher_memory, each, self.num_tokens)
-            weight_M = torch.full((len(hidden_MD),), 1 / count, device=hidden_MD.device)
-            loss, divergence_M = divergence_loss(hidden_MD, weight_VD, seen, weight_M, term.divergence)
-            losses.append(loss)
+            ones_M = torch.ones(len(hidden_MD), device=hidden_MD.device)
+            loss, divergence_M = divergence_loss(hidden_MD, weight_VD, seen, ones_M, term.divergence)
+            losses.append(loss / count)
             sums[f"{term.writer}_term"] = float(divergence_M.sum())
         return torch.stack(losses).sum(), sums
 
