@@ -8,7 +8,7 @@ a hash of what it was made from, as the comment on `runs`: a query that finds an
 import fcntl
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
@@ -19,7 +19,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.csv
 
-from tasks.relations import EMPTY, LINEAGE, PAPER_VS_OURS, RUNS, STAGES, TABLES, VIEWS
+from tasks.relations import DAGGER_ROUNDS, EMPTY, LINEAGE, PAPER_VS_OURS, RUNS, STAGES, TABLES, VIEWS
 from tasks.runs import RunRecord, read_runs
 from tasks.store import Artifact, Manifest, Store, StoreError
 
@@ -62,20 +62,31 @@ def query(store: Store, sql: str) -> pa.Table:
 
     Raises ValueError in one line for a query that DuckDB refuses.
     """
+    with questions(store) as ask:
+        return ask(sql)
+
+
+@contextmanager
+def questions(store: Store) -> Iterator[Callable[[str], pa.Table]]:
+    """Many queries of the results as they are now, whatever happens meanwhile. Each raises what `query` does."""
     path = store.root / DATABASE
     if _recorded_state(path) != _state(store, read_runs(store)):
         build_catalog(store)
-    try:
-        with _reading(path) as connection:
-            answer = connection.sql(sql)
-            return pa.table({}) if answer is None else answer.to_arrow_table()  # None: a statement, not a question
-    except duckdb.Error as error:
-        raise ValueError(f"{_first_line(error)}\nthe relations are: {', '.join(relations())}") from None
+    with _reading(path) as connection:
+
+        def ask(sql: str) -> pa.Table:
+            try:
+                answer = connection.sql(sql)
+                return pa.table({}) if answer is None else answer.to_arrow_table()  # None: a statement, not a question
+            except duckdb.Error as error:
+                raise ValueError(f"{_first_line(error)}\nthe relations are: {', '.join(relations())}") from None
+
+        yield ask
 
 
 def relations() -> list[str]:
     """What can be asked."""
-    return ["runs", "stages", "lineage", *TABLES, *VIEWS, "published", "paper_vs_ours"]
+    return ["runs", "stages", "lineage", *TABLES, *VIEWS, "published", "paper_vs_ours", "dagger_rounds"]
 
 
 def _fill(connection: duckdb.DuckDBPyConnection, store: Store, runs: list[RunRecord]) -> None:
@@ -90,6 +101,7 @@ def _fill(connection: duckdb.DuckDBPyConnection, store: Store, runs: list[RunRec
     for name, (stage, pattern, columns) in VIEWS.items():
         _over_files(connection, "VIEW", name, _files(manifests, stage, pattern), columns)
     connection.execute(PAPER_VS_OURS)
+    connection.execute(DAGGER_ROUNDS)
 
 
 def _table(connection: duckdb.DuckDBPyConnection, name: str, rows: pa.Table) -> None:
@@ -125,14 +137,14 @@ def _files(manifests: dict[Path, Manifest], stage: str, pattern: str) -> list[Pa
 
 
 def _run_row(run: RunRecord) -> dict[str, Any]:
-    seconds = None
+    seconds, dataset = None, run.dataset or run.parameters.get("dataset")
     if run.finished:
         seconds = (_time(run.finished) - _time(run.started)).total_seconds()
     return {
         "run": run.run_id,
         "name": run.name,
         "method": (run.parameters.get("method") or {}).get("kind"),
-        "dataset": dataset_name(run.parameters["dataset"]) if run.parameters.get("dataset") else None,
+        "dataset": dataset_name(dataset) if dataset else None,
         "seed": run.parameters.get("seed"),
         "state": run.status,
         "started": _time(run.started),
@@ -148,7 +160,7 @@ def dataset_name(dataset: dict[str, Any]) -> str:
     if dataset.get("source") == "hub":
         return str(dataset.get("name")).rstrip("/").rpartition("/")[2]
     path = dataset.get("path") or dataset.get("train")
-    if dataset.get("source") in ("file", "files") and path:
+    if dataset.get("source") in ("files", "file") and path:
         return Path(path).stem if dataset.get("path") else Path(path).absolute().parent.name
     return str(dataset.get("source"))
 
@@ -166,6 +178,7 @@ def _stage_rows(store: Store, run: RunRecord, manifests: dict[Path, Manifest]) -
                 "built": _time(manifest.created),
                 "stats": json.dumps(manifest.stats, ensure_ascii=False),
                 "machine": json.dumps(manifest.machine, ensure_ascii=False),
+                "versions": json.dumps(manifest.versions, ensure_ascii=False),
             }
         yield row
 

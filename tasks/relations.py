@@ -35,6 +35,7 @@ STAGES = pa.schema(
         ("path", pa.string()),
         ("stats", pa.string()),
         ("machine", pa.string()),
+        ("versions", pa.string()),
     ]
 )
 LINEAGE = pa.schema(
@@ -49,6 +50,8 @@ LINEAGE = pa.schema(
 
 # relation -> (stage, its files, select list); `f` is the Parquet file's row, `s` the row of `stages` that it belongs to
 _MEASURED = "f.split, f.metric, f.value, f.low, f.high, f.n, f.unit, f.note"
+_COMPARED = f"f.x_name, f.x, {_MEASURED}, f.lowest, f.highest, f.seeds"
+_TESTED = f"f.x_name, f.x, {_MEASURED}, f.p, f.p_corrected, f.seeds"
 TABLES = {
     "metrics": (
         "evaluate",
@@ -59,6 +62,18 @@ TABLES = {
         "evaluate",
         "differences.parquet",
         f"r.run, r.name, s.cell, f.system AS method, f.baseline, r.dataset, r.seed, {_MEASURED}",
+    ),
+    "free_running": (
+        "evaluate",
+        "free_running.parquet",
+        "r.run, r.name, s.cell, f.system AS method, r.dataset, r.seed, f.round, f.step, "
+        "f.value, f.low, f.high, f.left_text, f.n",
+    ),
+    "comparison": ("compare", "comparison.parquet", f"r.run, r.name, f.method, r.dataset, {_COMPARED}"),
+    "comparison_differences": (
+        "compare",
+        "comparison_differences.parquet",
+        f"r.run, r.name, f.method, f.baseline, r.dataset, {_TESTED}",
     ),
 }
 VIEWS = {
@@ -75,6 +90,16 @@ VIEWS = {
         "rollouts.parquet",
         "s.run, s.cell, f.step, f.id, f.position, f.token, f.token_id, f.q_value, f.value, "
         "f.reward, f.gain, f.log_prob",
+    ),
+    "aggregated": (
+        "dagger_aggregate",
+        "aggregated-*.parquet",
+        'r.run, s.cell, r.seed, f."round", f.trajectory, f.step, f.position, f.context, f.target, f."left"',
+    ),
+    "pairs": (
+        "prepare",
+        "[tv]*.parquet",  # train, validation and test
+        "s.run, parse_filename(f.file, true) AS split, f.id, f.dialogue, f.source, f.target",
     ),
     "excess_error": (
         "exposure",
@@ -98,6 +123,17 @@ EMPTY = {
     "teacher_scores": "run VARCHAR, id BIGINT, text VARCHAR, token_ids INTEGER[], log_prob FLOAT, truncated BOOLEAN",
     "rollouts": "run VARCHAR, cell VARCHAR, step BIGINT, id BIGINT, position INTEGER, token VARCHAR, "
     "token_id INTEGER, q_value FLOAT, value FLOAT, reward FLOAT, gain FLOAT, log_prob FLOAT",
+    "free_running": "run VARCHAR, name VARCHAR, cell VARCHAR, method VARCHAR, dataset VARCHAR, seed BIGINT, "
+    "round INTEGER, step INTEGER, value DOUBLE, low DOUBLE, high DOUBLE, left_text DOUBLE, n BIGINT",
+    "comparison": "run VARCHAR, name VARCHAR, method VARCHAR, dataset VARCHAR, x_name VARCHAR, x DOUBLE, "
+    "split VARCHAR, metric VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE, n BIGINT, unit VARCHAR, note VARCHAR, "
+    "lowest DOUBLE, highest DOUBLE, seeds INTEGER",
+    "comparison_differences": "run VARCHAR, name VARCHAR, method VARCHAR, baseline VARCHAR, dataset VARCHAR, "
+    "x_name VARCHAR, x DOUBLE, split VARCHAR, metric VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE, n BIGINT, "
+    "unit VARCHAR, note VARCHAR, p DOUBLE, p_corrected DOUBLE, seeds INTEGER",
+    "aggregated": 'run VARCHAR, cell VARCHAR, seed BIGINT, "round" INTEGER, trajectory INTEGER, step INTEGER, '
+    'position INTEGER, context INTEGER[], target INTEGER, "left" BOOLEAN',
+    "pairs": "run VARCHAR, split VARCHAR, id BIGINT, dialogue VARCHAR, source VARCHAR, target VARCHAR",
     "excess_error": "run VARCHAR, name VARCHAR, cell VARCHAR, method VARCHAR, dataset VARCHAR, seed BIGINT, "
     "length INTEGER, d_student DOUBLE, d_teacher DOUBLE, value DOUBLE, low DOUBLE, high DOUBLE, n BIGINT, note VARCHAR",
     "dropped": "run VARCHAR, split VARCHAR, dialogue VARCHAR, source VARCHAR, target VARCHAR, reason VARCHAR",
@@ -108,7 +144,7 @@ CREATE VIEW paper_vs_ours AS
 WITH ours AS (
     SELECT m.*, CASE WHEN m.method IN ('dad', 'imitkd') THEN 'dad_dagger' ELSE m.method END AS called,
            CASE m.method WHEN 'dad' THEN 1 WHEN 'imitkd' THEN 0
-                ELSE TRY_CAST(r.parameters ->> '$.method.alpha' AS DOUBLE) END AS alpha
+                ELSE coalesce(TRY_CAST(r.parameters ->> '$.method.alpha' AS DOUBLE), 0.5) END AS alpha
     FROM metrics m JOIN runs r ON r.run = m.run
     WHERE m.split = 'test'
 )
@@ -117,4 +153,12 @@ SELECT p.paper, p.place, p.row, p.dataset, p.metric, p.alpha, p.value AS paper_v
 FROM published p LEFT JOIN ours o
   ON o.dataset = p.our_dataset AND o.called = p.our_method AND o.metric = p.metric
  AND (p.alpha IS NULL OR p.alpha = o.alpha)
+"""
+# Free running by round and step: round 0 is the student before the first, the last one is what the run ends with.
+DAGGER_ROUNDS = """
+CREATE VIEW dagger_rounds AS
+SELECT run, cell, "round", step, 'free_running_ce' AS metric, value, n FROM free_running WHERE "round" IS NOT NULL
+UNION ALL
+SELECT run, cell, "round", step, 'left_text' AS metric, left_text AS value, n FROM free_running
+WHERE "round" IS NOT NULL
 """

@@ -10,6 +10,8 @@ from typing import Any
 
 from tasks.store import Store, write_json
 
+DISTILL = "flows/distill.py:distill"
+
 
 @dataclass(frozen=True)
 class StageRun:
@@ -36,7 +38,8 @@ class RunRecord:
     run_id: str
     name: str
     parameters: dict[str, Any]
-    flow: str = "flows/distill.py:distill"  # the entrypoint whose parameters these are
+    flow: str = DISTILL  # the entrypoint whose parameters these are
+    dataset: dict[str, Any] | None = None  # of a comparison: that of its cells
     state: str = "running"  # running, completed, failed; a running one whose process is gone reads as crashed
     started: str = ""  # UTC, ISO 8601
     finished: str | None = None
@@ -46,7 +49,7 @@ class RunRecord:
     stages: list[StageRun] = field(default_factory=list)
 
     @classmethod
-    def start(cls, name: str, parameters: dict[str, Any], flow: str) -> "RunRecord":
+    def start(cls, name: str, parameters: dict[str, Any], flow: str = DISTILL) -> "RunRecord":
         """A record for a run that begins now, in this process."""
         now = datetime.now(UTC)
         run_id = f"{name.replace('/', '-')}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"

@@ -25,7 +25,7 @@ from typing import Any
 from tasks.checkpoints import Checkpoints
 from tasks.keys import KeyRecord, explain, key_of, key_record
 from tasks.progress import NullReporter, Reporter
-from tasks.runs import RunRecord, StageRun, utc_now
+from tasks.runs import DISTILL, RunRecord, StageRun, utc_now
 from tasks.store import Artifact, FileRecord, Manifest, Store, StoreError
 
 RECORDED_VERSIONS = ("torch", "transformers", "tokenizers", "pyarrow", "datasets", "numpy")
@@ -109,7 +109,7 @@ def open_run(
     store: Store,
     *,
     name: str,
-    flow: str = "flows/distill.py:distill",
+    flow: str = DISTILL,
     parameters: dict[str, Any] | None = None,
     runtime: RuntimeSettings | None = None,
     reporter: Reporter | None = None,
@@ -157,6 +157,7 @@ class Build:
         self.stage = name  # as it is shown, its label included
         self.dir, self.runtime = directory, run.runtime
         self.stats: dict[str, Any] = {}
+        self.store_root = run.store.root
         self._reporter = run.reporter
         self.checkpoints = Checkpoints(
             run.store, run.store.checkpoint_dir(artifact), run.runtime.checkpoint_seconds, run.reporter.warning

@@ -58,11 +58,12 @@ WRITTEN: dict[str, tuple[list[str], list[float]]] = {
 }
 # position -> token, its id, q-value and V of its state; the end of sequence has none after it
 ROLLOUT = [("▁hello", 7, 4.0, 5.0), ("▁there", 9, 2.0, 3.5), ("</s>", 1, 3.0, 3.0)]
+PAIRS = pa.schema([("id", pa.int64()), *((name, pa.string()) for name in ("dialogue", "source", "target"))])
 
 
 @stage
 def prepare(build: Build, name: str) -> None:
-    """What was dropped, and a number for the manifest."""
+    """The pairs, what was dropped, and a number for the manifest."""
     dropped = [
         ("train", "d1", "hi", "a reply that is far too long to be kept", "target longer than 8 words"),
         ("train", "d2", "hey", "another reply that is far too long for us", "target longer than 8 words"),
@@ -71,6 +72,9 @@ def prepare(build: Build, name: str) -> None:
     columns = DROPPED_SCHEMA.names
     rows = [dict(zip(columns, row, strict=True)) for row in dropped]
     pq.write_table(pa.Table.from_pylist(rows, schema=DROPPED_SCHEMA), build.dir / "dropped.parquet")
+    pairs = [{"id": i, "dialogue": f"d{i}", "source": text, "target": REFERENCES[i]} for i, text in enumerate(SOURCES)]
+    for split in ("train", "test"):
+        pq.write_table(pa.Table.from_pylist(pairs, schema=PAIRS), build.dir / f"{split}.parquet")
     build.record(train_pairs=100, dropped_train=2)
 
 
