@@ -28,7 +28,7 @@ POINTS = [
     "rollouts:llmr:2",
     "commit:llmr:1",
     "progress:decode[seqkd]:1",
-    "commit:measure:3",
+    "commit:measure:2",
     "commit:evaluate:1",
 ]
 
