@@ -6,9 +6,9 @@ from typing import Literal
 from kd_core.models import ModelSettings, save_model
 from tasks.compute import device_of
 from tasks.pre_distill import student_model
+from tasks.reference import refer
 from tasks.stage import Build, stage
 from tasks.store import Artifact
-from tasks.teacher import refer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
 from flows.methods import Method
-from flows.pipeline import PARAMETERS, pipeline
+from flows.pipeline import OUTLINE, pipeline
 from flows.settings import jsonable
 from flows.settings import validate as validated
 from kd_core.models import ModelSettings
@@ -27,7 +27,7 @@ from tests.tasks.tiny_runs import EVALUATION, RUNTIME, SCORE, TRAINING, write_pa
 
 torch.set_num_threads(1)  # tensors this small only lose by being shared out
 
-KNOWN = {"method": PARAMETERS["method"]}
+KNOWN = {"method": OUTLINE.parameters["method"]}
 KINDS = ("llmr", "seqkd", "forward_kl", "reverse_kl", "js", "gkd", "minillm", "prompting_student")
 SHORT = {
     "steps": 2,
