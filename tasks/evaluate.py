@@ -16,10 +16,10 @@ from kd_core.beam_search import BeamSettings, beam_search
 from kd_core.masking import mask_through_eos, truncated_rows
 from kd_core.metrics.bootstrap import MetricValue
 from kd_core.metrics.outputs import Outputs, References, compare_outputs, evaluate_outputs
+from kd_core.policy import encode
 from kd_core.rewards import RewardSettings
 from kd_core.sampling import SamplingSettings, greedy, sample
 from kd_core.scoring import judge
-from kd_core.t5 import encode
 from kd_core.training import mixed_seed
 from tasks.compute import LoadedModel, apply_prompt, device_of, load_artifact, read_split
 from tasks.stage import Build, stage

@@ -15,7 +15,7 @@ from torch import Tensor
 from kd_core.batching import TokenRows
 from kd_core.beam_search import BeamSettings, beam_search
 from kd_core.masking import mask_through_eos, truncated_rows
-from kd_core.t5 import encode
+from kd_core.policy import encode
 from kd_core.token_labels import TokenLabels, top_k_labels
 from tasks.compute import LoadedModel, apply_prompt, device_of, load_artifact, read_split
 from tasks.stage import Build, stage
