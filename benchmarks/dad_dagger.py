@@ -98,18 +98,16 @@ def fast(case: Case) -> list[float]:
     set_trainable(student, "last_block")
     targets = window_targets(len(case.text), case.context)
     seen, true = contexts(case.text, targets, case.context), case.text[targets]
-    below, answered = _below(student, seen), _answers(case.teacher, seen)
-    losses = []
+    below, labels = _below(student, seen), HiddenLabels(_answers(case.teacher, seen), head)
+    data, losses = [Windows(below, true[:, None], labels)], []
+    few = Windows(below.of(student, torch.arange(1)), true[:1, None], labels.of(torch.arange(1)))
     for iteration in range(ROUNDS):
-        data = Windows(below, true, HiddenLabels(answered, head))
-        few = Windows(below.rows(torch.arange(1)), true[:1], HiddenLabels(answered[:1], head))
         state = TrainState.start(student, SETTINGS.optimizer)
         losses += [row.values["loss"] for row in train_windows(state, data, few, SETTINGS, iteration)]
         if iteration + 1 < ROUNDS:
             for part in aggregate(student, case.text, case.starts, case.context, HORIZON, iteration):
-                below = Trunk(*(torch.cat(pair) for pair in zip(_parts(below), _parts(part.below), strict=True)))
-                true = torch.cat([true, part.target_M])
-                answered = torch.cat([answered, _answers(case.teacher, part.context_MH)])
+                answered = HiddenLabels(_answers(case.teacher, part.context_ML), head)
+                data.append(Windows(part.below, part.target_MP, answered))
     return losses
 
 
@@ -148,13 +146,9 @@ def _seconds(call: Any) -> float:
     return time.perf_counter() - begun
 
 
-def _parts(below: Trunk) -> tuple[Tensor, Tensor]:
-    return below.normed_BHD, below.last_BD
-
-
+@torch.no_grad()
 def _below(student: Any, windows: Tensor) -> Trunk:
-    parts = [trunk(student, part) for part in windows.split(BATCH)]
-    return Trunk(torch.cat([part.normed_BHD for part in parts]), torch.cat([part.last_BD for part in parts]))
+    return Trunk.cat([trunk(student, part) for part in windows.split(BATCH)])
 
 
 @torch.no_grad()

@@ -22,17 +22,18 @@ UNFINISHED = ("failed", "crashed")
 def run(arguments: argparse.Namespace) -> int:
     """`distill run`: a named run here, to its comparison table."""
     named = _named(arguments)
-    return _run(named.name, settings.override(named.parameters, _assignments(arguments)))
+    return _run(named.entrypoint, named.name, settings.override(named.parameters, _assignments(arguments)))
 
 
 def plan(arguments: argparse.Namespace) -> int:
     """`distill plan`: a row per stage: hit or miss, and why."""
-    from flows.pipeline import PARAMETERS, execute
+    from flows.outlines import execute, outline_of
     from tasks.progress import NullReporter
 
     named = _named(arguments)
-    parameters = settings.validate(PARAMETERS, settings.override(named.parameters, _assignments(arguments)))
-    planned, _ = execute(_store(), named.name, parameters, NullReporter(), planning=True)
+    outline = outline_of(named.entrypoint)
+    parameters = settings.validate(outline.parameters, settings.override(named.parameters, _assignments(arguments)))
+    planned, _ = execute(outline, _store(), named.name, parameters, NullReporter(), planning=True)
     show.table(["stage", "plan", "why"], [[row.stage, row.status, row.why] for row in planned.plan])
     return 0
 
@@ -90,7 +91,7 @@ def resume(arguments: argparse.Namespace) -> int:
     if record.status == "running":
         raise ValueError(f"{record.run_id} is still running, as process {record.pid}\nwait for it, or end it first")
     print(f"going on with {record.run_id}")
-    return _run(record.name, settings.override(record.parameters, _runtime_assignments(arguments)))
+    return _run(record.flow, record.name, settings.override(record.parameters, _runtime_assignments(arguments)))
 
 
 def verify(arguments: argparse.Namespace) -> int:
@@ -164,7 +165,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 }
 
 
-def _run(name: str, parameters: dict[str, Any]) -> int:
+def _run(entrypoint: str, name: str, parameters: dict[str, Any]) -> int:
     """Validate, run, print what came out.
 
     Where `distill up` is running, Prefect records the run; elsewhere it starts without Prefect, and faster.
@@ -175,17 +176,18 @@ def _run(name: str, parameters: dict[str, Any]) -> int:
     url = server.running_stack(store.root)
     if url is not None:
         server.join(store.root, url)
-    from flows.pipeline import PARAMETERS, execute
+    from flows.outlines import execute, outline_of
 
-    valid = settings.validate(PARAMETERS, parameters)
+    outline = outline_of(entrypoint)
+    valid = settings.validate(outline.parameters, parameters)
     if url is not None:
-        from flows.distill import run_recorded
+        from flows.recorded import run_recorded
 
-        run_id, evaluation = run_recorded(name, valid)
+        run_id, evaluation = run_recorded(outline, name, valid)
     else:
         from tasks.progress import default_reporter
 
-        finished, last = execute(store, name, valid, default_reporter())
+        finished, last = execute(outline, store, name, valid, default_reporter())
         run_id, evaluation = finished.run_id, last.path
     summary.show_results(name, run_id, evaluation, store.root)
     return 0

@@ -1,23 +1,22 @@
 """The outline of a run: which stage takes what from which. It needs no Prefect; `flows.distill` adds it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from data.specs import DatasetSettings
-from flows.settings import jsonable, signature
+from flows.evaluation import System, evaluate_systems
+from flows.outlines import Outline
 from kd_core.models import ModelSettings
 from kd_core.train_llmr import LLMRSettings
 from kd_core.train_supervised import SupervisedSettings
-from tasks.catalog import build_catalog
-from tasks.evaluate import EvaluationSettings, evaluate
+from tasks.evaluate import EvaluationSettings
 from tasks.llmr import llmr
 from tasks.pre_distill import pre_distill as train_on_outputs
 from tasks.preflight import check_models
 from tasks.prepare import prepare
-from tasks.progress import Reporter
 from tasks.score import ScoreSettings
 from tasks.score import score as write_outputs
-from tasks.stage import Run, RuntimeSettings, open_run
-from tasks.store import Artifact, Store
+from tasks.store import Artifact
 from tasks.teacher import TeacherSettings
 from tasks.teacher import teacher as make_teacher
 
@@ -47,35 +46,19 @@ def pipeline(
         corpus=corpus, teacher=guide, outputs=outputs, student=student, prompt=prompt, settings=pre_distill, seed=seed
     )
     pupil = llmr(corpus=corpus, teacher=guide, student=seqkd, prompt=prompt, settings=method, seed=seed)
-    return evaluate(
+    return evaluate_systems(
         corpus=corpus,
         teacher=guide,
-        students={"seqkd": seqkd, "llmr": pupil},
+        systems={"teacher": System(guide, prompted=True), "seqkd": System(seqkd), "llmr": System(pupil)},
         prompt=prompt,
         reward=method.reward,
         settings=evaluation,
     )
 
 
-PARAMETERS = signature(pipeline) | {"runtime": (RuntimeSettings, RuntimeSettings())}
-
-
-def execute(
-    store: Store, name: str, parameters: dict[str, Any], reporter: Reporter, *, planning: bool = False
-) -> tuple[Run, Artifact]:
-    """Run (or plan) the outline with validated parameters, record it, and rebuild the results' database."""
-    settings = dict(parameters)
-    runtime: RuntimeSettings = settings.pop("runtime")
+def check(settings: Mapping[str, Any]) -> None:
+    """Models are encoder–decoders, whole, and of one vocabulary."""
     check_models(settings["teacher"], settings["student"])
-    with open_run(
-        store,
-        name=name,
-        parameters=jsonable(parameters),
-        runtime=runtime,
-        reporter=reporter,
-        planning=planning,
-    ) as run:
-        last = pipeline(**settings)
-    if not planning:
-        build_catalog(store)
-    return run, last
+
+
+OUTLINE = Outline("flows/distill.py:distill", pipeline, check)

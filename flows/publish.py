@@ -17,8 +17,9 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from flows import summary
+from flows import grid_summary, summary
 from flows.curves import curves_png
+from flows.figures import comparison_png
 from tasks.progress import Reporter
 from tasks.runs import StageRun
 from tasks.stage import Run
@@ -89,22 +90,26 @@ def publish_stage(stage: StageRun, store: Store) -> None:
     )
     log = artifact.path / "training_log.parquet"
     if log.exists():
-        picture = base64.b64encode(curves_png(log, stage.name)).decode("ascii")
-        create_markdown_artifact(
-            f"![Training curves of {stage.name}](data:image/png;base64,{picture})",
-            key=f"{key}-curves",
-            description=f"Training curves of `{stage.name}`",
-        )
+        _publish_picture(f"{key}-curves", f"Training curves of {stage.name}", curves_png(log, stage.name))
+
+
+def _publish_picture(key: str, what: str, png: bytes) -> None:
+    picture = base64.b64encode(png).decode("ascii")
+    create_markdown_artifact(f"![{what}](data:image/png;base64,{picture})", key=key, description=what)
 
 
 def publish_results(run: Run, evaluation: Artifact, store: Store) -> None:
     """The comparison table, and where the results are."""
-    comparison = summary.comparison(evaluation.path)
+    compared = grid_summary.is_comparison(evaluation.path)
+    grid = grid_summary.methods(evaluation.path) if compared else summary.comparison(evaluation.path)
     create_table_artifact(
-        [dict(zip(comparison.headers, row, strict=True)) for row in comparison.rows],
+        [dict(zip(grid.headers, row, strict=True)) for row in grid.rows],
         key="comparison",
-        description=f"{run.run_id}, {comparison.headers[0]}, 95 % intervals",
+        description=f"{run.run_id}, {grid.headers[0]}, 95 % intervals",
     )
+    if compared:
+        picture = comparison_png(evaluation.path / "comparison.parquet", run.run_id)
+        _publish_picture("comparison-figure", f"The comparison {run.run_id}", picture)
     results = store.root / "results.duckdb"
     create_link_artifact(
         results.as_uri(),

@@ -27,6 +27,7 @@ class NamedRun:
     description: str
     tags: tuple[str, ...]
     parameters: dict[str, Any]
+    entrypoint: str
 
     @property
     def needs(self) -> str:
@@ -57,14 +58,22 @@ def load_catalogue(path: Path) -> dict[str, NamedRun]:
     if not isinstance(deployments, list):
         raise ValueError(f"{path} has no list of deployments\nsee docs.prefect.io for the form of a prefect.yaml")
     return {
-        entry["name"]: NamedRun(
-            name=entry["name"],
+        name: NamedRun(
+            name=name,
             description=" ".join((entry.get("description") or "").split()),
             tags=tuple(entry.get("tags") or ()),
             parameters=entry.get("parameters") or {},
+            entrypoint=entry["entrypoint"],
         )
         for entry in deployments
+        for name in [catalogue_name(entry)]
     }
+
+
+def catalogue_name(entry: Mapping[str, Any]) -> str:
+    """What a deployment is called here: its name, after `compare/` where it is one of that flow."""
+    flow = str(entry["entrypoint"]).rpartition(":")[2]
+    return f"compare/{entry['name']}" if flow == "compare" else str(entry["name"])
 
 
 def named_run(catalogue: Mapping[str, NamedRun], name: str) -> NamedRun:
@@ -81,15 +90,22 @@ def override(parameters: Mapping[str, Any], assignments: Sequence[str]) -> dict[
         name, equals, text = assignment.partition("=")
         if not equals or not name or not all(name.split(".")):
             raise ValueError(f"a setting is written name=value, got {assignment!r}\nfor instance: --set seed=3")
-        *path, last = name.split(".")
-        place = result
-        for step in path:
-            if place.get(step) is None:
-                place[step] = {}
-            place = place[step]
-            if not isinstance(place, dict):
-                raise ValueError(f"{name} cannot be set: {step} is {place!r}, which has no settings inside")
-        place[last] = _value(text)
+        result = put(result, name, _value(text))
+    return result
+
+
+def put(parameters: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
+    """`parameters` with the setting of a dotted name put in."""
+    result: dict[str, Any] = json.loads(json.dumps(parameters))
+    *path, last = name.split(".")
+    place = result
+    for step in path:
+        if place.get(step) is None:
+            place[step] = {}
+        place = place[step]
+        if not isinstance(place, dict):
+            raise ValueError(f"{name} cannot be set: {step} is {place!r}, which has no settings inside")
+    place[last] = value
     return result
 
 

@@ -28,8 +28,11 @@ class TeacherLabels(Protocol):
     def probabilities(self, rows: slice, vocab_size: int) -> Tensor:
         """p of some predictions. Shapes: C rows -> (C, V), float32 or better."""
 
-    def of(self, index_B: Tensor) -> "TeacherLabels":
-        """The labels of a batch. Shapes: (B,) row numbers -> labels of B predictions."""
+    def of(self, index_B: Tensor, device: torch.device | None = None) -> "TeacherLabels":
+        """The labels of a batch, where the loss is computed. Shapes: (B,) row numbers -> labels of B predictions."""
+
+    def followed_by(self, other: Any) -> "TeacherLabels":
+        """Labels of one kind, one after another."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,13 @@ class HiddenLabels:
         logits_CV = F.linear(self.hidden_ME[rows].to(self.weight_VE.dtype), self.weight_VE[:vocab_size])
         return full_precision(logits_CV).softmax(dim=1)
 
-    def of(self, index_B: Tensor) -> "HiddenLabels":
+    def of(self, index_B: Tensor, device: torch.device | None = None) -> "HiddenLabels":
         """See `TeacherLabels`."""
-        return HiddenLabels(self.hidden_ME[index_B], self.weight_VE)
+        return HiddenLabels(self.hidden_ME[index_B].to(device), self.weight_VE)
+
+    def followed_by(self, other: "HiddenLabels") -> "HiddenLabels":
+        """See `TeacherLabels`; both of one teacher."""
+        return HiddenLabels(torch.cat([self.hidden_ME, other.hidden_ME]), self.weight_VE)
 
 
 @dataclass(frozen=True)
@@ -64,9 +71,13 @@ class TopKLabels:
         even_CV = (tail_C1 / others).repeat(1, vocab_size)
         return even_CV.scatter(1, self.ids_MK[rows].long(), top_CK)
 
-    def of(self, index_B: Tensor) -> "TopKLabels":
+    def of(self, index_B: Tensor, device: torch.device | None = None) -> "TopKLabels":
         """See `TeacherLabels`."""
-        return TopKLabels(self.ids_MK[index_B], self.log_prob_MK[index_B])
+        return TopKLabels(self.ids_MK[index_B].to(device), self.log_prob_MK[index_B].to(device))
+
+    def followed_by(self, other: "TopKLabels") -> "TopKLabels":
+        """See `TeacherLabels`."""
+        return TopKLabels(torch.cat([self.ids_MK, other.ids_MK]), torch.cat([self.log_prob_MK, other.log_prob_MK]))
 
 
 @dataclass(frozen=True)
@@ -82,9 +93,13 @@ class SampledLabels:
         share_CK = count_CK / count_CK.sum(dim=1, keepdim=True)
         return share_CK.new_zeros((len(share_CK), vocab_size)).scatter_add_(1, self.ids_MK[rows].long(), share_CK)
 
-    def of(self, index_B: Tensor) -> "SampledLabels":
+    def of(self, index_B: Tensor, device: torch.device | None = None) -> "SampledLabels":
         """See `TeacherLabels`."""
-        return SampledLabels(self.ids_MK[index_B], self.count_MK[index_B])
+        return SampledLabels(self.ids_MK[index_B].to(device), self.count_MK[index_B].to(device))
+
+    def followed_by(self, other: "SampledLabels") -> "SampledLabels":
+        """See `TeacherLabels`."""
+        return SampledLabels(torch.cat([self.ids_MK, other.ids_MK]), torch.cat([self.count_MK, other.count_MK]))
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class TrainState:
 
     def save(self, directory: Path, log: list[StepMetrics]) -> None:
         """Write weights, optimizer state, tensors in flight and the log so far, without pickle."""
-        tensors = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
+        tensors = {f"model.{name}": p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{key}.{name}"] = value
@@ -103,6 +103,8 @@ class TrainState:
             names = set(file.keys())
             with torch.no_grad():
                 for name, parameter in self.model.named_parameters():
+                    if not parameter.requires_grad:  # frozen: as it was loaded
+                        continue
                     parameter.copy_(file.get_tensor(f"model.{name}"))
                     keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"optimizer.{key}.{name}" in names]
                     self.optimizer.state[parameter] = {k: file.get_tensor(f"optimizer.{k}.{name}") for k in keys}

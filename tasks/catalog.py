@@ -19,7 +19,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.csv
 
-from tasks.relations import EMPTY, LINEAGE, PAPER_VS_OURS, RUNS, STAGES, TABLES, VIEWS
+from tasks.relations import DAGGER_ROUNDS, EMPTY, LINEAGE, PAPER_VS_OURS, RUNS, STAGES, TABLES, VIEWS
 from tasks.runs import RunRecord, read_runs
 from tasks.store import Artifact, Manifest, Store, StoreError
 
@@ -75,7 +75,7 @@ def query(store: Store, sql: str) -> pa.Table:
 
 def relations() -> list[str]:
     """What can be asked."""
-    return ["runs", "stages", "lineage", *TABLES, *VIEWS, "published", "paper_vs_ours"]
+    return ["runs", "stages", "lineage", *TABLES, *VIEWS, "published", "paper_vs_ours", "dagger_rounds"]
 
 
 def _fill(connection: duckdb.DuckDBPyConnection, store: Store, runs: list[RunRecord]) -> None:
@@ -90,6 +90,7 @@ def _fill(connection: duckdb.DuckDBPyConnection, store: Store, runs: list[RunRec
     for name, (stage, pattern, columns) in VIEWS.items():
         _over_files(connection, "VIEW", name, _files(manifests, stage, pattern), columns)
     connection.execute(PAPER_VS_OURS)
+    connection.execute(DAGGER_ROUNDS)
 
 
 def _table(connection: duckdb.DuckDBPyConnection, name: str, rows: pa.Table) -> None:
@@ -125,14 +126,14 @@ def _files(manifests: dict[Path, Manifest], stage: str, pattern: str) -> list[Pa
 
 
 def _run_row(run: RunRecord) -> dict[str, Any]:
-    seconds = None
+    seconds, dataset = None, run.dataset or run.parameters.get("dataset")
     if run.finished:
         seconds = (_time(run.finished) - _time(run.started)).total_seconds()
     return {
         "run": run.run_id,
         "name": run.name,
         "method": (run.parameters.get("method") or {}).get("kind"),
-        "dataset": dataset_name(run.parameters["dataset"]) if run.parameters.get("dataset") else None,
+        "dataset": dataset_name(dataset) if dataset else None,
         "seed": run.parameters.get("seed"),
         "state": run.status,
         "started": _time(run.started),
@@ -148,7 +149,7 @@ def dataset_name(dataset: dict[str, Any]) -> str:
     if dataset.get("source") == "hub":
         return str(dataset.get("name")).rstrip("/").rpartition("/")[2]
     path = dataset.get("path") or dataset.get("train")
-    if dataset.get("source") == "files" and path:
+    if dataset.get("source") in ("files", "file") and path:
         return Path(path).stem if dataset.get("path") else Path(path).absolute().parent.name
     return str(dataset.get("source"))
 

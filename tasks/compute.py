@@ -45,6 +45,12 @@ def load_artifact(artifact: Artifact, device: torch.device) -> LoadedModel:
     return LoadedModel(model, load_tokenizer(location, revision))
 
 
+def head_of(artifact: Artifact, device: torch.device, num_tokens: int) -> torch.Tensor:
+    """A causal model's head alone, in memory, down to the tokens that both tokenizers name. Shapes: -> (V, E)."""
+    weight: torch.Tensor = load_artifact(artifact, torch.device("cpu")).model.lm_head.weight
+    return weight.detach()[:num_tokens].clone().to(device)
+
+
 def model_location(artifact: Artifact) -> tuple[str | Path, str | None, DType]:
     """Directory or hub id, revision and dtype of an artifact's model.
 

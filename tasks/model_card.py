@@ -57,7 +57,7 @@ def model_card(store: Store, record: RunRecord, student: Artifact) -> str:
         "Data": _data(record, manifests.get("prepare")),
         "Teacher": _teacher(record, manifests),
         "Method and settings": f"{METHOD_TEXT[student.stage]}\n\n{_settings(manifests)}",
-        "Metrics": _metrics(found.get("evaluate"), manifests.get("evaluate"), student),
+        "Metrics": _metrics(found.get("evaluate"), manifests.get("evaluate"), _own_system(store, record, student)),
         "How to use": _usage(manifests),
         "How it was made": _making(record, manifests, student),
         "Licence": LICENCE,
@@ -148,13 +148,21 @@ def _settings(manifests: Mapping[str, Manifest]) -> str:
     return fenced(json.dumps(settings, indent=2, ensure_ascii=False), "json")
 
 
-def _metrics(artifact: Artifact | None, manifest: Manifest | None, student: Artifact) -> str:
+def _own_system(store: Store, record: RunRecord, student: Artifact) -> str:
+    """What the evaluation calls these weights: the system whose outputs they wrote."""
+    for each in record.stages:
+        if each.stage == "decode":
+            manifest = _manifest(store.artifact(each.stage, each.key))
+            if manifest is not None and manifest.key_record["inputs"]["writer"] == student.key:
+                return each.label
+    return ""
+
+
+def _metrics(artifact: Artifact | None, manifest: Manifest | None, own: str) -> str:
     """All systems with their intervals, then what the student gained on the others, and what a stage warned of."""
     if artifact is None or manifest is None:
         return "Not evaluated." if artifact is None else ABSENT
     rows = pq.read_table(artifact.path / "metrics.parquet").to_pylist()
-    names = {key: name.removeprefix("students.") for name, key in manifest.key_record["inputs"].items()}
-    own = names.get(student.key, "")
     counts = sorted({row["n"] for row in rows})
     head = (
         f"On the {escape(rows[0]['split'])} split, n = {' or '.join(map(_integer, counts))} outputs; in brackets the "
@@ -202,7 +210,7 @@ def _value(row: Mapping[str, Any] | None, sign: str) -> str:
 
 
 def _usage(manifests: Mapping[str, Manifest]) -> str:
-    settings = _settings_of(manifests, "evaluate", "settings")
+    settings = _settings_of(manifests, "decode", "settings")
     decoding = settings.get("decoding", {})
     chosen = {
         name: decoding[name] for name in ("max_new_tokens", "num_beams", "no_repeat_ngram_size") if decoding.get(name)

@@ -6,6 +6,7 @@ tokenizer would go unnoticed. Nothing is downloaded, and where no model is named
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,20 @@ def check_models(teacher: ModelSettings, student: ModelSettings, wanted: ModelKi
         from kd_core.models import check_same_tokenizer, load_tokenizer
 
         check_same_tokenizer(*map(load_tokenizer, readers))
+
+
+def check_positions(role: str, settings: ModelSettings, tokens: int) -> None:
+    """A causal model has a position for every token that it is given at once. Raises ValueError if it has not."""
+    shape, snapshot = settings.shape, None
+    if shape is None:
+        snapshot = settings.directory or _cached(settings)
+    found = None if snapshot is None else json.loads((snapshot / "config.json").read_text())
+    positions = found["max_position_embeddings"] if found else getattr(shape, "max_position_embeddings", None)
+    if positions is not None and tokens > positions:
+        raise ValueError(
+            f"{role} has {positions} positions, and is given {tokens} tokens at once\n"
+            "lower windows.context (or windows.predictions), or take a model with more positions"
+        )
 
 
 def _check(role: str, settings: ModelSettings, wanted: ModelKind) -> Path | None:

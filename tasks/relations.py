@@ -49,6 +49,8 @@ LINEAGE = pa.schema(
 
 # relation -> (stage, its files, select list); `f` is the Parquet file's row, `s` the row of `stages` that it belongs to
 _MEASURED = "f.split, f.metric, f.value, f.low, f.high, f.n, f.unit, f.note"
+_COMPARED = f"f.x_name, f.x, {_MEASURED}, f.lowest, f.highest, f.seeds"
+_TESTED = f"f.x_name, f.x, {_MEASURED}, f.p, f.p_corrected, f.seeds"
 TABLES = {
     "metrics": (
         "evaluate",
@@ -59,6 +61,18 @@ TABLES = {
         "evaluate",
         "differences.parquet",
         f"r.run, r.name, s.cell, f.system AS method, f.baseline, r.dataset, r.seed, {_MEASURED}",
+    ),
+    "free_running": (
+        "evaluate",
+        "free_running.parquet",
+        "r.run, r.name, s.cell, f.system AS method, r.dataset, r.seed, f.round, f.step, "
+        "f.value, f.low, f.high, f.left_text, f.n",
+    ),
+    "comparison": ("compare", "comparison.parquet", f"r.run, r.name, f.method, r.dataset, {_COMPARED}"),
+    "comparison_differences": (
+        "compare",
+        "comparison_differences.parquet",
+        f"r.run, r.name, f.method, f.baseline, r.dataset, {_TESTED}",
     ),
 }
 VIEWS = {
@@ -76,6 +90,11 @@ VIEWS = {
         "s.run, s.cell, f.step, f.id, f.position, f.token, f.token_id, f.q_value, f.value, "
         "f.reward, f.gain, f.log_prob",
     ),
+    "aggregated": (
+        "dagger_aggregate",
+        "aggregated-*.parquet",
+        'r.run, s.cell, r.seed, f."round", f.trajectory, f.step, f.position, f.context, f.target, f."left"',
+    ),
     "dropped": ("prepare", "dropped.parquet", "s.run, f.split, f.dialogue, f.source, f.target, f.reason"),
 }
 # What an empty relation looks like before any run has filled it: a view over no file at all would be an error.
@@ -92,6 +111,16 @@ EMPTY = {
     "teacher_scores": "run VARCHAR, id BIGINT, text VARCHAR, token_ids INTEGER[], log_prob FLOAT, truncated BOOLEAN",
     "rollouts": "run VARCHAR, cell VARCHAR, step BIGINT, id BIGINT, position INTEGER, token VARCHAR, "
     "token_id INTEGER, q_value FLOAT, value FLOAT, reward FLOAT, gain FLOAT, log_prob FLOAT",
+    "free_running": "run VARCHAR, name VARCHAR, cell VARCHAR, method VARCHAR, dataset VARCHAR, seed BIGINT, "
+    "round INTEGER, step INTEGER, value DOUBLE, low DOUBLE, high DOUBLE, left_text DOUBLE, n BIGINT",
+    "comparison": "run VARCHAR, name VARCHAR, method VARCHAR, dataset VARCHAR, x_name VARCHAR, x DOUBLE, "
+    "split VARCHAR, metric VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE, n BIGINT, unit VARCHAR, note VARCHAR, "
+    "lowest DOUBLE, highest DOUBLE, seeds INTEGER",
+    "comparison_differences": "run VARCHAR, name VARCHAR, method VARCHAR, baseline VARCHAR, dataset VARCHAR, "
+    "x_name VARCHAR, x DOUBLE, split VARCHAR, metric VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE, n BIGINT, "
+    "unit VARCHAR, note VARCHAR, p DOUBLE, p_corrected DOUBLE, seeds INTEGER",
+    "aggregated": 'run VARCHAR, cell VARCHAR, seed BIGINT, "round" INTEGER, trajectory INTEGER, step INTEGER, '
+    'position INTEGER, context INTEGER[], target INTEGER, "left" BOOLEAN',
     "dropped": "run VARCHAR, split VARCHAR, dialogue VARCHAR, source VARCHAR, target VARCHAR, reason VARCHAR",
 }
 PAPER_VS_OURS = """
@@ -100,4 +129,12 @@ SELECT p.paper, p.place, p.row, p.dataset, p.metric, p.value AS paper_value,
        m.value AS our_value, m.low, m.high, m.value - p.value AS difference, m.run
 FROM published p LEFT JOIN metrics m
   ON m.dataset = p.our_dataset AND m.method = p.our_method AND m.metric = p.metric AND m.split = 'test'
+"""
+# Free running by round and step: round 0 is the student before the first, the last one is what the run ends with.
+DAGGER_ROUNDS = """
+CREATE VIEW dagger_rounds AS
+SELECT run, cell, "round", step, 'free_running_ce' AS metric, value, n FROM free_running WHERE "round" IS NOT NULL
+UNION ALL
+SELECT run, cell, "round", step, 'left_text' AS metric, left_text AS value, n FROM free_running
+WHERE "round" IS NOT NULL
 """

@@ -10,6 +10,8 @@ from typing import Any
 
 from tasks.store import Store, write_json
 
+DISTILL = "flows/distill.py:distill"
+
 
 @dataclass(frozen=True)
 class StageRun:
@@ -36,6 +38,8 @@ class RunRecord:
     run_id: str
     name: str
     parameters: dict[str, Any]
+    flow: str = DISTILL  # the entrypoint whose parameters these are
+    dataset: dict[str, Any] | None = None  # of a comparison: that of its cells
     state: str = "running"  # running, completed, failed; a running one whose process is gone reads as crashed
     started: str = ""  # UTC, ISO 8601
     finished: str | None = None
@@ -45,12 +49,12 @@ class RunRecord:
     stages: list[StageRun] = field(default_factory=list)
 
     @classmethod
-    def start(cls, name: str, parameters: dict[str, Any]) -> "RunRecord":
+    def start(cls, name: str, parameters: dict[str, Any], flow: str = DISTILL) -> "RunRecord":
         """A record for a run that begins now, in this process."""
         now = datetime.now(UTC)
-        run_id = f"{name}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+        run_id = f"{name.replace('/', '-')}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
         pid = os.getpid()
-        return cls(run_id, name, parameters, started=utc_now(), pid=pid, process_started=process_start(pid))
+        return cls(run_id, name, parameters, flow, started=utc_now(), pid=pid, process_started=process_start(pid))
 
     def save(self, store: Store) -> None:
         """Write the record as it stands."""

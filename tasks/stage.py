@@ -25,7 +25,7 @@ from typing import Any
 from tasks.checkpoints import Checkpoints
 from tasks.keys import KeyRecord, explain, key_of, key_record
 from tasks.progress import NullReporter, Reporter
-from tasks.runs import RunRecord, StageRun, utc_now
+from tasks.runs import DISTILL, RunRecord, StageRun, utc_now
 from tasks.store import Artifact, FileRecord, Manifest, Store, StoreError
 
 RECORDED_VERSIONS = ("torch", "transformers", "tokenizers", "pyarrow", "datasets", "numpy")
@@ -69,6 +69,7 @@ class Run:
     runtime: RuntimeSettings
     reporter: Reporter
     planning: bool = False
+    recorded: bool = True
     plan: list[PlanRow] = field(default_factory=list)
     cell: str = ""  # of a comparison: which of its runs the stages now serve
 
@@ -76,6 +77,15 @@ class Run:
     def run_id(self) -> str:
         """Names the run in runs/, in results.duckdb and in what is printed."""
         return self.record.run_id
+
+    @contextmanager
+    def serving(self, cell: str) -> Iterator[None]:
+        """The stages that are called inside serve this cell of a comparison."""
+        before, self.cell = self.cell, cell
+        try:
+            yield
+        finally:
+            self.cell = before
 
     @property
     def stages(self) -> list[StageRun]:
@@ -86,20 +96,31 @@ class Run:
 _current: ContextVar[Run | None] = ContextVar("run", default=None)
 
 
+def current_run() -> Run:
+    """The run whose stages are called here. Raises RuntimeError outside of `open_run`."""
+    run = _current.get()
+    if run is None:
+        raise RuntimeError("a stage was called outside open_run")
+    return run
+
+
 @contextmanager
 def open_run(
     store: Store,
     *,
     name: str,
+    flow: str = DISTILL,
     parameters: dict[str, Any] | None = None,
     runtime: RuntimeSettings | None = None,
     reporter: Reporter | None = None,
     planning: bool = False,
+    recorded: bool = True,
 ) -> Iterator[Run]:
     """A run, recorded at its start, after each stage and at its end. A plan is recorded nowhere."""
-    record = RunRecord.start(name, parameters or {})
-    run = Run(store, record, runtime or RuntimeSettings(), reporter or NullReporter(), planning)
-    if not planning:
+    record = RunRecord.start(name, parameters or {}, flow)
+    recorded = recorded and not planning
+    run = Run(store, record, runtime or RuntimeSettings(), reporter or NullReporter(), planning, recorded)
+    if recorded:
         record.save(store)
     token = _current.set(run)
     try:
@@ -111,7 +132,7 @@ def open_run(
     finally:
         _current.reset(token)
         run.reporter.close()
-        if not planning:
+        if recorded:
             _save_end(run)
 
 
@@ -169,9 +190,7 @@ class Stage:
 
     def __call__(self, **arguments: Any) -> Artifact:
         """The stage's artifact for these arguments: found, waited for, or built. Raises RuntimeError outside a run."""
-        run = _current.get()
-        if run is None:
-            raise RuntimeError(f"stage {self.name} was called outside open_run")
+        run = current_run()
         record = key_record(self.name, self.function.__module__, arguments)
         artifact = run.store.artifact(self.name, key_of(record))
         if run.planning:
@@ -199,7 +218,8 @@ class Stage:
         seconds = time.monotonic() - begun
         finished = StageRun(self.name, artifact.key, outcome, seconds, why, self.label, run.cell)
         run.stages.append(finished)
-        run.record.save(run.store)
+        if run.recorded:
+            run.record.save(run.store)
         run.reporter.stage_finished(finished)
         return artifact
 
@@ -307,6 +327,7 @@ __all__ = [
     "RuntimeSettings",
     "Stage",
     "StoreError",
+    "current_run",
     "machine",
     "open_run",
     "stage",

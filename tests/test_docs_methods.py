@@ -11,7 +11,7 @@ import pytest
 
 from kd_core.batching import BatchSettings
 from kd_core.beam_search import BeamSettings
-from kd_core.metrics.outputs import Outputs, References, evaluate_outputs
+from kd_core.metrics.outputs import ALL_METRICS, Outputs, References, evaluate_outputs
 from kd_core.rewards import RewardSettings
 from kd_core.sampling import SamplingSettings
 from kd_core.train_llmr import LLMRSettings
@@ -20,8 +20,11 @@ from kd_core.training import OptimizerSettings
 from tasks.evaluate import EvaluationSettings
 from tasks.score import ScoreSettings
 
-LLMR = (Path(__file__).parents[1] / "docs" / "methods" / "llmr.md").read_text()
-NAMED = set(re.findall(r"[a-z_0-9]+", " ".join(re.findall(r"`([^`\n]+)`", LLMR))))
+PAGES = [Path(__file__).parents[1] / "docs" / "methods" / f"{page}.md" for page in ("llmr", "metrics")]
+LLMR, METRICS = (
+    set(re.findall(r"[a-z_0-9]+", " ".join(re.findall(r"`([^`\n]+)`", page.read_text())))) for page in PAGES
+)
+NAMED = LLMR | METRICS
 SETTINGS = (
     LLMRSettings,
     RewardSettings,
@@ -42,5 +45,5 @@ def test_every_setting_is_named(settings: Any) -> None:
 
 def test_every_metric_is_named() -> None:
     outputs = Outputs(predictions=["a b c d"], num_tokens=[5], truncated=[False], reward_sum=[1.0], reward_count=[5])
-    metrics = evaluate_outputs(outputs, References(["a b c d"], resamples=2)).metrics
-    assert {metric.metric for metric in metrics} - NAMED == set()
+    metrics = evaluate_outputs(outputs, References(["a b c d"], resamples=2), ALL_METRICS).metrics
+    assert {metric.metric for metric in metrics} - METRICS == set()

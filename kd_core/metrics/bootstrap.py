@@ -6,7 +6,7 @@ number of times that each output was drawn: sums = weights @ columns, for all me
 Shape legend: N outputs, R resamples, S = R + 1 samples (the outputs as they are, then the resamples), K columns.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -80,7 +80,7 @@ class Resamples:
             row_N[:] = np.bincount(drawn, minlength=self.num_outputs)
         return weights_SN
 
-    def values(self, measures: list[Measure]) -> dict[str, Floats]:
+    def values(self, measures: Sequence[Measure]) -> dict[str, Floats]:
         """Each measure's value in every sample, (S,) by metric name."""
         columns_NK = np.concatenate([measure.columns_NK for measure in measures], axis=1)
         sums_SK = np.concatenate(
@@ -92,6 +92,58 @@ class Resamples:
         ends = np.cumsum([measure.columns_NK.shape[1] for measure in measures])
         parts = np.split(sums_SK, ends[:-1], axis=1)
         return {measure.metric: measure.score(part) for measure, part in zip(measures, parts, strict=True)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A system's metrics, and the value of each in every sample, (S,), which differences are made from."""
+
+    metrics: list[MetricValue]
+    samples: dict[str, Floats]
+
+
+def measure_all(measures: Sequence[Measure], resamples: Resamples) -> Measured:
+    """Each measure with its interval. Systems on the same inputs are given equal `resamples`: they are then paired."""
+    samples = resamples.values(measures)
+    metrics = [
+        summarise(
+            measure.metric,
+            samples[measure.metric],
+            num_outputs=resamples.num_outputs,
+            unit=measure.unit,
+            undefined=measure.undefined,
+            note=measure.note,
+        )
+        for measure in measures
+    ]
+    return Measured(metrics=metrics, samples=samples)
+
+
+def paired_differences(system: Measured, baseline: Measured) -> list[MetricValue]:
+    """Every metric of `system` minus that of `baseline`, with paired intervals: both were resampled alike.
+
+    A difference with an undefined side is absent, with that side's reason. A metric that only one of them has is left
+    out. Raises ValueError if they cannot have been measured on the same inputs with the same resamples.
+    """
+    others = {each.metric: each for each in baseline.metrics}
+    pairs = [(ours, others[ours.metric]) for ours in system.metrics if ours.metric in others]
+    for ours, theirs in pairs:
+        sizes = ours.n, len(system.samples[ours.metric]), theirs.n, len(baseline.samples[ours.metric])
+        if sizes[:2] != sizes[2:]:
+            raise ValueError(
+                f"a difference of {ours.metric} needs the same outputs and resamples on both sides, got {sizes[0]} "
+                f"outputs in {sizes[1] - 1} resamples and {sizes[2]} in {sizes[3] - 1}"
+            )
+    return [
+        summarise(
+            ours.metric,
+            system.samples[ours.metric] - baseline.samples[ours.metric],
+            num_outputs=ours.n,
+            unit=ours.unit,
+            undefined=ours.note if ours.value is None else theirs.note,
+        )
+        for ours, theirs in pairs
+    ]
 
 
 def summarise(

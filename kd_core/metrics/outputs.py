@@ -1,24 +1,35 @@
-"""All metrics of a system's outputs, with intervals, and their paired differences between two systems.
+"""All metrics of a system's outputs, with intervals.
 
     references = References(texts, resamples=1000, seed=0)     # tokenised, and resamples drawn, once for all systems
     seqkd = evaluate_outputs(Outputs(...), references)
     llmr = evaluate_outputs(Outputs(...), references)
-    seqkd.metrics, llmr.metrics, compare_outputs(llmr, seqkd)
+    seqkd.metrics, llmr.metrics, paired_differences(llmr, seqkd)
 
 Shape legend: N outputs, S samples (the outputs as they are, then the resamples), K columns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kd_core.metrics.bleu import paper_bleu, stock_bleu
-from kd_core.metrics.bootstrap import Floats, Measure, MetricValue, Resamples, summarise
+from kd_core.metrics.bootstrap import Measure, Measured, Resamples, measure_all
 from kd_core.metrics.distinct import distinct, distinct_within
+from kd_core.metrics.errors import phoneme_error_rate, word_error_rate
+from kd_core.metrics.ratios import mean, ratio
+from kd_core.metrics.rouge import rouge
 from kd_core.metrics.words import words
+
+# what can be asked for; a family of metrics that are computed together has one name
+MetricName = Literal[
+    "bleu", "sacrebleu", "rouge", "distinct", "distinct_within", "per", "wer", "length", "truncated", "reward"
+]
+ALL_METRICS: tuple[MetricName, ...] = get_args(MetricName)
+TEXT_METRICS: tuple[MetricName, ...] = tuple(name for name in ALL_METRICS if name not in ("per", "wer"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +47,11 @@ class Outputs:
     reward_sum: ArrayLike | None = None
     reward_count: ArrayLike | None = None
 
+    @cached_property
+    def words(self) -> list[list[str]]:
+        """Each prediction in lower-cased wordpunct tokens."""
+        return [words(text) for text in self.predictions]
+
 
 class References:
     """The references of N inputs, and the resamples that every system on them shares."""
@@ -50,67 +66,53 @@ class References:
         return [words(text) for text in self.texts]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluated:
-    """A system's metrics, and their values in every sample, which differences are made from."""
+def evaluate_outputs(
+    outputs: Outputs, references: References, metrics: Collection[MetricName] = TEXT_METRICS
+) -> Measured:
+    """The metrics of a system's outputs that are asked for, in the order of `ALL_METRICS`.
 
-    metrics: list[MetricValue]
-    samples: dict[str, Floats]
-    references: References
-
-
-def evaluate_outputs(outputs: Outputs, references: References) -> Evaluated:
-    """Every metric of a system's outputs: BLEU, distinct, length, share truncated, reward per token.
-
-    Raises ValueError if the numbers of predictions, references and per-output numbers differ, or a reward is not
-    finite.
+    Raises ValueError if there is no such metric, if the numbers of predictions, references and per-output numbers
+    differ, or if a reward is not finite.
     """
+    check_metrics(metrics)
     num_outputs = len(references.texts)
     if len(outputs.predictions) != num_outputs:
         raise ValueError(f"there are {len(outputs.predictions)} predictions for {num_outputs} references")
-    predicted = [words(text) for text in outputs.predictions]
-    measures = [
-        *paper_bleu(predicted, references.words),
-        *stock_bleu(outputs.predictions, references.texts),
-        *distinct(predicted),
-        *distinct_within(predicted),
-        _mean("length", "tokens", "num_tokens", outputs.num_tokens, num_outputs),
-        _mean("truncated", "%", "truncated", 100 * np.asarray(outputs.truncated, dtype=np.float64), num_outputs),
-        *_rewards(outputs, num_outputs),
-    ]
-    samples = references.resamples.values(measures)
-    metrics = [
-        summarise(
-            measure.metric,
-            samples[measure.metric],
-            num_outputs=num_outputs,
-            unit=measure.unit,
-            undefined=measure.undefined,
-            note=measure.note,
-        )
-        for measure in measures
-    ]
-    return Evaluated(metrics=metrics, samples=samples, references=references)
+    measures = [each for name in ALL_METRICS if name in metrics for each in _measures(name, outputs, references)]
+    return measure_all(measures, references.resamples)
 
 
-def compare_outputs(system: Evaluated, baseline: Evaluated) -> list[MetricValue]:
-    """Every metric of `system` minus that of `baseline`, with paired intervals: both are resampled alike.
+def check_metrics(metrics: Collection[str]) -> None:
+    """Raise ValueError unless there is at least one metric, and each is one that can be computed."""
+    unknown = sorted(set(metrics) - set(ALL_METRICS))
+    if unknown or not metrics:
+        raise ValueError(f"metrics must be some of {', '.join(ALL_METRICS)}; got {', '.join(unknown) or 'none'}")
 
-    A difference with an undefined side is absent, with that side's reason. Raises ValueError if the two were not
-    evaluated on the same `References`.
-    """
-    if system.references is not baseline.references:
-        raise ValueError("a difference needs two systems evaluated on the same References")
-    return [
-        summarise(
-            ours.metric,
-            system.samples[ours.metric] - baseline.samples[ours.metric],
-            num_outputs=ours.n,
-            unit=ours.unit,
-            undefined=ours.note if ours.value is None else theirs.note,
-        )
-        for ours, theirs in zip(system.metrics, baseline.metrics, strict=True)
-    ]
+
+def _measures(name: MetricName, outputs: Outputs, references: References) -> list[Measure]:
+    num_outputs, pair = len(references.texts), (outputs.predictions, references.texts)
+    match name:
+        case "bleu":
+            return paper_bleu(outputs.words, references.words)
+        case "sacrebleu":
+            return stock_bleu(*pair)
+        case "rouge":
+            return rouge(*pair)
+        case "distinct":
+            return distinct(outputs.words)
+        case "distinct_within":
+            return distinct_within(outputs.words)
+        case "per":
+            return [phoneme_error_rate(*pair)]
+        case "wer":
+            return [word_error_rate(*pair)]
+        case "length":
+            return [mean("length", "tokens", _numbers("num_tokens", outputs.num_tokens, num_outputs))]
+        case "truncated":
+            cut_N = 100 * np.asarray(outputs.truncated, dtype=np.float64)
+            return [mean("truncated", "%", _numbers("truncated", cut_N, num_outputs))]
+        case "reward":
+            return _rewards(outputs, num_outputs)
 
 
 def _rewards(outputs: Outputs, num_outputs: int) -> list[Measure]:
@@ -124,24 +126,9 @@ def _rewards(outputs: Outputs, num_outputs: int) -> list[Measure]:
     )
     none = "no output was rewarded"
     return [
-        _ratio("reward", "nats/token", total_N, count_N, none),
-        _ratio("gain", "nats/output", total_N, (count_N > 0).astype(np.float64), none),
+        ratio("reward", "nats/token", total_N, count_N, none),
+        ratio("gain", "nats/output", total_N, count_N > 0, none),
     ]
-
-
-def _mean(metric: str, unit: str, argument: str, values: ArrayLike, num_outputs: int) -> Measure:
-    """The mean over outputs."""
-    value_N = _numbers(argument, values, num_outputs)
-    return _ratio(metric, unit, value_N, np.ones(num_outputs), "there are no outputs")
-
-
-def _ratio(metric: str, unit: str, above_N: Floats, below_N: Floats, undefined: str) -> Measure:
-    def score(sums_SK: Floats) -> Floats:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(sums_SK[:, 1] > 0, sums_SK[:, 0] / sums_SK[:, 1], np.nan)
-
-    columns_NK = np.stack([above_N, below_N], axis=1)
-    return Measure(metric=metric, unit=unit, columns_NK=columns_NK, score=score, undefined=undefined)
 
 
 def _numbers(argument: str, values: ArrayLike, num_outputs: int) -> NDArray[np.float64]:

@@ -16,7 +16,8 @@ from typing import Any
 
 import kd_core.train_llmr
 from flows import settings
-from flows.pipeline import PARAMETERS, execute
+from flows.outlines import execute
+from flows.pipeline import OUTLINE
 from tasks.checkpoints import Checkpoints
 from tasks.progress import NullReporter
 from tasks.stage import Build
@@ -52,7 +53,8 @@ def run(home: Path, point: str | None, report: Path) -> None:
     if point is not None:
         arm(*point.split(":"))
     recipe = settings.load_catalogue(RECIPES)["tiny"]
-    execute(store, "tiny", settings.validate(PARAMETERS, settings.override(recipe.parameters, CHANGES)), NullReporter())
+    parameters = settings.validate(OUTLINE.parameters, settings.override(recipe.parameters, CHANGES))
+    execute(OUTLINE, store, "tiny", parameters, NullReporter())
 
 
 def arm(event: str, stage: str, count: str) -> None:

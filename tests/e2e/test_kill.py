@@ -27,7 +27,9 @@ POINTS = [
     "checkpoint:llmr:2",
     "rollouts:llmr:2",
     "commit:llmr:1",
-    "progress:evaluate:2",
+    "progress:decode[seqkd]:1",
+    "commit:measure:3",
+    "commit:evaluate:1",
 ]
 
 
@@ -73,7 +75,7 @@ def test_every_point_really_killed_its_run(killed: tuple[Path, list[dict[str, An
     assert ends == dict.fromkeys(POINTS, -signal.SIGKILL) | {None: 0}
 
 
-def test_what_was_killed_fifteen_times_ends_byte_for_byte_like_what_never_was(
+def test_what_was_killed_again_and_again_ends_byte_for_byte_like_what_never_was(
     undisturbed: Path, killed: tuple[Path, list[dict[str, Any]]]
 ) -> None:
     expected, found = contents(undisturbed), contents(killed[0])
@@ -83,6 +85,8 @@ def test_what_was_killed_fifteen_times_ends_byte_for_byte_like_what_never_was(
         "score",
         "pre_distill",
         "llmr",
+        "decode",
+        "measure",
         "evaluate",
     }
     assert found == expected
@@ -105,6 +109,6 @@ def test_nothing_half_written_is_left(killed: tuple[Path, list[dict[str, Any]]])
     store = Store(killed[0])
     for artifact in store.artifacts():
         assert store.damage(artifact) is None
-    assert len(list(store.artifacts())) == 6
+    assert len(list(store.artifacts())) == 12
     assert list((store.root / ".staging").iterdir()) == []
     assert list((store.root / ".checkpoints").iterdir()) == []

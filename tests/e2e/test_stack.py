@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -19,7 +20,9 @@ pytestmark = pytest.mark.e2e
 
 PROJECT = Path(__file__).parents[2]
 RECIPES = Path(__file__).parent / "prefect.yaml"
-STAGES = ["prepare", "teacher", "score", "pre_distill", "llmr", "evaluate"]
+SYSTEMS = ["teacher", "seqkd", "llmr"]
+STAGES = ["prepare", "teacher", "score", "pre_distill", "llmr"]
+STAGES += [f"{stage}[{system}]" for system in SYSTEMS for stage in ("decode", "measure")] + ["evaluate"]
 READY_SECONDS = 90
 
 
@@ -121,7 +124,7 @@ def test_a_deployment_runs_to_its_end_and_prefect_shows_what_came_out(stack: Sta
     assert run["state_type"] == "COMPLETED"
     assert [task["name"].rsplit("-", 1)[0] for task in stack.ask("task_runs", sort="EXPECTED_START_TIME_ASC")] == STAGES
     artifacts = {each["key"]: each for each in stack.ask("artifacts", limit=100) if each["key"]}
-    keys = {stage.replace("_", "-") for stage in STAGES} | {"comparison", "results"}
+    keys = {re.sub("[^a-z]+", "-", stage).strip("-") for stage in STAGES} | {"comparison", "results"}
     assert keys | {"teacher-curves", "pre-distill-curves", "llmr-curves"} <= set(artifacts)
     assert {"test split", "teacher", "SeqKD", "LLMR"} == set(json.loads(artifacts["comparison"]["data"])[0])
     assert "data:image/png;base64," in artifacts["llmr-curves"]["data"]

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from kd_core.dad_dagger import Aggregated, aggregate
-from kd_core.gpt_neo import Trunk, next_hidden, set_trainable, trunk
+from kd_core.gpt_neo import Trunk, last_hidden, next_hidden, set_trainable, trunk
 from kd_core.soft_targets import HiddenLabels
 from kd_core.train_windows import Windows, WindowTrainingSettings, train_windows
 from kd_core.training import OptimizerSettings, TrainState
-from kd_core.windows import contexts, trajectory_starts, window_targets
+from kd_core.windows import contexts, followers, trajectory_starts, window_targets
 from tests.kd_core.test_gpt_neo import V, exact_attention, tiny_gpt_neo
 
 __all__ = ["exact_attention"]
@@ -65,16 +65,8 @@ def literal(student: Any, teacher: Any) -> tuple[Triplets, list[float]]:
 
 def ready(student: Any, teacher: Any, seen: torch.Tensor, true: torch.Tensor, below: Trunk | None = None) -> Windows:
     with torch.no_grad():
-        labels = HiddenLabels(next_hidden(teacher, seen), teacher.lm_head.weight)
-    return Windows(below or trunk(student, seen), true, labels)
-
-
-def joined(a: Windows, b: Windows) -> Windows:
-    assert isinstance(a.labels, HiddenLabels)
-    assert isinstance(b.labels, HiddenLabels)
-    labels = HiddenLabels(torch.cat([a.labels.hidden_ME, b.labels.hidden_ME]), a.labels.weight_VE)
-    below = Trunk(torch.cat([a.below.normed_BHD, b.below.normed_BHD]), torch.cat([a.below.last_BD, b.below.last_BD]))
-    return Windows(below, torch.cat([a.target_M, b.target_M]), labels)
+        labels = HiddenLabels(next_hidden(teacher, seen, true.shape[1]), teacher.lm_head.weight)
+    return Windows(below or trunk(student, seen, true.shape[1]), true, labels)
 
 
 @pytest.mark.usefixtures("exact_attention")
@@ -84,9 +76,9 @@ def test_algorithm_1_gives_the_same_triplets_in_the_same_order_and_the_same_loss
 
     set_trainable(student, "last_block")
     targets = window_targets(len(TEXT), H)
-    data = ready(student, teacher, contexts(TEXT, targets, H), TEXT[targets])
+    data = [ready(student, teacher, contexts(TEXT, targets, H), followers(TEXT, targets, 1))]
     held_out = window_targets(len(HELD_OUT), H)
-    validation = ready(student, teacher, contexts(HELD_OUT, held_out, H), HELD_OUT[held_out])
+    validation = ready(student, teacher, contexts(HELD_OUT, held_out, H), followers(HELD_OUT, held_out, 1))
     windows, ours, best_is_last = [contexts(TEXT, targets, H)], [], []
     for iteration in range(ROUNDS):
         rows = list(
@@ -98,11 +90,11 @@ def test_algorithm_1_gives_the_same_triplets_in_the_same_order_and_the_same_loss
         for part in aggregate(
             student, TEXT, trajectory_starts(len(TEXT), H, T, H + T), H, T, SEED + iteration, batch_rows=3
         ):
-            windows.append(part.context_MH)
-            data = joined(data, ready(student, teacher, part.context_MH, part.target_M, part.below))
+            windows.append(part.context_ML)
+            data.append(ready(student, teacher, part.context_ML, part.target_MP, part.below))
     assert all(best_is_last), "the best epoch was not the last: the literal version does not go back to it"
     assert torch.cat(windows).tolist() == seen
-    assert data.target_M.tolist() == true
+    assert torch.cat([part.target_MP for part in data]).flatten().tolist() == true
     assert ours == pytest.approx(losses, abs=1e-11)
     assert len(seen) == len(TEXT) - H + ROUNDS * 4 * (T - 1)
 
@@ -114,26 +106,48 @@ def one_batch(**named: Any) -> Aggregated:
 
 def test_every_aggregated_window_ends_in_a_token_of_the_students() -> None:
     found = one_batch()
-    for row in range(len(found.target_M)):
-        start, step = int(found.trajectory_M[row]), int(found.step_M[row])
-        assert found.context_MH[row, : H - step].tolist() == TEXT[start + step : start + H].tolist()
-        assert found.target_M[row] == TEXT[start + H + step]
-        assert found.left_M[row] == (found.context_MH[row, -1] != TEXT[start + H + step - 1])
-    assert found.left_M.any()
-    assert sorted(set(found.step_M.tolist())) == [1, 2, 3]
+    for row in range(len(found.target_MP)):
+        start, step = int(found.trajectory_M[row]), int(found.step_MP[row])
+        assert found.context_ML[row, : H - step].tolist() == TEXT[start + step : start + H].tolist()
+        assert found.target_MP[row] == TEXT[start + H + step]
+        assert found.left_MP[row] == (found.context_ML[row, -1] != TEXT[start + H + step - 1])
+    assert found.left_MP.any()
+    assert sorted(set(found.step_MP.flatten().tolist())) == [1, 2, 3]
 
 
 def test_what_was_computed_on_the_way_is_what_training_needs() -> None:
     found = one_batch()
-    below = trunk(tiny_gpt_neo(), found.context_MH)
-    torch.testing.assert_close(found.below.normed_BHD, below.normed_BHD, atol=1e-12, rtol=1e-12)
-    torch.testing.assert_close(found.below.last_BD, below.last_BD, atol=1e-12, rtol=1e-12)
+    below = trunk(tiny_gpt_neo(), found.context_ML)
+    torch.testing.assert_close(found.below.normed_BLD, below.normed_BLD, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(found.below.last_BPD, below.last_BPD, atol=1e-12, rtol=1e-12)
 
 
 def test_a_trajectory_does_not_depend_on_its_batch() -> None:
     starts = trajectory_starts(len(TEXT), H, T, T)
     parts = aggregate(tiny_gpt_neo(), TEXT, starts, H, T, SEED, batch_rows=2)
-    assert torch.cat([part.context_MH for part in parts]).tolist() == one_batch().context_MH.tolist()
+    assert torch.cat([part.context_ML for part in parts]).tolist() == one_batch().context_ML.tolist()
+
+
+def test_a_killed_aggregation_goes_on_where_it_was() -> None:
+    starts, whole = trajectory_starts(len(TEXT), H, T, T), one_batch()
+    rest = next(aggregate(tiny_gpt_neo(), TEXT, starts, H, T, SEED, skip_rows=3))
+    assert rest.context_ML.tolist() == whole.context_ML[3 * (T - 1) :].tolist()
+    assert list(aggregate(tiny_gpt_neo(), TEXT, starts, H, T, SEED, skip_rows=len(starts))) == []
+
+
+@pytest.mark.usefixtures("exact_attention")
+def test_packed_a_trajectory_is_one_window_with_all_its_predictions() -> None:
+    model, found = tiny_gpt_neo(), one_batch(packed=True)
+    assert found.context_ML.shape[1] == H + T - 1
+    hidden = last_hidden(model, found.below).unflatten(0, found.target_MP.shape)
+    for row, start in enumerate(found.trajectory_M.tolist()):
+        seen = found.context_ML[row]
+        assert seen[:H].tolist() == TEXT[start : start + H].tolist()
+        assert found.target_MP[row].tolist() == TEXT[start + H + 1 : start + H + T].tolist()
+        assert found.left_MP[row].tolist() == (seen[H:] != TEXT[start + H : start + H + T - 1]).tolist()
+        with torch.no_grad():
+            stock = model(seen[None], output_hidden_states=True).hidden_states[-1][0, H:]
+        torch.testing.assert_close(hidden[row], stock, atol=1e-11, rtol=1e-11)
 
 
 def test_a_horizon_without_a_token_of_the_students_is_refused() -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import sacrebleu
 
-from kd_core.metrics.bootstrap import MetricValue, Resamples, summarise
-from kd_core.metrics.outputs import Evaluated, Outputs, References, compare_outputs, evaluate_outputs
+from kd_core.metrics.bootstrap import Measured, MetricValue, Resamples, paired_differences, summarise
+from kd_core.metrics.outputs import Outputs, References, evaluate_outputs
 from kd_core.metrics.words import words
 
 N, R = 12, 40
@@ -84,11 +84,11 @@ def test_differences_are_paired() -> None:
         for rows in drawn_rows(references)
     ]
     there = evaluate_outputs(llmr, references), evaluate_outputs(seqkd, references)
-    found = by_metric(compare_outputs(*there))
+    found = by_metric(paired_differences(*there))
     for metric in COUNTED:
         low, high = np.quantile([each[metric] for each in resampled], [0.025, 0.975])
         assert [found[metric].low, found[metric].high] == pytest.approx([low, high], rel=1e-9, abs=1e-12), metric
-    back = by_metric(compare_outputs(*reversed(there)))
+    back = by_metric(paired_differences(*reversed(there)))
     for metric, each in found.items():
         value, low, high = back[metric].value, back[metric].low, back[metric].high
         assert value is not None
@@ -100,7 +100,7 @@ def test_differences_are_paired() -> None:
 def test_a_system_differs_from_itself_by_exactly_nothing() -> None:
     references = References(texts(0), resamples=R)
     first, again = (evaluate_outputs(outputs(1), references) for _ in range(2))
-    assert {(each.value, each.low, each.high) for each in compare_outputs(first, again)} == {(0.0, 0.0, 0.0)}
+    assert {(each.value, each.low, each.high) for each in paired_differences(first, again)} == {(0.0, 0.0, 0.0)}
 
 
 def test_the_seed_decides_the_resamples_and_nothing_else_does() -> None:
@@ -141,7 +141,7 @@ def test_undefined_metrics_are_absent_with_their_reason_and_so_are_their_differe
         "gain": "no output was rewarded",
     }
     whole = evaluate_outputs(outputs(2), references)
-    for difference in (compare_outputs(whole, undefined), compare_outputs(undefined, whole)):
+    for difference in (paired_differences(whole, undefined), paired_differences(undefined, whole)):
         reward = by_metric(difference)["reward"]
         assert (reward.value, reward.low, reward.high, reward.note) == (None, None, None, "no output was rewarded")
         assert by_metric(difference)["length"].value is not None
@@ -190,6 +190,29 @@ def test_nothing_to_evaluate_and_unpaired_systems_are_refused() -> None:
         References([])
     with pytest.raises(ValueError, match="resamples must be 0"):
         References(texts(0), resamples=-1)
-    systems: list[Evaluated] = [evaluate_outputs(outputs(1), References(texts(0), resamples=R)) for _ in range(2)]
-    with pytest.raises(ValueError, match="same References"):
-        compare_outputs(*systems)
+    alone = evaluate_outputs(outputs(1), References(texts(0), resamples=R))
+    fewer_resamples = evaluate_outputs(outputs(1), References(texts(0), resamples=R - 1))
+    fewer_outputs = evaluate_outputs(outputs(1, N - 1), References(texts(0, N - 1), resamples=R))
+    for other, sizes in ((fewer_resamples, "12 outputs in 40 resamples and 12 in 39"), (fewer_outputs, "and 11 in 40")):
+        with pytest.raises(ValueError, match=sizes):
+            paired_differences(alone, other)
+
+
+def test_a_metric_that_one_side_lacks_has_no_difference() -> None:
+    whole = evaluate_outputs(outputs(1), References(texts(0), resamples=R))
+    part = Measured(metrics=[each for each in whole.metrics if each.metric == "length"], samples=whole.samples)
+    for pair in ((whole, part), (part, whole)):
+        assert [each.metric for each in paired_differences(*pair)] == ["length"]
+
+
+def test_only_the_metrics_asked_for_are_computed_in_one_order_and_unknown_ones_refused() -> None:
+    references = References(texts(0), resamples=R)
+    found = evaluate_outputs(outputs(1), references, ["length", "wer", "per", "bleu"])
+    assert [each.metric for each in found.metrics] == ["bleu_2", "bleu_4", "per", "wer", "length"]
+    whole = by_metric(evaluate_outputs(outputs(1), references).metrics)
+    assert found.metrics[0] == whole["bleu_2"]
+    assert not {"per", "wer"} & set(whole)
+    with pytest.raises(ValueError, match=r"metrics must be some of bleu, .*; got meteor"):
+        evaluate_outputs(outputs(1), references, ["bleu", "meteor"])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"metrics must be some of .*; got none"):
+        evaluate_outputs(outputs(1), references, [])

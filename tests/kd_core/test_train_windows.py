@@ -10,9 +10,9 @@ import torch.nn.functional as F
 
 from kd_core.gpt_neo import set_trainable, trunk
 from kd_core.soft_targets import TopKLabels
-from kd_core.train_windows import Windows, WindowTrainingSettings, train_windows, window_loss
+from kd_core.train_windows import Tokens, Windows, WindowTrainingSettings, train_windows, window_loss
 from kd_core.training import OptimizerSettings, StepMetrics, TrainState
-from kd_core.windows import contexts, window_targets
+from kd_core.windows import contexts, followers, window_targets
 from tests.kd_core.test_gpt_neo import V, exact_attention, tiny_gpt_neo
 
 __all__ = ["exact_attention"]
@@ -35,7 +35,8 @@ def teacher_distributions() -> torch.Tensor:
 
 def ready(model: torch.nn.Module, p: torch.Tensor, rows: slice) -> Windows:
     log_p, ids = p.log().topk(V, dim=1)
-    return Windows(trunk(model, CONTEXTS[rows]), next_tokens(rows), TopKLabels(ids[rows].int(), log_p[rows]))
+    labels = TopKLabels(ids[rows].int(), log_p[rows])
+    return Windows(trunk(model, CONTEXTS[rows]), next_tokens(rows)[:, None], labels)
 
 
 def next_tokens(rows: slice) -> torch.Tensor:
@@ -51,7 +52,7 @@ def started() -> TrainState:
 def train(state: TrainState, settings: WindowTrainingSettings = SETTINGS) -> list[StepMetrics]:
     p = teacher_distributions()
     windows = ready(state.model, p, slice(0, 40)), ready(state.model, p, slice(40, None))
-    return list(train_windows(state, *windows, settings, seed=7))
+    return list(train_windows(state, windows[:1], windows[1], settings, seed=7))
 
 
 @pytest.mark.usefixtures("exact_attention")
@@ -94,7 +95,7 @@ def test_a_resumed_round_ends_with_the_same_bytes(tmp_path: Path) -> None:
     for killed_at in range(1, len(rows)):
         broken, p = started(), teacher_distributions()
         windows = ready(broken.model, p, slice(0, 40)), ready(broken.model, p, slice(40, None))
-        for row in train_windows(broken, *windows, SETTINGS, seed=7):
+        for row in train_windows(broken, windows[:1], windows[1], SETTINGS, seed=7):
             if row.step == killed_at:
                 break
         broken.save(tmp_path, [])
@@ -118,7 +119,7 @@ def test_training_stops_when_validation_gets_worse_and_keeps_the_best() -> None:
 
 def test_without_a_teacher_the_loss_is_the_cross_entropy() -> None:
     model = tiny_gpt_neo(layers=2)
-    windows = Windows(trunk(model, CONTEXTS), next_tokens(slice(None)), None)
+    windows = Windows(trunk(model, CONTEXTS), next_tokens(slice(None))[:, None], None)
     with torch.no_grad():
         stock = F.cross_entropy(model(CONTEXTS).logits[:, -1], next_tokens(slice(None)))
     assert window_loss(model, windows, 1.0)["nll"] == pytest.approx(float(stock), abs=1e-6)
@@ -126,6 +127,50 @@ def test_without_a_teacher_the_loss_is_the_cross_entropy() -> None:
 
 def test_no_windows_are_refused() -> None:
     model = tiny_gpt_neo(layers=2)
-    none = Windows(trunk(model, CONTEXTS[:0]), next_tokens(slice(0, 0)), None)
+    none = Windows(trunk(model, CONTEXTS[:0]), next_tokens(slice(0, 0))[:, None], None)
     with pytest.raises(ValueError, match="there are no windows to train on"):
-        next(train_windows(TrainState.start(model, SETTINGS.optimizer), none, none, SETTINGS, 0))
+        next(train_windows(TrainState.start(model, SETTINGS.optimizer), [none], none, SETTINGS, 0))
+
+
+def test_data_in_parts_is_the_same_as_data_in_one() -> None:
+    whole, parted, p = started(), started(), teacher_distributions()
+    in_one = train(whole)
+    parts = [ready(parted.model, p, rows) for rows in (slice(0, 7), slice(7, 7), slice(7, 40))]
+    in_parts = list(train_windows(parted, parts, ready(parted.model, p, slice(40, None)), SETTINGS, seed=7))
+    for a, b in zip(in_one, in_parts, strict=True):
+        assert a.values == pytest.approx(b.values, abs=1e-12)
+
+
+@pytest.mark.usefixtures("exact_attention")
+def test_all_of_a_model_can_be_trained_on_windows_that_come_as_tokens() -> None:
+    model, plain, p = tiny_gpt_neo(layers=2), tiny_gpt_neo(layers=2), teacher_distributions()
+    set_trainable(model, "all")
+    log_p, ids = p.log().topk(V, dim=1)
+    data = [
+        Windows(Tokens(CONTEXTS[rows], 1), next_tokens(rows)[:, None], TopKLabels(ids[rows].int(), log_p[rows]))
+        for rows in (slice(0, 40), slice(40, None))
+    ]
+    settings = replace(SETTINGS, epochs=1)
+    rows = list(train_windows(TrainState.start(model, settings.optimizer), data[:1], data[1], settings, seed=7))
+    optimizer = torch.optim.Adam(plain.parameters(), lr=1e-2)
+    for number, index in enumerate(torch.from_numpy(np.random.default_rng([7, 0]).permutation(40)).split(16)):
+        log_q = F.log_softmax(plain(CONTEXTS[index]).logits[:, -1], 1)
+        nll = -log_q.gather(1, next_tokens(slice(0, 40))[index, None]).squeeze(1)
+        loss = (0.3 * nll - 0.7 * (p[index] * log_q).sum(1)).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert rows[number].values["loss"] == pytest.approx(loss.item(), abs=1e-11)
+
+
+@pytest.mark.usefixtures("exact_attention")
+def test_packed_windows_are_one_pass_with_the_loss_past_the_context() -> None:
+    model, predictions = tiny_gpt_neo(layers=2, window=4), 5
+    targets = window_targets(len(TEXT), H, stride=predictions, predictions=predictions)
+    rows, true = contexts(TEXT, targets, H, predictions), followers(TEXT, targets, predictions)
+    windows = Windows(trunk(model, rows, predictions), true, None)
+    with torch.no_grad():
+        logits = model(rows).logits[:, H - 1 :]
+        stock = F.cross_entropy(logits.flatten(0, 1), true.flatten())
+    assert window_loss(model, windows, 1.0, batch_rows=3)["nll"] == pytest.approx(float(stock), abs=1e-11)

@@ -15,10 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.cleaning import DROPPED_SCHEMA
-from kd_core.metrics.outputs import Evaluated, Outputs, References, compare_outputs, evaluate_outputs
+from kd_core.metrics.bootstrap import Measured
+from kd_core.metrics.outputs import Outputs, References, evaluate_outputs
 from kd_core.training import StepMetrics
-from tasks.evaluate import DIFFERENCES, METRICS, PREDICTIONS
+from tasks.evaluate import PREDICTIONS
 from tasks.llmr import ROLLOUTS
+from tasks.measured import write_measured
 from tasks.runs import RunRecord, StageRun
 from tasks.score import OUTPUTS
 from tasks.stage import Build, Run, open_run, stage
@@ -110,17 +112,7 @@ def evaluate(build: Build, corpus: Artifact, teacher: Artifact, students: Mappin
     """Predictions, and the real metrics of them."""
     tables = {system: _predictions(system) for system in ("teacher", *students)}
     pq.write_table(pa.concat_tables(tables.values()), build.dir / "predictions.parquet")
-    found = {system: measured(system) for system in tables}
-    metrics = [{"system": s, "split": "test", **vars(v)} for s, each in found.items() for v in each.metrics]
-    names = list(found)
-    differences = [
-        {"system": later, "baseline": earlier, "split": "test", **vars(value)}
-        for i, later in enumerate(names)
-        for earlier in names[:i]
-        for value in compare_outputs(found[later], found[earlier])
-    ]
-    pq.write_table(pa.Table.from_pylist(metrics, schema=METRICS), build.dir / "metrics.parquet")
-    pq.write_table(pa.Table.from_pylist(differences, schema=DIFFERENCES), build.dir / "differences.parquet")
+    write_measured(build.dir, "test", {system: measured(system) for system in tables})
 
 
 @dataclass(frozen=True)
@@ -186,7 +178,7 @@ def record_crashed(store: Store, corpus: Artifact) -> RunRecord:
 
 
 @cache
-def measured(system: str) -> Evaluated:
+def measured(system: str) -> Measured:
     """A system's metrics on the six inputs."""
     written, rewards = WRITTEN[system]
     counts = _num_tokens(system)

@@ -74,7 +74,7 @@ def test_every_relation_has_its_rows_in_a_full_store(filled: Filled) -> None:
     found = counts(filled.store)
     # 2 teachers with 1 input, 2 scores with 2, 4 pre_distills with 3, 3 llmrs with 3, 3 evaluations with 4
     lineage = 2 * 1 + 2 * 2 + 4 * 3 + 3 * 3 + 3 * 4
-    of_evaluations = {"metrics": 3 * 3 * 12, "differences": 3 * 3 * 12, "predictions": 3 * 3 * len(REFERENCES)}
+    of_evaluations = {"metrics": 3 * 3 * 16, "differences": 3 * 3 * 16, "predictions": 3 * 3 * len(REFERENCES)}
     expected = {"runs": 5, "stages": 3 * 6 + 4 + 1, "lineage": lineage} | of_evaluations
     assert {name: found[name] for name in expected} == expected
     assert min(found.values()) > 0

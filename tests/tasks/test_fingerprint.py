@@ -9,7 +9,7 @@ from tasks import fingerprint, keys
 from tasks.fingerprint import code_identity
 from tasks.store import Store
 
-STAGES = ("prepare", "teacher", "score", "pre_distill", "llmr", "evaluate")
+STAGES = ("prepare", "teacher", "score", "pre_distill", "llmr", "decode", "measure")
 PROJECT = fingerprint.PROJECT
 
 
@@ -36,10 +36,10 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-def test_editing_the_reward_changes_llmr_and_evaluate_and_nothing_else(project: Path) -> None:
+def test_editing_the_reward_changes_llmr_and_decode_and_nothing_else(project: Path) -> None:
     before = identities()
     edit(project / "kd_core" / "rewards.py", "gain_BT / settings.reward_scale", "2 * gain_BT / settings.reward_scale")
-    assert changed(before) == {"llmr", "evaluate"}
+    assert changed(before) == {"llmr", "decode"}
 
 
 def test_the_edited_file_is_named(project: Path, tmp_path: Path) -> None:
@@ -73,11 +73,11 @@ def test_how_the_store_works_is_in_no_key(project: Path) -> None:
     ("file", "stages"),
     [
         ("data/cleaning.py", {"prepare"}),
-        ("kd_core/beam_search.py", {"score", "evaluate"}),
-        ("kd_core/metrics/bleu.py", {"evaluate"}),
+        ("kd_core/beam_search.py", {"score", "decode"}),
+        ("kd_core/metrics/bleu.py", {"measure"}),
         ("kd_core/train_llmr.py", {"llmr"}),
         ("kd_core/train_supervised.py", {"teacher", "pre_distill"}),
-        ("kd_core/t5.py", {"teacher", "score", "pre_distill", "llmr", "evaluate"}),
+        ("kd_core/t5.py", {"teacher", "score", "pre_distill", "llmr", "decode"}),
         ("tasks/llmr.py", {"llmr"}),
         ("tasks/catalog.py", set()),
         ("flows/pipeline.py", set()),

@@ -183,7 +183,7 @@ def test_a_teacher_and_a_student_by_path_go_through_every_stage(tmp_path: Path) 
         TeacherSettings(name=str(guide), prompt="reply to [ {source} ]:", dtype="bfloat16"),
         ModelSettings(name=str(student)),
     )
-    assert [each.outcome for each in run.stages] == ["built"] * 6
+    assert [each.outcome for each in run.stages] == ["built"] * 12
     outputs = pq.read_table(made["score"].path / "outputs-00000.parquet")["token_ids"].to_pylist()
     assert max(max(ids) for ids in outputs) < 160  # never a padding row
     start, end = (load_artifact(made[name], torch.device("cpu")).model for name in ("seqkd", "llmr"))

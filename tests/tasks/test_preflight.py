@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from kd_core.models import ModelSettings, load_model
-from kd_core.shapes import T5Shape
+from kd_core.shapes import GPTNeoShape, T5Shape
 from kd_core.train_supervised import SupervisedSettings
 from tasks.preflight import check_models
 from tasks.teacher import TeacherSettings
@@ -32,11 +32,18 @@ def named(directory: Path) -> TeacherSettings:
 def test_where_nothing_is_named_nothing_heavy_is_imported() -> None:
     code = (
         "import sys, time; from types import SimpleNamespace as S; from tasks.preflight import check_models;"
-        "check_models(S(name=None), S(name=None));"
+        "check_models(*2 * [S(name=None, shape=S(kind='seq2seq'))]);"
         "print([m for m in ('torch', 'transformers', 'huggingface_hub', 'pyarrow') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_model_of_another_kind_than_the_method_needs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"student\.shape describes another kind of model\n.*encoder–decoder"):
+        check_models(SMALL, ModelSettings(shape=GPTNeoShape()))
+    with pytest.raises(ValueError, match=r"teacher\.name: .*another kind of model\nuse a causal language model"):
+        check_models(named(write_model(tmp_path, own_head=True)), ModelSettings(shape=GPTNeoShape()), "causal")
 
 
 def test_described_models_have_nothing_to_check() -> None:
@@ -67,7 +74,7 @@ BROKEN: list[tuple[Callable[[Path], object], str]] = [
     (lambda d: (d / "spiece.model").unlink(), "has no tokenizer"),
     (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), "has no model.safetensors\n.*pickled"),
     (lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:-1]), "is damaged: "),
-    (lambda d: change_config(d, model_type="llama"), "not of the T5 family"),
+    (lambda d: change_config(d, model_type="llama"), "neither of the T5 family nor GPT-Neo"),
     (lambda d: change_config(d, num_decoder_layers=2), "decoder.block.1.* is missing"),
     (lambda d: change_config(d, d_ff=32), r"has the size \[24, 16\], not \[32, 16\]"),
     (lambda d: change_config(d, vocab_size=200), r"weight has the size \[192, 16\], not \[200, 16\]"),

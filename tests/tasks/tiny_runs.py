@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 
 from data.specs import DatasetSettings
+from flows.evaluation import System, evaluate_systems
 from kd_core.batching import BatchSettings
 from kd_core.beam_search import BeamSettings
 from kd_core.models import ModelSettings
@@ -14,7 +15,7 @@ from kd_core.sampling import SamplingSettings
 from kd_core.train_llmr import LLMRSettings
 from kd_core.train_supervised import SupervisedSettings
 from kd_core.training import OptimizerSettings
-from tasks.evaluate import EvaluationSettings, evaluate
+from tasks.evaluate import EvaluationSettings
 from tasks.llmr import llmr
 from tasks.pre_distill import pre_distill
 from tasks.prepare import prepare
@@ -71,10 +72,10 @@ def run_llmr(
         made["llmr"] = pupil = llmr(
             corpus=corpus, teacher=model, student=start, prompt=guide.prompt, settings=METHOD, seed=0
         )
-        made["evaluate"] = evaluate(
+        made["evaluate"] = evaluate_systems(
             corpus=corpus,
             teacher=model,
-            students={"seqkd": start, "llmr": pupil},
+            systems={"teacher": System(model, prompted=True), "seqkd": System(start), "llmr": System(pupil)},
             prompt=guide.prompt,
             reward=METHOD.reward,
             settings=EVALUATION,

@@ -1,0 +1,112 @@
+"""The stage `compare`: a grid of runs as one table, each method over its seeds, and what differs between methods."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kd_core.metrics.bootstrap import Measured
+from kd_core.metrics.comparison import MethodDifference, MethodValue, holm, method_differences, method_values
+from tasks.measured import read_replicates
+from tasks.stage import Build, stage
+from tasks.store import Artifact
+
+_PLACE = [("x_name", pa.string()), ("x", pa.float64()), ("split", pa.string()), ("metric", pa.string())]
+_NUMBERS = [(name, pa.float64()) for name in ("value", "low", "high")]
+_END = [("seeds", pa.int32()), ("n", pa.int64()), ("unit", pa.string()), ("note", pa.string())]
+COMPARISON = pa.schema(
+    [("method", pa.string()), *_PLACE, *_NUMBERS, ("lowest", pa.float64()), ("highest", pa.float64()), *_END]
+)
+DIFFERENCES = pa.schema(
+    [
+        ("method", pa.string()),
+        ("baseline", pa.string()),
+        *_PLACE,
+        *_NUMBERS,
+        ("p", pa.float64()),  # two-sided, of no difference
+        ("p_corrected", pa.float64()),  # Holm's, for all differences of the metric in this table
+        *_END,
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run of the grid: which variant, at which x (alpha, say), with which seed."""
+
+    name: str
+    variant: str
+    seed: int
+    x: float | None = None
+
+
+@stage
+def compare(build: Build, results: Mapping[str, Artifact], cells: tuple[Cell, ...], x_name: str | None) -> None:
+    """Write comparison.parquet and comparison_differences.parquet from the evaluations of all cells.
+
+    A variant is its run's last system; the systems before it (teacher, start) are references, the same at every x.
+    """
+    values: list[dict[str, Any]] = []
+    differences: list[tuple[float | None, MethodDifference]] = []
+    split = ""
+    for x in dict.fromkeys(cell.x for cell in cells):
+        grid: dict[tuple[str, int], Measured] = {}
+        for cell in (each for each in cells if each.x == x):
+            path = results[cell.name].path / "replicates.parquet"
+            *references, last, split = systems(path)
+            for name in references:
+                grid.setdefault((name, cell.seed), read_replicates(path, name))
+            grid[cell.variant, cell.seed] = read_replicates(path, last)
+        grid = dict(sorted(grid.items(), key=lambda item: [each.variant for each in cells].count(item[0][0]) > 0))
+        variants = {cell.variant for cell in cells}
+        for value in method_values(grid):
+            place = x if value.method in variants else None
+            values.append(_value_row(value, x_name if place is not None else None, place, split))
+        differences += [(x, each) for each in method_differences(grid) if each.method in variants]
+        build.record(**{f"cells at {x}" if x is not None else "cells": sum(cell.x == x for cell in cells)})
+    rows = [_difference_row(each, x_name, x, split) for x, each in corrected(differences)]
+    pq.write_table(pa.Table.from_pylist(_once(values), schema=COMPARISON), build.dir / "comparison.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, schema=DIFFERENCES), build.dir / "comparison_differences.parquet")
+
+
+def systems(path: Any) -> list[str]:
+    """The systems of an evaluation in their order, rounds left out, and then its split."""
+    table = pq.read_table(path, columns=["system", "split"])
+    names = [name for name in dict.fromkeys(table["system"].to_pylist()) if not name.startswith("round_")]
+    return [*names, str(table["split"][0])]
+
+
+def corrected(
+    differences: list[tuple[float | None, MethodDifference]],
+) -> list[tuple[float | None, MethodDifference]]:
+    """Holm's p over all differences of a metric, whatever their x: a sweep makes more of them than one grid knows."""
+    by_metric: dict[str, list[int]] = {}
+    for number, (_, each) in enumerate(differences):
+        if each.p is not None:
+            by_metric.setdefault(each.mean.metric, []).append(number)
+    found = list(differences)
+    for numbers in by_metric.values():
+        for number, p in zip(numbers, holm([differences[i][1].p or 0.0 for i in numbers]), strict=True):
+            x, each = differences[number]
+            found[number] = x, replace(each, p_corrected=p, num_comparisons=len(numbers))
+    return found
+
+
+def _once(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """References are the same at every x: their first row stands for all."""
+    seen: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        seen.setdefault((row["method"], row["x"], row["metric"]), row)
+    return list(seen.values())
+
+
+def _value_row(value: MethodValue, x_name: str | None, x: float | None, split: str) -> dict[str, Any]:
+    place = {"method": value.method, "x_name": x_name, "x": x, "split": split, "seeds": value.num_seeds}
+    return place | vars(value.mean) | {"lowest": value.lowest, "highest": value.highest}
+
+
+def _difference_row(each: MethodDifference, x_name: str | None, x: float | None, split: str) -> dict[str, Any]:
+    place = {"method": each.method, "baseline": each.baseline, "x_name": x_name, "x": x, "split": split}
+    return place | vars(each.mean) | {"p": each.p, "p_corrected": each.p_corrected, "seeds": each.num_seeds}

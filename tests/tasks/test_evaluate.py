@@ -1,0 +1,181 @@
+"""The evaluation in stages: what is shared, what is written, what a kill leaves, what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from flows.evaluation import System, evaluate_systems
+from kd_core.metrics.bootstrap import Resamples
+from kd_core.models import ModelSettings
+from kd_core.rewards import RewardSettings
+from kd_core.sampling import SamplingSettings
+from tasks import decode
+from tasks.evaluate import EvaluationSettings
+from tasks.measure import MeasureSettings, measure
+from tasks.measured import read_replicates
+from tasks.prepare import prepare
+from tasks.stage import Run, open_run
+from tasks.store import Artifact, Store
+from tasks.teacher import TeacherSettings
+from tests.tasks.tiny_models import write_model
+from tests.tasks.tiny_runs import EVALUATION, METHOD, RUNTIME, run_llmr, write_pairs
+
+torch.set_num_threads(1)
+PROMPT = "reply to [ {source} ]:"
+Made = tuple[Store, dict[str, Artifact]]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """One finished run; tests add stages to it and change none."""
+    root = tmp_path_factory.mktemp("evaluate")
+    guide, student = write_model(root / "t0", own_head=True), write_model(root / "t5", own_head=False, seed=1)
+    store = Store(root / "store")
+    _, artifacts = run_llmr(store, TeacherSettings(name=str(guide), prompt=PROMPT), ModelSettings(name=str(student)))
+    return store, artifacts
+
+
+def evaluated(
+    made: Made, settings: EvaluationSettings, reward: RewardSettings = METHOD.reward, **systems: System
+) -> tuple[Run, Path]:
+    """A run that evaluates the given systems."""
+    store, artifacts = made
+    with open_run(store, name="evaluation", runtime=RUNTIME) as run:
+        last = evaluate_systems(artifacts["corpus"], artifacts["teacher"], systems, PROMPT, reward, settings)
+    return run, last.path
+
+
+def outcomes(run: Run) -> dict[str, str]:
+    return {each.name: each.outcome for each in run.stages}
+
+
+def rows(path: Path, name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = pq.read_table(path / f"{name}.parquet").to_pylist()
+    return found
+
+
+def test_a_system_under_another_name_and_beside_others_is_neither_decoded_nor_measured_again(made: Made) -> None:
+    artifacts = made[1]
+    systems = {"sft": System(artifacts["seqkd"]), "teacher": System(artifacts["teacher"], prompted=True)}
+    run, path = evaluated(made, EVALUATION, **systems)
+    assert outcomes(run) == {
+        "decode[sft]": "hit",
+        "measure[sft]": "hit",
+        "decode[teacher]": "hit",
+        "measure[teacher]": "hit",
+        "evaluate": "built",
+    }
+    assert {(row["system"], row["baseline"]) for row in rows(path, "differences")} == {("teacher", "sft")}
+    there = {(row["metric"], row["value"]) for row in rows(artifacts["evaluate"].path, "metrics")}
+    assert {(row["metric"], row["value"]) for row in rows(path, "metrics")} < there
+
+
+@pytest.mark.parametrize(
+    ("settings", "decoded", "measured"),
+    [
+        (replace(EVALUATION, resamples=30), "hit", "built"),
+        (replace(EVALUATION, seed=7), "hit", "built"),
+        (replace(EVALUATION, max_rows=5), "built", "built"),
+        (replace(EVALUATION, sampling=SamplingSettings(max_new_tokens=6)), "built", "built"),
+    ],
+    ids=["resamples", "seed", "rows", "sampling"],
+)
+def test_a_setting_reaches_the_stages_that_it_matters_to(
+    made: Made, settings: EvaluationSettings, decoded: str, measured: str
+) -> None:
+    run, _ = evaluated(made, settings, seqkd=System(made[1]["seqkd"]))
+    assert outcomes(run) == {"decode[seqkd]": decoded, "measure[seqkd]": measured, "evaluate": "built"}
+
+
+def test_the_prompt_is_read_by_who_is_prompted(made: Made) -> None:
+    guide = made[1]["teacher"]
+    _, path = evaluated(made, EVALUATION, prompted=System(guide, prompted=True), bare=System(guide))
+    found = rows(path, "predictions")
+    assert [row["system"] for row in found] == ["prompted"] * 8 + ["bare"] * 8
+    assert [row["reward"] for row in found[:8]] != [row["reward"] for row in found[8:]]
+
+
+def test_the_outputs_do_not_depend_on_shards_and_a_kill_costs_one(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    student = System(made[1]["seqkd"])
+    _, whole = evaluated(made, replace(EVALUATION, max_source_tokens=40), seqkd=student)
+    monkeypatch.setattr(decode, "BATCH_ROWS", 3)
+    monkeypatch.setattr(decode, "SHARD_BATCHES", 1)
+    write, calls = decode._write, 0
+
+    def killed_at_the_third(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return write(*arguments)
+
+    monkeypatch.setattr(decode, "_write", killed_at_the_third)
+    changed = replace(EVALUATION, max_source_tokens=41)  # another key, the same outputs: no source is that long
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(made, changed, seqkd=student)
+    _, path = evaluated(made, changed, seqkd=student)
+    assert calls == 3 + 1  # three shards of 3, 3 and 2 rows: two before the kill, one after
+    expected, found = rows(whole, "predictions"), rows(path, "predictions")
+    assert [row.pop("reward") for row in found] == pytest.approx([row.pop("reward") for row in expected], abs=1e-4)
+    assert found == expected
+
+
+def test_token_ids_are_those_of_the_text(made: Made) -> None:
+    store, artifacts = made
+    by_writer = {each.manifest().key_record["inputs"]["writer"]: each for each in store.artifacts("decode")}
+    stage = by_writer[artifacts["llmr"].key]
+    written = rows(stage.path, "outputs")
+    assert all(len(row["token_ids"]) == row["num_tokens"] for row in written)
+    assert all(row["token_ids"][-1] == 1 or row["truncated"] for row in written)
+
+
+def test_replicates_have_the_value_first_and_reach_every_system(made: Made) -> None:
+    path = made[1]["evaluate"].path
+    metrics = rows(path, "metrics")
+    for system in ("teacher", "seqkd", "llmr"):
+        found = read_replicates(path / "replicates.parquet", system)
+        assert [vars(each) for each in found.metrics] == [
+            {name: value for name, value in row.items() if name not in ("system", "split")}
+            for row in metrics
+            if row["system"] == system
+        ]
+        for each in found.metrics:
+            samples = found.samples[each.metric]
+            assert len(samples) == 1 + EVALUATION.resamples
+            assert samples[0] == each.value or np.isnan(samples[0])
+    written = [row["num_tokens"] for row in rows(path, "predictions") if row["system"] == "llmr"]
+    weights = Resamples(num_outputs=8, num_resamples=EVALUATION.resamples, seed=EVALUATION.seed).weights_SN
+    assert found.samples["length"] == pytest.approx(weights @ np.array(written) / 8)
+
+
+def test_fewer_references_than_predictions_are_refused_in_two_lines(made: Made) -> None:
+    store, artifacts = made
+    by_writer = {each.manifest().key_record["inputs"]["writer"]: each for each in store.artifacts("decode")}
+    fewer = replace(write_pairs(store.root / "pairs.csv"), test_share=0.05)
+    message = r"^there are 8 predictions, and 4 references of the test split for them\nmeasure outputs on the corpus"
+    with open_run(store, name="wrong", runtime=RUNTIME):
+        corpus = prepare(dataset=fewer, seed=0, limit=None)
+        with pytest.raises(ValueError, match=message):
+            measure(corpus=corpus, outputs=by_writer[artifacts["llmr"].key], settings=MeasureSettings())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"split": "train"}, "split must be validation or test, got 'train'"),
+        ({"resamples": 0}, "resamples must be at least 1, got 0"),
+        ({"metrics": ("bleu", "f1")}, "metrics must be some of bleu, .*; got f1"),
+        ({"max_rows": 0}, "max_rows must be at least 1, got 0"),
+        ({"max_source_tokens": 0}, "max_source_tokens must be at least 1, got 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EvaluationSettings(**changes)
