@@ -10,7 +10,7 @@ from kd_core.batching import TokenRows
 from kd_core.models import check_same_tokenizer, save_model
 from kd_core.train_llmr import Experience, LLMRSettings, Sources, train_llmr
 from kd_core.training import StepMetrics, TrainState
-from tasks.compute import LoadedModel, apply_prompt, device_of, load_artifact, read_split
+from tasks.compute import LoadedModel, device_of, load_artifact, prompt_rows, read_split
 from tasks.stage import Build, stage
 from tasks.store import Artifact
 from tasks.training import run_training, write_log
@@ -85,8 +85,7 @@ def llmr(
 
 def _sources(pupil: LoadedModel, prompt: str, texts: list[str], settings: LLMRSettings) -> Sources:
     limit = settings.max_source_tokens
-    prompted = apply_prompt(prompt, texts)
-    return Sources(TokenRows.encode(pupil.tokenizer, texts, limit), TokenRows.encode(pupil.tokenizer, prompted, limit))
+    return Sources(TokenRows.encode(pupil.tokenizer, texts, limit), prompt_rows(pupil, prompt, texts, limit))
 
 
 def _record(build: Build, log: list[StepMetrics], settings: LLMRSettings) -> None:
