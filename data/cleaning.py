@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import string
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,14 @@ def tokens(text: str) -> list[str]:
     Source: Wen et al. 2022, whose cleaned corpora the LLMR paper used; wordpunct as in NLTK.
     """
     return [token for token in _WORDPUNCT.findall(text.lower()) if token not in string.punctuation]
+
+
+def token_counts(texts: Iterable[str]) -> Counter[str]:
+    """How often each of the `tokens` of some texts occurs, in order of first occurrence."""
+    counted = Counter(_WORDPUNCT.findall("\n".join(texts).lower()))
+    for token in [token for token in counted if token in string.punctuation]:
+        del counted[token]
+    return counted
 
 
 def pair_key(source: str, target: str) -> bytes:

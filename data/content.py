@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +25,14 @@ def path_hash(path: str | Path) -> str:
         relative = file.relative_to(path)
         if file.is_file() and not any(part.startswith(".") for part in relative.parts):
             digest.update(f"{relative.as_posix()}\0{_file_hash(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def files_hash(files: Mapping[str, Path]) -> str:
+    """SHA-256 of some files' contents with the names they go by, in the order given."""
+    digest = hashlib.sha256()
+    for name, path in files.items():
+        digest.update(f"{name}\0{_file_hash(path)}\n".encode())
     return digest.hexdigest()
 
 

@@ -66,7 +66,7 @@ def _csv_records(path: Path, file: BinaryIO, reader: Any, advance: Advance) -> I
         except csv.Error as error:
             raise ValueError(f"{path}:{line}: malformed CSV: {error}") from None
         except UnicodeDecodeError as error:
-            raise _not_utf8(path, error) from None
+            raise not_utf8(path, error) from None
         if number % BATCH_ROWS == 0:
             advance(file.tell())
         if record:
@@ -88,7 +88,7 @@ def _jsonl_rows(path: Path, columns: Columns, advance: Advance) -> Iterator[RawR
                 if rb"\ud" in line.lower():
                     json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair is no text
             except UnicodeDecodeError as error:
-                raise _not_utf8(path, error) from None
+                raise not_utf8(path, error) from None
             except (json.JSONDecodeError, UnicodeEncodeError) as error:
                 raise ValueError(f"{path}:{number}: malformed JSON: {error}") from None
             if not isinstance(record, dict):
@@ -98,7 +98,7 @@ def _jsonl_rows(path: Path, columns: Columns, advance: Advance) -> Iterator[RawR
     advance(num_bytes)
 
 
-def _not_utf8(path: Path, error: UnicodeDecodeError) -> ValueError:
+def not_utf8(path: Path, error: UnicodeDecodeError) -> ValueError:
     """The first line that is no UTF-8: a decoder that reads ahead cannot say which it was."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):

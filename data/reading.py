@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -10,25 +11,49 @@ from data.columns import Columns
 from data.dialogues import RawRow, chitchat_dialogues, pairs_of_turns
 from data.files import read_rows
 from data.hub import hub_rows, load_hub_splits
+from data.pronunciations import dictionary_rows
+from data.raw_corpora import dailydialog, opensubtitles
 from data.specs import DatasetSettings
+from data.wen import Deduplicated
 
-Progress = Callable[[int, int], None]  # done, total: bytes of files, rows of a hub data set, dialogues of chitchat
-PROGRESS_UNITS = {"chitchat": "dialogues", "files": "bytes", "hub": "rows"}
+Progress = Callable[[int, int], None]  # done, total, in the source's unit
+PROGRESS_UNITS = {
+    "chitchat": "dialogues",
+    "files": "bytes",
+    "hub": "rows",
+    "dailydialog": "dialogues",
+    "opensubtitles": "movies",
+    "cmudict": "words",
+}
 
 
-def read(settings: DatasetSettings, progress: Progress) -> dict[str, Iterator[RawRow]]:
-    """Split -> its raw rows, read while they are consumed; only train for chitchat, which comes without splits.
+@dataclass(frozen=True)
+class Raw:
+    """Split -> its raw rows; what the overlap search found, for the corpora that it cleans."""
+
+    rows: dict[str, Iterator[RawRow]]
+    search: Deduplicated | None = None
+
+
+def read(settings: DatasetSettings, progress: Progress) -> Raw:
+    """The raw rows, read while they are consumed; only train for chitchat and cmudict, which come without splits.
 
     The first row of every split is read at once, so that a wrong path or column is found before an hour of reading.
     Raises FileNotFoundError, ValueError.
     """
-    if settings.source == "chitchat":
+    rules, search = settings.wen_rules(), None
+    if rules is not None:
+        read_corpus = dailydialog if settings.source == "dailydialog" else opensubtitles
+        rows, search = read_corpus(settings, rules, progress)
+    elif settings.source == "chitchat":
         rows = {"train": _chitchat_rows(settings, progress)}
+    elif settings.source == "cmudict":
+        rows = {"train": iter(dictionary_rows())}
     elif settings.source == "files":
         rows = _file_rows(settings, progress)
     else:
         rows = _hub_rows(settings, progress)
-    return {split: _primed(iterator) for split, iterator in rows.items()}
+    return Raw({split: _primed(iterator) for split, iterator in rows.items()}, search)
 
 
 def _chitchat_rows(settings: DatasetSettings, progress: Progress) -> Iterator[RawRow]:

@@ -14,7 +14,9 @@ from data.cleaning import Cleaned, Rules, clean
 from data.dialogues import RAW_SCHEMA, raw_batches
 from data.reading import Progress, read
 from data.specs import DatasetSettings
+from data.split_overlap import overlap_of_pairs
 from data.splits import cut, sample
+from data.wen import OVERLAP_SCHEMA
 
 SPLITS = ("train", "validation", "test")
 _PRECEDENCE = ("train", "test", "validation")  # an overlapping pair stays in the first of these that has it
@@ -33,6 +35,8 @@ class Corpus:
     test: Any
     dropped: Any
     num_clean: dict[str, int]
+    overlaps: Any
+    split_overlaps: Any
 
     def splits(self) -> dict[str, Any]:
         return {split: getattr(self, split) for split in SPLITS}
@@ -54,7 +58,8 @@ def load(
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
-    raw: dict[str, Iterable[Any]] = {split: raw_batches(rows) for split, rows in read(settings, progress).items()}
+    source = read(settings, progress)
+    raw: dict[str, Iterable[Any]] = {split: raw_batches(rows) for split, rows in source.rows.items()}
     shares = {split: _share(settings, split) for split in SPLITS if split not in raw}
     if shares:
         whole = pa.Table.from_batches(raw["train"], schema=RAW_SCHEMA)
@@ -65,6 +70,8 @@ def load(
         **{split: _numbered(sample(cleaned[split].kept, limits[split], seed)) for split in SPLITS},
         dropped=pa.concat_tables([cleaned[split].dropped for split in SPLITS]),
         num_clean={split: cleaned[split].kept.num_rows for split in SPLITS},
+        overlaps=OVERLAP_SCHEMA.empty_table() if source.search is None else source.search.overlaps,
+        split_overlaps=_split_overlaps(cleaned) if source.search is None else source.search.split_overlaps,
     )
 
 
@@ -73,15 +80,27 @@ def _share(settings: DatasetSettings, split: str) -> float:
 
 
 def _clean_splits(settings: DatasetSettings, raw: dict[str, Iterable[Any]]) -> dict[str, Cleaned]:
-    """Each split loses what one before it in _PRECEDENCE has. Raises ValueError for one of which nothing is left."""
+    """Each split loses what one before it in _PRECEDENCE has; with Wen et al.'s cleaning, only what train has.
+
+    Raises ValueError for one of which nothing is left.
+    """
+    only_train = settings.wen_rules() is not None
     rules = Rules(settings.max_source_words, settings.max_target_words, settings.lowercase)
     cleaned: dict[str, Cleaned] = {}
     for split in _PRECEDENCE:
-        others = {name: done.keys for name, done in cleaned.items()} if settings.remove_overlap else {}
+        others = {name: done.keys for name, done in cleaned.items() if name == "train" or not only_train}
+        if not settings.remove_overlap:
+            others = {}
         cleaned[split] = clean(split, raw[split], rules, others)
         if cleaned[split].kept.num_rows == 0:
             raise ValueError(_why_empty(split, cleaned[split].dropped))
     return cleaned
+
+
+def _split_overlaps(cleaned: dict[str, Cleaned]) -> Any:
+    return overlap_of_pairs(
+        {split: each.kept for split, each in cleaned.items()}, {split: each.dropped for split, each in cleaned.items()}
+    )
 
 
 def _why_empty(split: str, dropped: Any) -> str:

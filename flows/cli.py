@@ -49,6 +49,7 @@ and in another terminal:
   distill sql "select method, metric, value, low, high from metrics"
   distill sql "from training_log where stage = 'llmr'" --format csv > log.csv
   distill sql "show tables\"""",
+    "report": "  distill report                 of the last run\n  distill report llmr-chitchat --output report.html",
     "export": "  distill export llmr-chitchat ./my-model    of the last finished run",
 }
 
@@ -85,6 +86,9 @@ def parser() -> argparse.ArgumentParser:
     export = command("export", "write a model directory that transformers loads, with its model card")
     export.add_argument("run", metavar="RUN", help="a run's id, or a name for its last finished run")
     export.add_argument("directory", type=Path, metavar="DIR", help="where to; must not exist, or be empty")
+    report = command("report", "write a run's report: one HTML page that opens anywhere, without a network")
+    report.add_argument("run", nargs="?", metavar="RUN", help="a run's id, or a name for its last run; the last of all")
+    report.add_argument("--output", type=Path, metavar="FILE", help="where to (the store's reports/RUN.html)")
     return top
 
 

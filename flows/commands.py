@@ -151,6 +151,20 @@ def export(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def report(arguments: argparse.Namespace) -> int:
+    """`distill report`: one HTML page about a run."""
+    from tasks.report import write_report
+    from tasks.runs import read_runs
+
+    store = _store()
+    records = read_runs(store)
+    if not records:
+        raise ValueError("there are no runs yet\nstart one with: distill run llmr-chitchat")
+    record = records[-1] if arguments.run is None else _find_run(records, arguments.run)
+    print(write_report(store, record.run_id, arguments.output))
+    return 0
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": run,
     "up": up,
@@ -162,6 +176,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "gc": gc,
     "sql": sql,
     "export": export,
+    "report": report,
 }
 
 

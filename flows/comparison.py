@@ -15,7 +15,7 @@ from flows.settings import jsonable
 from flows.workers import build_cells
 from tasks.compare import Cell
 from tasks.compare import compare as compare_stage
-from tasks.stage import current_run
+from tasks.stage import PlanRow, current_run
 from tasks.store import Artifact
 
 
@@ -112,4 +112,10 @@ def _parameters(outline: Outline, base: settings.NamedRun, changes: dict[str, An
     return valid
 
 
-OUTLINE = Outline("flows/compare.py:compare", pipeline, check)
+def check_plan(parameters: Mapping[str, Any], plan: Sequence[PlanRow]) -> str | None:
+    """What the runs that are compared would check of their plans."""
+    outline, tasks = _tasks(**{name: value for name, value in parameters.items() if name != "workers"})
+    return None if outline.check_plan is None else outline.check_plan(tasks[0].parameters, plan)
+
+
+OUTLINE = Outline("flows/compare.py:compare", pipeline, check, check_plan)

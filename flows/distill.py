@@ -6,6 +6,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from data.specs import DatasetSettings
+from flows.methods import Method
 from flows.pipeline import OUTLINE
 from flows.recorded import run_in_prefect
 from kd_core.models import ModelSettings
@@ -24,14 +25,14 @@ def distill(
     student: ModelSettings,
     score: ScoreSettings = ScoreSettings(),  # noqa: B008 (frozen)
     pre_distill: SupervisedSettings = SupervisedSettings(),  # noqa: B008 (frozen)
-    method: LLMRSettings = LLMRSettings(),  # noqa: B008 (frozen)
+    method: Method = LLMRSettings(),  # noqa: B008 (frozen)
     evaluation: EvaluationSettings = EvaluationSettings(),  # noqa: B008 (frozen)
     runtime: RuntimeSettings = RuntimeSettings(),  # noqa: B008 (frozen)
     seed: int = 0,
     data_seed: int = 0,
     limit: int | None = None,
 ) -> State[Any] | tuple[str, str]:
-    """Distil a teacher into a student by LLMR, in cached stages.
+    """Distil a teacher into a student, in cached stages.
 
     Args:
         dataset: the pairs that are distilled on, and how they are cleaned and split
@@ -39,8 +40,8 @@ def distill(
         student: a model by name, or a small T5 over the teacher's tokenizer
         score: how the teacher writes the outputs that the student first learns from
         pre_distill: the student's training on the teacher's outputs (SeqKD)
-        method: the student's training on its own outputs, rewarded by the teacher
-        evaluation: how all three are compared on the test split
+        method: how the student goes on: LLMR, or what it is compared with, by `kind`
+        evaluation: how all of them are compared on the test split
         runtime: device, threads and checkpoints; changes no result
         seed: of the student: its weights, its batches, its samples
         data_seed: of the split, and of a teacher that is fitted here

@@ -1,4 +1,5 @@
-"""The outline of an evaluation: each system writes and is measured by itself, then all stand side by side."""
+"""The outlines of an evaluation: each system writes and is measured by itself, then all stand side by side; and what
+its own prefixes do to a student."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,6 +7,7 @@ from dataclasses import dataclass
 from kd_core.rewards import RewardSettings
 from tasks.decode import decode
 from tasks.evaluate import EvaluationSettings, evaluate
+from tasks.exposure import ExposureSettings, exposure
 from tasks.measure import measure
 from tasks.store import Artifact
 
@@ -40,3 +42,39 @@ def evaluate_systems(
         )
         measures[name] = measure.labelled(name)(corpus=corpus, outputs=outputs[name], settings=settings.measure)
     return evaluate(corpus=corpus, outputs=outputs, measures=measures)
+
+
+def measure_exposure(
+    corpus: Artifact,
+    teacher: Artifact,
+    name: str,
+    student: Artifact,
+    prompt: str,
+    reward: RewardSettings,
+    settings: ExposureSettings,
+) -> Artifact:
+    """The excess error of the student `name`, from samples that are drawn once, the teacher's for all students."""
+
+    def samples(shown: str, system: System) -> dict[str, Artifact]:
+        return {
+            str(sample): decode.labelled(shown)(
+                corpus=corpus,
+                teacher=teacher,
+                writer=system.model,
+                prompt=prompt,
+                prompted=system.prompted,
+                reward=reward,
+                settings=settings.decode(sample),
+            )
+            for sample in range(settings.samples)
+        }
+
+    return exposure.labelled(name)(
+        corpus=corpus,
+        teacher=teacher,
+        student=student,
+        student_outputs=samples(name, System(student)),
+        teacher_outputs=samples("teacher", System(teacher, prompted=True)),
+        prompt=prompt,
+        settings=settings,
+    )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from flows.settings import jsonable, signature
 
 if TYPE_CHECKING:
     from tasks.progress import Reporter
-    from tasks.stage import Run
+    from tasks.stage import PlanRow, Run
     from tasks.store import Artifact, Store
 
 MODULES = {  # a deployment's entrypoint -> where its outline is
@@ -23,11 +24,15 @@ MODULES = {  # a deployment's entrypoint -> where its outline is
 
 @dataclass(frozen=True)
 class Outline:
-    """One flow: which stages it calls in which order. `check` refuses, in one line, what cannot end well."""
+    """One flow: which stages it calls in which order. `check` refuses, in one line, what cannot end well.
+
+    `check_plan` does so knowing what would be computed, and may return a remark.
+    """
 
     entrypoint: str
     pipeline: Callable[..., Artifact]
     check: Callable[[Mapping[str, Any]], None]
+    check_plan: Callable[[Mapping[str, Any], Sequence[PlanRow]], str | None] | None = None
 
     @property
     def parameters(self) -> dict[str, tuple[Any, Any]]:
@@ -56,21 +61,35 @@ def execute(
 ) -> tuple[Run, Artifact]:
     """Run (or plan) an outline with validated parameters, record it, and rebuild the results' database."""
     from tasks.catalog import build_catalog
+    from tasks.progress import NullReporter
+    from tasks.report import write_report
     from tasks.stage import RuntimeSettings, open_run
 
     settings = dict(parameters)
     runtime: RuntimeSettings = settings.pop("runtime")
     outline.check(settings)
-    with open_run(
-        store,
-        name=name,
-        flow=outline.entrypoint,
-        parameters=jsonable(parameters),
-        runtime=runtime,
-        reporter=reporter,
-        planning=planning,
-    ) as run:
+
+    def opened(reporter: Reporter, *, planning: bool) -> AbstractContextManager[Run]:
+        recorded = jsonable(parameters)
+        return open_run(
+            store,
+            name=name,
+            flow=outline.entrypoint,
+            parameters=recorded,
+            runtime=runtime,
+            reporter=reporter,
+            planning=planning,
+        )
+
+    if outline.check_plan is not None and not planning:
+        with opened(NullReporter(), planning=True) as planned:
+            outline.pipeline(**settings)
+        remark = outline.check_plan(settings, planned.plan)
+        if remark is not None:
+            reporter.warning(remark)
+    with opened(reporter, planning=planning) as run:
         last = outline.pipeline(**settings)
     if not planning:
         build_catalog(store)
+        write_report(store, run.run_id)
     return run, last

@@ -5,17 +5,24 @@ from typing import Any
 
 from data.specs import DatasetSettings
 from flows.evaluation import System, evaluate_systems
+from flows.methods import Method
 from flows.outlines import Outline
 from kd_core.models import ModelSettings
+from kd_core.rewards import RewardSettings
 from kd_core.train_llmr import LLMRSettings
+from kd_core.train_minillm import MiniLLMSettings
 from kd_core.train_supervised import SupervisedSettings
+from tasks.divergence import divergence
 from tasks.evaluate import EvaluationSettings
 from tasks.llmr import llmr
+from tasks.minillm import minillm
 from tasks.pre_distill import pre_distill as train_on_outputs
 from tasks.preflight import check_models
 from tasks.prepare import prepare
+from tasks.prompting_student import PromptingStudentSettings, prompting_student
 from tasks.score import ScoreSettings
 from tasks.score import score as write_outputs
+from tasks.seqkd import SeqKDSettings, seqkd
 from tasks.store import Artifact
 from tasks.teacher import TeacherSettings
 from tasks.teacher import teacher as make_teacher
@@ -27,13 +34,13 @@ def pipeline(
     student: ModelSettings,
     score: ScoreSettings = ScoreSettings(),  # noqa: B008 (frozen)
     pre_distill: SupervisedSettings = SupervisedSettings(),  # noqa: B008 (frozen)
-    method: LLMRSettings = LLMRSettings(),  # noqa: B008 (frozen)
+    method: Method = LLMRSettings(),  # noqa: B008 (frozen)
     evaluation: EvaluationSettings = EvaluationSettings(),  # noqa: B008 (frozen)
     seed: int = 0,
     data_seed: int = 0,
     limit: int | None = None,
 ) -> Artifact:
-    """LLMR: pairs, teacher, its outputs, a student trained on them, the same student trained on rewards, all compared.
+    """Pairs, teacher, its outputs, a student trained on them, the same student trained by the method, all compared.
 
     `seed` is the student's and `data_seed` the split's and the fitted teacher's, so that runs over several seeds share
     all that the student does not touch. Returns the artifact of the last stage. Call it inside `open_run`.
@@ -41,19 +48,54 @@ def pipeline(
     prompt = teacher.prompt
     corpus = prepare(dataset=dataset, seed=data_seed, limit=limit)
     guide = make_teacher(corpus=corpus, settings=teacher, seed=data_seed)
-    outputs = write_outputs(corpus=corpus, teacher=guide, prompt=prompt, settings=score)
-    seqkd = train_on_outputs(
-        corpus=corpus, teacher=guide, outputs=outputs, student=student, prompt=prompt, settings=pre_distill, seed=seed
-    )
-    pupil = llmr(corpus=corpus, teacher=guide, student=seqkd, prompt=prompt, settings=method, seed=seed)
+    systems = {"teacher": System(guide, prompted=True)}
+    if isinstance(method, PromptingStudentSettings):
+        untouched = prompting_student(teacher=guide, student=student, seed=seed)
+        systems[method.kind] = System(untouched, prompted=True)
+    else:
+        outputs = write_outputs(corpus=corpus, teacher=guide, prompt=prompt, settings=score)
+        start = train_on_outputs(
+            corpus=corpus,
+            teacher=guide,
+            outputs=outputs,
+            student=student,
+            prompt=prompt,
+            settings=pre_distill,
+            seed=seed,
+        )
+        pupil = train_by(method, corpus, guide, outputs, start, prompt, seed)
+        systems |= {"pre_distilled": System(start), method.kind: System(pupil)}
     return evaluate_systems(
         corpus=corpus,
         teacher=guide,
-        systems={"teacher": System(guide, prompted=True), "seqkd": System(seqkd), "llmr": System(pupil)},
+        systems=systems,
         prompt=prompt,
-        reward=method.reward,
+        reward=method.reward if isinstance(method, LLMRSettings) else RewardSettings(),
         settings=evaluation,
     )
+
+
+def train_by(
+    method: Method, corpus: Artifact, teacher: Artifact, outputs: Artifact, student: Artifact, prompt: str, seed: int
+) -> Artifact:
+    """The pre-distilled student, trained on by a method."""
+    match method:
+        case LLMRSettings():
+            return llmr(corpus=corpus, teacher=teacher, student=student, prompt=prompt, settings=method, seed=seed)
+        case SeqKDSettings():
+            return seqkd(corpus=corpus, outputs=outputs, student=student, settings=method, seed=seed)
+        case MiniLLMSettings():
+            return minillm(corpus=corpus, teacher=teacher, student=student, prompt=prompt, settings=method, seed=seed)
+        case _:
+            return divergence.labelled(method.kind)(
+                corpus=corpus,
+                teacher=teacher,
+                outputs=outputs,
+                student=student,
+                prompt=prompt,
+                settings=method,
+                seed=seed,
+            )
 
 
 def check(settings: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
@@ -116,6 +117,13 @@ def publish_results(run: Run, evaluation: Artifact, store: Store) -> None:
         link_text=str(results),
         key="results",
         description=f"`distill sql \"from metrics where run = '{run.run_id}'\"`",
+    )
+
+
+def publish_report(run_id: str, report: Path) -> None:
+    """Where the run's report is."""
+    create_link_artifact(
+        report.as_uri(), link_text=str(report), key="report", description=f"`distill report {run_id}`, one HTML page"
     )
 
 

@@ -15,9 +15,10 @@ from prefect.states import Failed
 
 from flows.messages import explain
 from flows.outlines import Outline, execute
-from flows.publish import PrefectReporter, publish_results
+from flows.publish import PrefectReporter, publish_report, publish_results
 from tasks.compute import device_of
 from tasks.progress import default_reporter
+from tasks.report import report_path
 from tasks.stage import RuntimeSettings
 from tasks.store import Store, default_root
 
@@ -30,6 +31,7 @@ def run_in_prefect(outline: Outline, parameters: dict[str, Any]) -> State[Any] |
             store = Store(default_root())
             run, last = execute(outline, store, _run_name(), parameters, PrefectReporter(store, default_reporter()))
             publish_results(run, last, store)
+            publish_report(run.run_id, report_path(store, run.run_id))
     except (ValueError, OSError) as error:
         logger.error(explain(error))
         logging.getLogger("prefect.flow_runs").addFilter(_not_failed_run)

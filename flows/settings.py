@@ -137,6 +137,7 @@ def validate(known: Mapping[str, tuple[Any, Any]], parameters: Mapping[str, Any]
                 raise ValueError(f"the setting {name} is missing\nadd it with --set {name}=… or in {CATALOGUE}")
             valid[name] = default
             continue
+        hint = _of_kind(name, parameters[name], hint)
         _check_names_inside(name, parameters[name], hint)
         try:
             valid[name] = TypeAdapter(hint).validate_python(parameters[name])
@@ -164,6 +165,23 @@ def _check_names_inside(prefix: str, value: Any, hint: Any) -> None:
     _check_names(f"{prefix}.", value, list(known))
     for name, inner in value.items():
         _check_names_inside(f"{prefix}.{name}", inner, known[name])
+
+
+def _of_kind(name: str, value: Any, hint: Any) -> Any:
+    """Of a union of settings told apart by `kind`, the one that `value` names; the first where it names none.
+
+    What is then said of a wrong value speaks of that one alone.
+    """
+    hints = {each: typing.get_type_hints(each).get("kind") for each in _settings_classes(hint)}
+    kinds = {kind: each for each, literal in hints.items() for kind in typing.get_args(literal)}
+    if len(kinds) < 2 or isinstance(value, tuple(kinds.values())):
+        return hint
+    kind = str(value.get("kind", next(iter(kinds)))) if isinstance(value, Mapping) else next(iter(kinds))
+    if kind in kinds:
+        return kinds[kind]
+    raise ValueError(
+        f"there is no {name} of kind {kind!r}{nearest(kind, kinds)}\n{name}.kind is one of: {', '.join(kinds)}"
+    )
 
 
 def _settings_classes(hint: Any) -> Iterator[type]:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from flows import show
+from tasks.systems import SYSTEMS
 
 NUM_SAMPLES = 3
 MOST_PAIRS = 3
-NAMES = {"teacher": "teacher", "seqkd": "SeqKD", "llmr": "LLMR"}
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,9 @@ def show_results(name: str, run_id: str, evaluation: Path, root: Path) -> None:
         show.heading(f"Sample {number}")
         show.labelled(block)
     show.heading("Where")
-    show.labelled([("results", str(root / "results.duckdb")), ("artifacts", str(root / "artifacts")), ("run", run_id)])
+    places = [("report", root / "reports" / f"{run_id}.html"), ("results", root / "results.duckdb")]
+    places += [("artifacts", root / "artifacts")]
+    show.labelled([*((name, str(path)) for name, path in places), ("run", run_id)])
     show.heading("Try next")
     distill = show.program()
     if compared:
@@ -131,7 +133,8 @@ def in_order(rows: Sequence[dict[str, Any]], column: str) -> list[Any]:
 
 
 def system(name: str) -> str:
-    return NAMES.get(name, name)
+    """What a system is called where people read of it."""
+    return SYSTEMS.get(name, name)
 
 
 def decimals(values: Sequence[float | None]) -> int:

@@ -1,6 +1,6 @@
 """The outline of a run on running text: DaD-DAgger's rounds, or one of its baselines. It needs no Prefect."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data.texts import TextSettings
@@ -14,9 +14,12 @@ from tasks.evaluate_text import TextEvaluationSettings, evaluate
 from tasks.features import features
 from tasks.fine_tune import fine_tune
 from tasks.free_run import free_run
+from tasks.g_eval import g_eval
+from tasks.judge import check_judge, why_no_judge
 from tasks.label import label
 from tasks.language_model import LanguageModelSettings, TeacherModelSettings, language_model
 from tasks.preflight import check_models, check_positions
+from tasks.stage import PlanRow
 from tasks.store import Artifact
 from tasks.tokens import tokens
 
@@ -101,13 +104,17 @@ def pipeline(
     for number in range(1, method.rounds) if evaluation.rounds else ():
         systems[f"round_{number}"], rounds[f"round_{number}"] = pupils[number], number
     systems[method.kind] = pupil
-    run_free = evaluation.free_run(windows.context)
+    run_free, judge, why_not = evaluation.free_run(windows.context), evaluation.judge, why_no_judge(evaluation.judge)
+    written, judged = {}, {}
+    for name, each in systems.items():
+        written[name] = free_run.labelled(name)(corpus=corpus, model=each, settings=run_free)
+        if judge is not None and why_not is None:
+            judged[name] = g_eval.labelled(name)(corpus=corpus, written=written[name], settings=judge)
     return evaluate(
         corpus=corpus,
-        systems={
-            name: free_run.labelled(name)(corpus=corpus, model=each, settings=run_free)
-            for name, each in systems.items()
-        },
+        systems=written,
+        judged=judged,
+        why_not_judged=why_not or "",
         rounds=rounds,
         resamples=evaluation.resamples,
         block=evaluation.block,
@@ -126,4 +133,11 @@ def check(settings: Mapping[str, Any]) -> None:
         check_positions(role, settings[role], longest)
 
 
-OUTLINE = Outline("flows/distill_text.py:distill_text", pipeline, check)
+def check_plan(settings: Mapping[str, Any], plan: Sequence[PlanRow]) -> str | None:
+    """Where something is to be judged, the judge must answer before anything expensive starts."""
+    judge = settings["evaluation"].judge
+    wanted = any(row.stage.startswith("g_eval[") and row.status != "hit" for row in plan)
+    return check_judge(judge) if judge is not None and wanted else None
+
+
+OUTLINE = Outline("flows/distill_text.py:distill_text", pipeline, check, check_plan)

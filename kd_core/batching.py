@@ -60,6 +60,14 @@ class TokenRows:
         return ids_BS.to(device, non_blocking=True), mask_BS.to(device, non_blocking=True)
 
 
+@dataclass(frozen=True)
+class Sources:
+    """The same inputs as the student reads them (raw) and as the teacher does (prompted)."""
+
+    student: TokenRows
+    teacher: TokenRows
+
+
 @dataclass(frozen=True, kw_only=True)
 class BatchSettings:
     """An optimizer update is `micro_batches` micro-batches; the loss is averaged over all their tokens together."""

@@ -101,6 +101,43 @@ def weighted_nll(
     return loss, PolicyTerms(log_prob_M, entropy_M if entropy_coefficient else None)
 
 
+class HeadGradients:
+    """Gradients of hidden states and head, gathered from chunks of the gradient of the logits: of what is wanted only.
+
+    For a loss whose gradient is known in its forward pass: that pass gathers it, and backward only scales it.
+    """
+
+    def __init__(self, hidden_MD: Tensor, weight_VD: Tensor, wants_hidden: bool, wants_weight: bool) -> None:
+        self.hidden_MD, self.weight_VD, self.wanted = hidden_MD, weight_VD, wants_hidden or wants_weight
+        dtype = full_precision(hidden_MD[:0]).dtype
+        self.of_hidden_MD = torch.empty_like(hidden_MD) if wants_hidden else None
+        self.of_weight_VD = weight_VD.new_zeros(weight_VD.shape, dtype=dtype) if wants_weight else None
+
+    def add(self, rows: slice, grad_CV: Tensor) -> None:
+        """Take in the gradient of the logits of `rows`. Shapes: (C, V)."""
+        low_CV = grad_CV.to(self.weight_VD.dtype)
+        if self.of_hidden_MD is not None:
+            self.of_hidden_MD[rows] = low_CV @ self.weight_VD
+        if self.of_weight_VD is None:
+            return
+        if self.of_weight_VD.dtype == low_CV.dtype:
+            self.of_weight_VD.addmm_(low_CV.T, self.hidden_MD[rows])  # no second (V, D) tensor
+        else:
+            self.of_weight_VD += low_CV.T @ self.hidden_MD[rows]
+
+    def save(self, ctx: Any) -> None:
+        """Keep them for `scaled`."""
+        ctx.save_for_backward(self.of_hidden_MD, self.of_weight_VD)
+        ctx.weight_dtype = self.weight_VD.dtype
+
+    @staticmethod
+    def scaled(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """What backward returns for hidden states and head."""
+        hidden_MD, weight_VD = ctx.saved_tensors
+        hidden = None if hidden_MD is None else hidden_MD * scale
+        return hidden, None if weight_VD is None else (weight_VD * scale).to(ctx.weight_dtype)
+
+
 class _WeightedNLL(torch.autograd.Function):
     """Forward computes the gradients too, where they are wanted; backward only scales them."""
 
@@ -113,12 +150,10 @@ class _WeightedNLL(torch.autograd.Function):
         coefficient_M: Tensor,
         entropy_coefficient: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        wants_grad = any(ctx.needs_input_grad[:2])
+        gradients = HeadGradients(hidden_MD, weight_VD, *ctx.needs_input_grad[:2])
         float_dtype = full_precision(hidden_MD[:0]).dtype
         log_prob_M = hidden_MD.new_empty(target_M.shape, dtype=float_dtype)
         entropy_M = torch.zeros_like(log_prob_M)
-        grad_hidden_MD = torch.empty_like(hidden_MD) if wants_grad else None
-        grad_weight_VD = weight_VD.new_zeros(weight_VD.shape, dtype=float_dtype) if wants_grad else None
         for rows in chunk_rows(hidden_MD.shape[0], weight_VD.shape[0]):
             logits_CV = full_precision(F.linear(hidden_MD[rows], weight_VD))
             below_CV = logits_CV.sub_(logits_CV.amax(dim=1, keepdim=True))
@@ -127,7 +162,7 @@ class _WeightedNLL(torch.autograd.Function):
             sum_C1 = grad_CV.sum(dim=1, keepdim=True)
             log_prob_C1 -= sum_C1.log()
             log_prob_M[rows] = log_prob_C1.squeeze(1)
-            if not wants_grad and not entropy_coefficient:
+            if not gradients.wanted and not entropy_coefficient:
                 continue
             if entropy_coefficient:
                 grad_CV /= sum_C1
@@ -138,26 +173,17 @@ class _WeightedNLL(torch.autograd.Function):
                 grad_CV *= factor_CV.add_(coefficient_M[rows, None])
             else:
                 grad_CV *= coefficient_M[rows, None] / sum_C1
-            if grad_hidden_MD is None or grad_weight_VD is None:
-                continue
-            grad_CV.scatter_add_(1, target_M[rows, None], -coefficient_M[rows, None].to(float_dtype))
-            low_CV = grad_CV.to(weight_VD.dtype)
-            grad_hidden_MD[rows] = low_CV @ weight_VD
-            if grad_weight_VD.dtype == low_CV.dtype:
-                grad_weight_VD.addmm_(low_CV.T, hidden_MD[rows])  # no second (V, D) tensor
-            else:
-                grad_weight_VD += low_CV.T @ hidden_MD[rows]
-        ctx.save_for_backward(grad_hidden_MD, grad_weight_VD)
-        ctx.weight_dtype = weight_VD.dtype
+            if gradients.wanted:
+                grad_CV.scatter_add_(1, target_M[rows, None], -coefficient_M[rows, None].to(float_dtype))
+                gradients.add(rows, grad_CV)
+        gradients.save(ctx)
         ctx.mark_non_differentiable(log_prob_M, entropy_M)
         loss = -(coefficient_M * log_prob_M).sum() - entropy_coefficient * entropy_M.sum()
         return loss, log_prob_M, entropy_M
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden_MD, grad_weight_VD = ctx.saved_tensors
-        scale = grads[0]
-        return grad_hidden_MD * scale, (grad_weight_VD * scale).to(ctx.weight_dtype), None, None, None
+        return *HeadGradients.scaled(ctx, grads[0]), None, None, None
 
 
 @torch.no_grad()

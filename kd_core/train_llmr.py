@@ -7,20 +7,21 @@ on-policy update needs the encoder once for both. [ours]
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from kd_core.batching import BatchSettings, TokenRows, updates
+from kd_core.batching import BatchSettings, Sources, updates
 from kd_core.lm_head import token_log_probs, weighted_nll
 from kd_core.masking import shift_right
 from kd_core.policy import Memory, Model, decode, encode, head_weight, start_tokens
 from kd_core.rewards import RewardSettings, reward_to_go, scale_and_clip, subtract_baseline
-from kd_core.sampling import Rollout, SamplingSettings, greedy, sample
+from kd_core.sampling import Rollout, SamplingSettings, sample
 from kd_core.scoring import Judgement, judge
 from kd_core.training import OptimizerSettings, StepMetrics, TrainState, autocast, mixed_seed
+from kd_core.validation import validate_rewards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +77,6 @@ class Experience:
     gain_BT: Tensor  # G_t, raw, in nats of teacher logit
 
 
-@dataclass(frozen=True)
-class Sources:
-    """The same inputs as the student reads them (raw) and as the teacher does (prompted)."""
-
-    student: TokenRows
-    teacher: TokenRows
-
-
 def train_llmr(
     state: TrainState,
     teacher: Model,
@@ -123,7 +116,8 @@ def train_llmr(
             observe[:] = experience
         every = settings.validate_every
         if state.step == settings.steps or (every and state.step % every == 0):
-            values |= validate(student, teacher, validation, settings, num_tokens)
+            limit, rows = settings.sampling.max_new_tokens, settings.validation_rows
+            values |= validate_rewards(student, teacher, validation, settings.reward, limit, rows, num_tokens)
         yield StepMetrics(state.step, values)
 
 
@@ -276,34 +270,6 @@ def summary(experience: list[Experience]) -> dict[str, float]:
         "length": float(sum(e.mask_BT.sum() for e in experience)) / rows,
         "truncated": float(sum(e.truncated_B.sum() for e in experience)) / rows,
     }
-
-
-@torch.no_grad()
-def validate(
-    student: Model, teacher: Model, sources: Sources, settings: LLMRSettings, num_tokens: int | None
-) -> dict[str, float]:
-    """Mean reward per token of what the student writes for validation inputs, greedily and by plain sampling.
-
-    Plain: from its whole distribution, as Eq. 1 has it, whatever the rollouts' top_k, top_p and temperature are; with
-    the same random numbers every time. Truncated outputs are bootstrapped, not dropped.
-    """
-    judging = replace(settings, reward=replace(settings.reward, truncated="bootstrap"))
-    collector = Collector(student, teacher, sources, judging, num_tokens)
-    plain = SamplingSettings(max_new_tokens=settings.sampling.max_new_tokens)
-    rows = min(settings.validation_rows, len(sources.student))
-    totals = {"validation": [0.0, 0], "validation_sampled": [0.0, 0]}
-    for number, index in enumerate(torch.arange(rows).split(64)):
-        memory = collector.encode(index)
-        generator = torch.Generator(student.device).manual_seed(number)
-        for name, rollout in (
-            ("validation", greedy(student, memory, plain.max_new_tokens, num_tokens=num_tokens)),
-            ("validation_sampled", sample(student, memory, plain, generator, num_tokens=num_tokens)),
-        ):
-            judged = collector.judge(index, rollout)
-            totals[name][0] += float(judged.reward_BT.sum())
-            totals[name][1] += int(judged.mask_BT.sum())
-    rewards = {f"{name}_reward": reward / tokens for name, (reward, tokens) in totals.items()}
-    return rewards | {"validation_length": totals["validation"][1] / rows}
 
 
 def _groups(part: Experience) -> Tensor:

@@ -56,15 +56,22 @@ def num_updates(pairs: Pairs, settings: SupervisedSettings, seed: int) -> int:
 
 
 def train_supervised(
-    state: TrainState, train: Pairs, validation: Pairs, settings: SupervisedSettings, seed: int
+    state: TrainState,
+    train: Pairs,
+    validation: Pairs,
+    settings: SupervisedSettings,
+    seed: int,
+    *,
+    num_steps: int | None = None,
 ) -> Iterator[StepMetrics]:
     """Minimise -log q(y|x), averaged over all target tokens of an update.
 
-    Yields one row a step; goes on from `state.step`.
+    Yields one row a step; goes on from `state.step`. `num_steps`, where given, is the number of updates in place of
+    the settings' epochs.
 
     Source: SeqKD, Kim and Rush 2016; LLMR section 3.
     """
-    model, steps = state.model, num_updates(train, settings, seed)
+    model, steps = state.model, num_steps or num_updates(train, settings, seed)
     device, pad_id = model.device, model.config.pad_token_id
     lengths = train.source.lengths.numpy()
     for micro_batches in updates(lengths, settings.batch, seed, start=state.step):

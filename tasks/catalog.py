@@ -8,7 +8,7 @@ a hash of what it was made from, as the comment on `runs`: a query that finds an
 import fcntl
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
@@ -62,15 +62,26 @@ def query(store: Store, sql: str) -> pa.Table:
 
     Raises ValueError in one line for a query that DuckDB refuses.
     """
+    with questions(store) as ask:
+        return ask(sql)
+
+
+@contextmanager
+def questions(store: Store) -> Iterator[Callable[[str], pa.Table]]:
+    """Many queries of the results as they are now, whatever happens meanwhile. Each raises what `query` does."""
     path = store.root / DATABASE
     if _recorded_state(path) != _state(store, read_runs(store)):
         build_catalog(store)
-    try:
-        with _reading(path) as connection:
-            answer = connection.sql(sql)
-            return pa.table({}) if answer is None else answer.to_arrow_table()  # None: a statement, not a question
-    except duckdb.Error as error:
-        raise ValueError(f"{_first_line(error)}\nthe relations are: {', '.join(relations())}") from None
+    with _reading(path) as connection:
+
+        def ask(sql: str) -> pa.Table:
+            try:
+                answer = connection.sql(sql)
+                return pa.table({}) if answer is None else answer.to_arrow_table()  # None: a statement, not a question
+            except duckdb.Error as error:
+                raise ValueError(f"{_first_line(error)}\nthe relations are: {', '.join(relations())}") from None
+
+        yield ask
 
 
 def relations() -> list[str]:
@@ -167,6 +178,7 @@ def _stage_rows(store: Store, run: RunRecord, manifests: dict[Path, Manifest]) -
                 "built": _time(manifest.created),
                 "stats": json.dumps(manifest.stats, ensure_ascii=False),
                 "machine": json.dumps(manifest.machine, ensure_ascii=False),
+                "versions": json.dumps(manifest.versions, ensure_ascii=False),
             }
         yield row
 

@@ -59,7 +59,7 @@ class EvaluationSettings:
             split=self.split,
             max_rows=self.max_rows,
             max_source_tokens=self.max_source_tokens,
-            decoding=self.decoding,
+            decoding=self.decoding if self.sampling is None else greedy_decoding(),  # not read, so in no key
             sampling=self.sampling,
             seed=self.seed if self.sampling is not None else 0,
         )

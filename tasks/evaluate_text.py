@@ -8,14 +8,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kd_core.metrics.bootstrap import Measured, MetricValue, Resamples, measure_all
-from kd_core.metrics.running_text import block_numbers, cross_entropy, free_running
+from kd_core.metrics.bootstrap import Measure, Measured, MetricValue, Resamples, measure_all
+from kd_core.metrics.g_eval import g_eval_shares, no_g_eval, normalised_g_eval, windows_to_judge
+from kd_core.metrics.g_eval_reply import Verdict
+from kd_core.metrics.running_text import block_numbers, cross_entropy, free_running, in_blocks
 from kd_core.models import load_tokenizer
 from tasks.free_run import FreeRunSettings
+from tasks.judge_settings import JudgeSettings
 from tasks.measured import write_measured
 from tasks.stage import Build, stage
 from tasks.store import Artifact
-from tasks.tokens import read_tokens
+from tasks.text_outputs import Continuations
 
 FREE_RUNNING = pa.schema(
     [
@@ -57,6 +60,7 @@ class TextEvaluationSettings:
     resamples: int = 1000  # of the bootstrap behind the 95 % intervals
     block: int = 128  # tokens of text that are resampled together
     seed: int = 0  # of the bootstrap, and of free running
+    judge: JudgeSettings | None = None  # of the continuations, by G-Eval; None = they are not judged
 
     def __post_init__(self) -> None:
         if self.split not in ("validation", "test"):
@@ -85,6 +89,8 @@ def evaluate(
     build: Build,
     corpus: Artifact,
     systems: Mapping[str, Artifact],
+    judged: Mapping[str, Artifact],
+    why_not_judged: str,
     rounds: Mapping[str, int],
     resamples: int,
     block: int,
@@ -92,63 +98,67 @@ def evaluate(
 ) -> None:
     """Write metrics, differences, replicates, free_running and predictions.parquet.
 
-    rounds: system → rounds of training that it has had, 0 for the untrained student; the teacher is not in it. Says
-    so where the teacher is no better than a student.
+    systems, judged: what `free_run` wrote and `g_eval` judged, by name. rounds: system → rounds of training that it has
+    had, 0 for the untrained student; the teacher is not in it. Says so where the teacher is no better than a student.
     """
-    found = {name: _measured(artifact, resamples, block, seed) for name, artifact in systems.items()}
+    found = {
+        name: _measured(each, judged.get(name), why_not_judged, resamples, block, seed)
+        for name, each in systems.items()
+    }
     split = str(_settings(next(iter(systems.values())))["split"])
     whole = {name: _only(each, lambda metric: "_step_" not in metric) for name, each in found.items()}
     write_measured(build.dir, split, whole)
     rows = [row | {"round": rounds.get(name)} for name, each in found.items() for row in _steps(name, each)]
     pq.write_table(pa.Table.from_pylist(rows, schema=FREE_RUNNING), build.dir / "free_running.parquet")
-    pq.write_table(continuations(corpus, split, systems), build.dir / "predictions.parquet")
+    pq.write_table(continuations(corpus, systems), build.dir / "predictions.parquet")
     _warn_if_no_better(build, whole)
 
 
-def continuations(corpus: Artifact, split: str, systems: Mapping[str, Artifact]) -> pa.Table:
+def continuations(corpus: Artifact, systems: Mapping[str, Artifact]) -> pa.Table:
     """What each system wrote from some of the starts, spread over the text, as text."""
-    tokenizer, text_N = load_tokenizer(corpus.path / "tokenizer"), read_tokens(corpus, split)
-    tables = []
+    tokenizer = load_tokenizer(corpus.path / "tokenizer")
+    rows = []
     for name, artifact in systems.items():
-        steps = pq.read_table(artifact.path / "steps.parquet", columns=["start", "step", "token_id"])
-        horizon, context = int(np.max(steps["step"].to_numpy())) + 1, _settings(artifact)["context"]
-        written_BT = steps["token_id"].to_numpy().reshape(-1, horizon)
-        starts_B = steps["start"].to_numpy()[::horizon]
-        kept = np.unique(np.linspace(0, len(starts_B) - 1, min(SHOWN, len(starts_B))).astype(int))
-
-        def decoded(rows: Any) -> list[str]:
-            texts: list[str] = tokenizer.batch_decode(rows, skip_special_tokens=True)
-            return texts
-
-        first_B = starts_B[kept] + context
-        columns = {
-            "id": starts_B[kept],
-            "system": [name] * len(kept),
-            "source": decoded([text_N[end - min(context, SHOWN_CONTEXT) : end] for end in first_B]),
-            "reference": decoded([text_N[end : end + horizon] for end in first_B]),
-            "prediction": decoded(written_BT[kept]),
-            "num_tokens": np.full(len(kept), horizon),
-            "truncated": [False] * len(kept),
-            "reward": [None] * len(kept),
-        }
-        tables.append(pa.table(columns, schema=PREDICTIONS))
-    return pa.concat_tables(tables)
+        found = Continuations.of(artifact)
+        kept = windows_to_judge(len(found.start_B), SHOWN)
+        for row, texts in zip(kept, found.texts(corpus, tokenizer, kept, SHOWN_CONTEXT), strict=True):
+            source, prediction, reference = texts
+            place = {"id": int(found.start_B[row]), "system": name, "num_tokens": found.token_BT.shape[1]}
+            rows.append(
+                place | {"source": source, "reference": reference, "prediction": prediction, "truncated": False}
+            )
+    return pa.Table.from_pylist(rows, schema=PREDICTIONS)
 
 
-def _measured(artifact: Artifact, resamples: int, block: int, seed: int) -> Measured:
-    windows = pq.read_table(artifact.path / "windows.parquet")
-    steps = pq.read_table(artifact.path / "steps.parquet")
-    horizon = int(np.max(steps["step"].to_numpy())) + 1
+def _measured(
+    written: Artifact, judged: Artifact | None, why_not: str, resamples: int, block: int, seed: int
+) -> Measured:
+    """All metrics of a system, on the same resamples of blocks of text for every system."""
+    windows, found = pq.read_table(written.path / "windows.parquet"), Continuations.of(written)
     position_W = windows["position"].to_numpy().astype(np.int64)
     first = int(position_W.min())
-    start_B = steps["start"].to_numpy().astype(np.int64)[::horizon] + first  # the position that step 0 predicts
-    num_blocks = int(block_numbers(np.array([max(position_W.max(), start_B.max())]), block, first)[0]) + 1
-    nll_W = windows["nll"].to_numpy().astype(np.float64)
-    nll_BT = steps["nll"].to_numpy().astype(np.float64).reshape(-1, horizon)
-    left_BT = steps["left"].to_numpy(zero_copy_only=False).reshape(-1, horizon)
-    measures = cross_entropy(nll_W, block_numbers(position_W, block, first), num_blocks)
-    measures += free_running(nll_BT, left_BT, block_numbers(start_B, block, first), num_blocks)
-    return measure_all(measures, Resamples(num_outputs=num_blocks, num_resamples=resamples, seed=seed))
+    predicted_B = found.start_B + found.context  # the position that step 0 predicts
+    block_W, block_B = (block_numbers(each, block, first) for each in (position_W, predicted_B))
+    num_blocks = int(max(block_W.max(), block_B.max())) + 1
+    measures = cross_entropy(windows["nll"].to_numpy().astype(np.float64), block_W, num_blocks)
+    measures += free_running(found.nll_BT, found.left_BT, block_B, num_blocks)
+    if judged is not None:
+        measures += [in_blocks(each, block_B, num_blocks) for each in _judged(judged, found)]
+    measured = measure_all(measures, Resamples(num_outputs=num_blocks, num_resamples=resamples, seed=seed))
+    if judged is not None:
+        return measured
+    absent = no_g_eval(why_not, num_blocks)[:1]
+    undefined = {each.metric: np.full(resamples + 1, np.nan) for each in absent}
+    return Measured(metrics=measured.metrics + absent, samples=measured.samples | undefined)
+
+
+def _judged(artifact: Artifact, found: Continuations) -> list[Measure]:
+    """G-Eval over all starts; those that nobody judged have no score."""
+    rows = pq.read_table(artifact.path / "verdicts.parquet").to_pylist()
+    by_start = {(row.pop("continuation"), row.pop("start")): Verdict(**row) for row in rows}
+    ours, true = ([by_start.get((who, int(start))) for start in found.start_B] for who in ("system", "true"))
+    scores = ([None if each is None else each.score for each in verdicts] for verdicts in (ours, true))
+    return [*normalised_g_eval(*scores), *g_eval_shares(ours)]
 
 
 def _settings(artifact: Artifact) -> dict[str, Any]:

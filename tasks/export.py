@@ -8,7 +8,13 @@ from tasks.model_card import model_card
 from tasks.runs import RunRecord
 from tasks.store import Artifact, Store, StoreError, file_hash, sync
 
-STUDENT_STAGES = ("llmr", "pre_distill")  # the last one that a run has made its student
+STUDENT_STAGES = (
+    "llmr",
+    "divergence",
+    "minillm",
+    "seqkd",
+    "pre_distill",
+)  # the last one that a run has made its student
 
 
 def export_run(store: Store, record: RunRecord, directory: Path) -> None:

@@ -18,6 +18,8 @@ INFRASTRUCTURE = frozenset(
         "kd_core.model_files",
         "tasks.checkpoints",
         "tasks.fingerprint",
+        "tasks.judge_endpoint",
+        "tasks.judgements",
         "tasks.keys",
         "tasks.progress",
         "tasks.runs",

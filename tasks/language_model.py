@@ -9,9 +9,9 @@ from kd_core.train_language_model import PretrainSettings, train_language_model
 from kd_core.train_windows import WindowTrainingSettings
 from kd_core.training import TrainState
 from tasks.compute import device_of
+from tasks.reference import refer
 from tasks.stage import Build, stage
 from tasks.store import Artifact
-from tasks.teacher import refer
 from tasks.tokens import Vocabulary, read_tokens
 from tasks.training import run_training, write_log
 

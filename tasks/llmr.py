@@ -6,11 +6,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kd_core.batching import TokenRows
 from kd_core.models import check_same_tokenizer, save_model
-from kd_core.train_llmr import Experience, LLMRSettings, Sources, train_llmr
+from kd_core.train_llmr import Experience, LLMRSettings, train_llmr
 from kd_core.training import StepMetrics, TrainState
-from tasks.compute import LoadedModel, device_of, load_artifact, prompt_rows, read_split
+from tasks.compute import LoadedModel, device_of, load_artifact, read_split
+from tasks.method_inputs import prompted_sources
 from tasks.stage import Build, stage
 from tasks.store import Artifact
 from tasks.training import run_training, write_log
@@ -50,7 +50,9 @@ def llmr(
     check_same_tokenizer(teacher_model.tokenizer, pupil.tokenizer)
     train = read_split(corpus, "train", ("id", "source"))
     held_out = read_split(corpus, "validation", ("source",), settings.validation_rows)
-    sources, validation = (_sources(pupil, prompt, split["source"], settings) for split in (train, held_out))
+    sources, validation = (
+        prompted_sources(pupil, prompt, split["source"], settings.max_source_tokens) for split in (train, held_out)
+    )
     state = TrainState.start(pupil.model, settings.optimizer)
     seen: list[Experience] = []
     rollouts = RolloutLog(pupil, train["id"])
@@ -81,11 +83,6 @@ def llmr(
     write_log(build.dir / "training_log.parquet", log)
     rollouts.save(build.dir)
     _record(build, log, settings)
-
-
-def _sources(pupil: LoadedModel, prompt: str, texts: list[str], settings: LLMRSettings) -> Sources:
-    limit = settings.max_source_tokens
-    return Sources(TokenRows.encode(pupil.tokenizer, texts, limit), prompt_rows(pupil, prompt, texts, limit))
 
 
 def _record(build: Build, log: list[StepMetrics], settings: LLMRSettings) -> None:

@@ -17,13 +17,23 @@ import yaml
 from tasks.markdown import escape, fenced, table
 from tasks.runs import RunRecord
 from tasks.store import Artifact, Manifest, Store
+from tasks.systems import METHODS, SYSTEMS
 
-METHODS = {"llmr": "LLMR", "pre_distill": "SeqKD"}
-SYSTEMS = {"teacher": "teacher", "seqkd": "SeqKD", "llmr": "LLMR"}
 MACHINE = ("cpus", "threads", "device")  # of all that a manifest may hold, what tells nothing of its owner
 ABSENT = "Not known: this stage is no longer in the store."
 
+AFTER_SEQKD = "the student first learned the teacher's own outputs (SeqKD), then"
 METHOD_TEXT = {
+    "forward_kl": f"Forward KL: {AFTER_SEQKD} the teacher's distribution at every token of these.",
+    "reverse_kl": f"Reverse KL: {AFTER_SEQKD} wrote for itself, and its distribution at every token was drawn to its "
+    "teacher's by KL(student || teacher).",
+    "js": f"Jensen-Shannon: {AFTER_SEQKD} was drawn to the mixture of both distributions, on the teacher's outputs and "
+    "on its own.",
+    "gkd": f"GKD: {AFTER_SEQKD} was drawn to its teacher's distributions by the generalised Jensen-Shannon divergence, "
+    "in part on what it wrote itself.",
+    "minillm": f"MiniLLM: {AFTER_SEQKD} wrote for itself, mixed with its teacher, and followed the policy gradient of "
+    "the reverse KL of whole outputs.",
+    "seqkd": "SeqKD: the student learned the outputs that the teacher wrote for the training inputs.",
     "llmr": (
         "LLMR: the student first learned the teacher's own outputs (SeqKD), then wrote for itself and was rewarded, "
         "token by token, by what the teacher's logits say of it (policy gradient)."
@@ -51,19 +61,20 @@ def model_card(store: Store, record: RunRecord, student: Artifact) -> str:
     """README.md for the student of a run: YAML front matter, then Markdown."""
     found = {each.stage: store.artifact(each.stage, each.key) for each in record.stages}
     manifests = {stage: manifest for stage, each in found.items() if (manifest := _manifest(each)) is not None}
-    method = METHODS[student.stage]
+    kind = _settings_of(manifests, student.stage, "settings").get("kind", student.stage)
+    method = METHODS[kind]
     sections = {
         "What it is": _what(record, manifests, method),
         "Data": _data(record, manifests.get("prepare")),
         "Teacher": _teacher(record, manifests),
-        "Method and settings": f"{METHOD_TEXT[student.stage]}\n\n{_settings(manifests)}",
+        "Method and settings": f"{METHOD_TEXT[kind]}\n\n{_settings(manifests)}",
         "Metrics": _metrics(found.get("evaluate"), manifests.get("evaluate"), _own_system(store, record, student)),
         "How to use": _usage(manifests),
         "How it was made": _making(record, manifests, student),
         "Licence": LICENCE,
     }
     body = "\n\n".join(f"## {heading}\n\n{text}" for heading, text in sections.items())
-    front = yaml.safe_dump(_front_matter(manifests, student.stage), sort_keys=False, allow_unicode=True)
+    front = yaml.safe_dump(_front_matter(manifests, method), sort_keys=False, allow_unicode=True)
     return f"---\n{front}---\n\n# {escape(record.name)}: a student distilled by {method}\n\n{body}\n"
 
 
@@ -79,7 +90,7 @@ def _settings_of(manifests: Mapping[str, Manifest], stage: str, name: str) -> di
     return (manifest.key_record["settings"].get(name) or {}) if manifest else {}
 
 
-def _front_matter(manifests: Mapping[str, Manifest], stage: str) -> dict[str, Any]:
+def _front_matter(manifests: Mapping[str, Manifest], method: str) -> dict[str, Any]:
     front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text2text-generation"}
     start = _settings_of(manifests, "pre_distill", "student")
     if "hub" in start:
@@ -87,7 +98,7 @@ def _front_matter(manifests: Mapping[str, Manifest], stage: str) -> dict[str, An
     dataset = _settings_of(manifests, "prepare", "dataset")
     if dataset.get("source") == "hub" and "/" in str(dataset.get("name")):  # a local one is named by its hash
         front |= {"datasets": [dataset["name"]]}
-    return front | {"tags": ["t5", "distillation", "knowledge-distillation", METHODS[stage].lower()]}
+    return front | {"tags": ["t5", "distillation", "knowledge-distillation", method.lower().replace(" ", "-")]}
 
 
 def _what(record: RunRecord, manifests: Mapping[str, Manifest], method: str) -> str:
@@ -175,7 +186,9 @@ def _metrics(artifact: Artifact | None, manifest: Manifest | None, own: str) -> 
     differences = [row for row in differences if row["system"] == own]
     if differences:
         others = list(dict.fromkeys(row["baseline"] for row in reversed(differences)))
-        headers = [f"minus {_system(each)}{', the start' if each == 'seqkd' else ''}" for each in others]
+        headers = [
+            f"minus {_system(each)}{', the start' if each == 'seqkd' and own != 'seqkd' else ''}" for each in others
+        ]
         text += ["Paired differences of these weights, on the same resamples:"]
         text += [_grid(differences, "baseline", others, headers, sign="+")]
     notes: dict[tuple[str, str], list[str]] = {}

@@ -1,7 +1,5 @@
 """The stage `pre_distill`: SeqKD, so that the student's samples mean something before reinforcement learning begins."""
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from kd_core.batching import TokenRows
@@ -10,6 +8,7 @@ from kd_core.shapes import build_model
 from kd_core.train_supervised import Pairs, SupervisedSettings, cross_entropy, num_updates, train_supervised
 from kd_core.training import TrainState
 from tasks.compute import LoadedModel, device_of, load_artifact, model_location, prompt_rows, read_split
+from tasks.method_inputs import written_outputs
 from tasks.stage import Build, stage
 from tasks.store import Artifact
 from tasks.training import run_training, write_log
@@ -75,16 +74,9 @@ def student_model(settings: ModelSettings, teacher: Artifact, seed: int, device:
 
 
 def seqkd_pairs(loaded: LoadedModel, corpus: Artifact, outputs: Artifact, settings: SupervisedSettings) -> Pairs:
-    """Raw sources with the teacher's outputs, token by token as it wrote them.
-
-    A truncated output has no end of sequence to learn.
-    """
-    shards = sorted(outputs.path.glob("outputs-*.parquet"))
-    written = pa.concat_tables([pq.read_table(shard, columns=["id", "token_ids"]) for shard in shards])
-    source = pq.read_table(corpus.path / "train.parquet", columns=["id", "source"])
-    by_id = dict(zip(source["id"].to_pylist(), source["source"].to_pylist(), strict=True))
-    sources = [by_id[number] for number in written["id"].to_pylist()]
-    targets = [ids[: settings.max_target_tokens] for ids in written["token_ids"].to_pylist()]
+    """Raw sources with the teacher's outputs, token by token as it wrote them."""
+    sources, written = written_outputs(corpus, outputs)
+    targets = [ids[: settings.max_target_tokens] for ids in written]
     return Pairs(TokenRows.encode(loaded.tokenizer, sources, settings.max_source_tokens), TokenRows.of(targets))
 
 

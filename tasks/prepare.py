@@ -1,4 +1,4 @@
-"""The stage `prepare`: a data set's clean pairs, a Parquet file a split, and what was dropped, with its reason."""
+"""The stage `prepare`: a data set's clean pairs, a Parquet file a split; what was dropped, why; how splits overlap."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ ROW_GROUP_ROWS = 20_000  # what a reader of some columns or rows must load at on
 
 @stage
 def prepare(build: Build, dataset: DatasetSettings, seed: int, limit: int | None) -> None:
-    """Write train, validation, test and dropped.parquet; the same input gives the same bytes.
+    """Write train, validation, test, dropped, overlaps and split_overlaps.parquet; the same input gives the same bytes.
 
     seed: which dialogues go to which split, where the data set has no splits, and which pairs `limit` (of train) and
     the data set's own `max_validation` and `max_test` take.
@@ -26,7 +26,8 @@ def prepare(build: Build, dataset: DatasetSettings, seed: int, limit: int | None
         build.warn(f"{dataset.name} has no revision: if it changes on the hub, this artifact will not notice")
     unit = PROGRESS_UNITS[dataset.source]
     corpus = load(dataset, seed, limit, lambda done, total: build.progress(done, total, unit))
-    for name, table in {**corpus.splits(), "dropped": corpus.dropped}.items():
+    reports = {"dropped": corpus.dropped, "overlaps": corpus.overlaps, "split_overlaps": corpus.split_overlaps}
+    for name, table in {**corpus.splits(), **reports}.items():
         pq.write_table(table, build.dir / f"{name}.parquet", compression="zstd", row_group_size=ROW_GROUP_ROWS)
     build.record(**_stats(corpus))
 
@@ -42,8 +43,16 @@ def _stats(corpus: Corpus) -> dict[str, int | float]:
             words = _num_words(table[side])
             stats[f"{split}_{side}_words_median"] = float(np.median(words))
             stats[f"{split}_{side}_words_p95"] = float(np.quantile(words, 0.95))
+    for row in corpus.split_overlaps.to_pylist():
+        if row["share"] is not None:
+            stats[f"overlap {row['time']}: {row['split']} in {row['other']}"] = row["share"]
+    stats |= {f"items {decision}": count for decision, count in _counts(corpus.overlaps["decision"])}
     stats |= {f"dropped_{split}": pc.sum(pc.equal(corpus.dropped["split"], split)).as_py() or 0 for split in SPLITS}
     return stats | {f"dropped: {split}: {reason}": count for (split, reason), count in corpus.drops().items()}
+
+
+def _counts(values: Any) -> list[tuple[str, int]]:
+    return sorted((pair["values"], pair["counts"]) for pair in pc.value_counts(values).to_pylist())
 
 
 def _num_words(texts: Any) -> Any:

@@ -35,6 +35,7 @@ STAGES = pa.schema(
         ("path", pa.string()),
         ("stats", pa.string()),
         ("machine", pa.string()),
+        ("versions", pa.string()),
     ]
 )
 LINEAGE = pa.schema(
@@ -95,6 +96,17 @@ VIEWS = {
         "aggregated-*.parquet",
         'r.run, s.cell, r.seed, f."round", f.trajectory, f.step, f.position, f.context, f.target, f."left"',
     ),
+    "pairs": (
+        "prepare",
+        "[tv]*.parquet",  # train, validation and test
+        "s.run, parse_filename(f.file, true) AS split, f.id, f.dialogue, f.source, f.target",
+    ),
+    "excess_error": (
+        "exposure",
+        "excess_error.parquet",
+        "r.run, r.name, s.cell, s.label AS method, r.dataset, r.seed, f.length, f.d_student, f.d_teacher, "
+        "f.value, f.low, f.high, f.n, f.note",
+    ),
     "dropped": ("prepare", "dropped.parquet", "s.run, f.split, f.dialogue, f.source, f.target, f.reason"),
 }
 # What an empty relation looks like before any run has filled it: a view over no file at all would be an error.
@@ -121,14 +133,26 @@ EMPTY = {
     "unit VARCHAR, note VARCHAR, p DOUBLE, p_corrected DOUBLE, seeds INTEGER",
     "aggregated": 'run VARCHAR, cell VARCHAR, seed BIGINT, "round" INTEGER, trajectory INTEGER, step INTEGER, '
     'position INTEGER, context INTEGER[], target INTEGER, "left" BOOLEAN',
+    "pairs": "run VARCHAR, split VARCHAR, id BIGINT, dialogue VARCHAR, source VARCHAR, target VARCHAR",
+    "excess_error": "run VARCHAR, name VARCHAR, cell VARCHAR, method VARCHAR, dataset VARCHAR, seed BIGINT, "
+    "length INTEGER, d_student DOUBLE, d_teacher DOUBLE, value DOUBLE, low DOUBLE, high DOUBLE, n BIGINT, note VARCHAR",
     "dropped": "run VARCHAR, split VARCHAR, dialogue VARCHAR, source VARCHAR, target VARCHAR, reason VARCHAR",
 }
+# DaD and ImitKD are DaD-DAgger with alpha 1 and 0, and stand in its row of the paper's tables.
 PAPER_VS_OURS = """
 CREATE VIEW paper_vs_ours AS
-SELECT p.paper, p.place, p.row, p.dataset, p.metric, p.value AS paper_value,
-       m.value AS our_value, m.low, m.high, m.value - p.value AS difference, m.run
-FROM published p LEFT JOIN metrics m
-  ON m.dataset = p.our_dataset AND m.method = p.our_method AND m.metric = p.metric AND m.split = 'test'
+WITH ours AS (
+    SELECT m.*, CASE WHEN m.method IN ('dad', 'imitkd') THEN 'dad_dagger' ELSE m.method END AS called,
+           CASE m.method WHEN 'dad' THEN 1 WHEN 'imitkd' THEN 0
+                ELSE coalesce(TRY_CAST(r.parameters ->> '$.method.alpha' AS DOUBLE), 0.5) END AS alpha
+    FROM metrics m JOIN runs r ON r.run = m.run
+    WHERE m.split = 'test'
+)
+SELECT p.paper, p.place, p.row, p.dataset, p.metric, p.alpha, p.value AS paper_value,
+       o.value AS our_value, o.low, o.high, o.value - p.value AS difference, o.run, o.cell, o.seed
+FROM published p LEFT JOIN ours o
+  ON o.dataset = p.our_dataset AND o.called = p.our_method AND o.metric = p.metric
+ AND (p.alpha IS NULL OR p.alpha = o.alpha)
 """
 # Free running by round and step: round 0 is the student before the first, the last one is what the run ends with.
 DAGGER_ROUNDS = """

@@ -1,6 +1,5 @@
 """The stage `teacher`: a model that exists is referred to; one that is described is fitted on the references."""
 
-import json
 from dataclasses import asdict, dataclass
 
 from kd_core.batching import TokenRows
@@ -8,7 +7,6 @@ from kd_core.models import (
     PLACEHOLDER,
     ModelSettings,
     Tokenizer,
-    directory_hash,
     load_tokenizer,
     save_model,
     train_tokenizer,
@@ -17,6 +15,7 @@ from kd_core.shapes import build_model
 from kd_core.train_supervised import Pairs, SupervisedSettings, num_updates, train_supervised
 from kd_core.training import TrainState
 from tasks.compute import device_of, read_split
+from tasks.reference import refer
 from tasks.stage import Build, stage
 from tasks.store import Artifact
 from tasks.training import run_training, write_log
@@ -66,18 +65,6 @@ def teacher(build: Build, corpus: Artifact, settings: TeacherSettings, seed: int
     save_model(model, tokenizer, build.dir / "model")
     write_log(build.dir / "training_log.parquet", log)
     build.record(parameters=model.num_parameters(), validation_loss=log[-1].values["validation_loss"])
-
-
-def refer(build: Build, settings: ModelSettings) -> None:
-    """Write down which model this is. Its tokenizer is loaded, so that a wrong name fails here and not after hours."""
-    directory = settings.directory
-    name = settings.name if directory is None else str(directory.resolve())
-    assert name is not None  # the settings' own check
-    load_tokenizer(name, settings.revision)
-    content = None if directory is None else directory_hash(directory)
-    record = {"name": name, "revision": settings.revision, "dtype": settings.dtype, "content": content}
-    (build.dir / "reference.json").write_text(json.dumps(record, indent=2))
-    build.record(model=str(name))
 
 
 def corpus_tokenizer(build: Build, texts: list[str], vocab_size: int) -> Tokenizer:

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from benchmarks import __main__ as bench
-from benchmarks import common, dad_dagger, llmr_update, memory, scoring
+from benchmarks import common, dad_dagger, evaluation, llmr_update, memory, scoring
 from kd_core.batching import TokenRows
+from kd_core.metrics.rouge import rouge
 from kd_core.shapes import T5Shape, build_t5
 
 
@@ -59,3 +60,13 @@ def test_algorithm_1_has_the_losses_of_the_literal_version() -> None:
     lines = list(dad_dagger.measure(case))
     assert [line["unit"] for line in lines] == ["s", "TFLOP", "of the matrix rate"]
     assert lines[1]["sizes"]["updates"] == 4 * (2 + 3)  # 52 true windows, then 3 trajectories of 9 more
+
+
+def test_an_evaluation_has_rouge_scores_numbers_before_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "RESAMPLES", 3)
+    texts = [f"the {word} sat on the mat {word}" for word in ("cat", "dog", "cow", "hen", "fox")] * 4
+    timed = evaluation.measure("replies", texts, texts[::-1])
+    assert (timed["sizes"]["outputs"], timed["sizes"]["words"], timed["unit"]) == (20, 7, "CPU s")
+    monkeypatch.setattr(evaluation, "rouge", lambda p, r: rouge([each[4:] for each in p], r))
+    with pytest.raises(AssertionError):
+        evaluation.measure("replies", texts, texts[::-1])

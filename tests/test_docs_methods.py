@@ -18,6 +18,7 @@ from kd_core.train_llmr import LLMRSettings
 from kd_core.train_supervised import SupervisedSettings
 from kd_core.training import OptimizerSettings
 from tasks.evaluate import EvaluationSettings
+from tasks.exposure import ExposureSettings
 from tasks.score import ScoreSettings
 
 PAGES = [Path(__file__).parents[1] / "docs" / "methods" / f"{page}.md" for page in ("llmr", "metrics")]
@@ -35,6 +36,7 @@ SETTINGS = (
     ScoreSettings,
     BeamSettings,
     EvaluationSettings,
+    ExposureSettings,
 )
 
 

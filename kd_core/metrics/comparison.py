@@ -13,8 +13,8 @@ of it that is there because each seed errs on inputs of its own, and which the f
     v = K / (K - 1) mean_k Var_r[Y_k(r) - mean_j Y_j(r)].
 
 Where seeds differ by much more than inputs explain, this is Student's t interval; where they do not, the percentile
-bootstrap. [ours] Drawing seeds with replacement is no use here: it never leaves the range of the seeds at hand, and its 95 %
-interval of three of them covers 76 % (docs/methods/metrics.md has the simulation).
+bootstrap. [ours] Drawing seeds with replacement is no use here: it never leaves the range of the seeds at hand, and its
+95 % interval of three of them covers 76 % (docs/methods/metrics.md has the simulation).
 
 The interval covers: other test inputs from the same source, and other seeds of the same procedure, both at once. It
 does not cover: other corpora, other splits, another teacher, or settings that were chosen on these very inputs. With

@@ -6,6 +6,7 @@ Windows overlap and neighbours resemble each other: what is resampled are blocks
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,11 @@ def free_running(
         for name, unit, columns in (("free_running_ce_step", "nats/token", sums_NX), ("left_text_step", "%", left_NX))
         for step in range(num_steps)
     ]
+
+
+def in_blocks(measure: Measure, block_W: NDArray[np.int64], num_blocks: int) -> Measure:
+    """A measure over windows as one over blocks of text: what its windows add, summed. Shapes: (W,) block numbers."""
+    return replace(measure, columns_NK=_sums(measure.columns_NK, block_W, num_blocks)[:, :-1])
 
 
 def _sums(value_WT: Floats, block_W: NDArray[np.int64], num_blocks: int) -> Floats:

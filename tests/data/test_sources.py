@@ -15,6 +15,7 @@ import pytest
 from data.cleaning import tokens
 from data.sources import Corpus, load
 from data.specs import DatasetSettings
+from tests.data.authors import authors_file
 
 Rows = list[tuple[str, str]]
 
@@ -161,9 +162,6 @@ def test_chitchat() -> None:
     assert calls[-1] == (7168, 7168)
 
 
-CLEANED = Path(__file__).resolve().parents[3] / "shared" / "data" / "cleaned_dialogues"
-
-
 @pytest.mark.parametrize(
     ("name", "validation", "test", "shared"), [("dailydialog", 6594, 6955, 2), ("opensubtitles", 11982, 12152, 3)]
 )
@@ -171,15 +169,13 @@ def test_nothing_is_left_to_drop_in_the_authors_cleaned_dialogues(
     tmp_path: Path, name: str, validation: int, test: int, shared: int
 ) -> None:
     """Wen et al. dropped duplicates by the same tokens. They compared with train only, so a few stay in both others."""
-    if not CLEANED.is_dir():
-        pytest.skip("the authors' cleaned dialogues are not beside the project (their licence keeps them out of it)")
     train = tmp_path / "train.csv"
     train.write_text("context,response\nnot in,the others\n")
     settings = DatasetSettings(
         source="files",
         train=str(train),
-        validation=str(CLEANED / name / "valid.csv"),
-        test=str(CLEANED / name / "test.csv"),
+        validation=str(authors_file(f"{name}/valid.csv")),
+        test=str(authors_file(f"{name}/test.csv")),
         source_column="context",
         target_column="response",
     )

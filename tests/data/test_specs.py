@@ -14,7 +14,10 @@ from data.specs import DatasetSettings
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"source": "web"}, "source must be one of chitchat, files, hub, got 'web'"),
+        (
+            {"source": "web"},
+            "source must be one of chitchat, cmudict, dailydialog, opensubtitles, files, hub, got 'web'",
+        ),
         ({"source": "files"}, "needs path"),
         ({"source": "files", "path": "a.csv", "train": "b.csv"}, "not both"),
         ({"source": "hub"}, "needs name"),
@@ -28,6 +31,22 @@ from data.specs import DatasetSettings
         ({"source_column": "context"}, "source_column is not read for source 'chitchat'"),
         ({"source": "files", "path": "a.csv", "revision": "main"}, "revision is not read for source 'files'"),
         ({"source": "files", "path": "a.csv", "context_turns": 2}, "context_turns is not read for source 'files'"),
+        ({"source": "dailydialog"}, "a data set of source 'dailydialog' needs path, the directory of the raw corpus"),
+        ({"source": "opensubtitles"}, "a data set of source 'opensubtitles' needs path"),
+        ({"source": "opensubtitles", "path": "a", "max_overlap": 1.1}, r"max_overlap must be in \[0, 1\], got 1.1"),
+        ({"source": "opensubtitles", "path": "a", "min_overlap": -0.1}, r"min_overlap must be in \[0, 1\], got -0.1"),
+        ({"source": "opensubtitles", "path": "a", "heldout_items": 0}, "heldout_items must be at least 1, got 0"),
+        (
+            {"source": "dailydialog", "path": "a", "min_overlap": 0.1},
+            "min_overlap is not read for source 'dailydialog'",
+        ),
+        ({"source": "dailydialog", "path": "a", "test_share": 0.1}, "test_share is not read for source 'dailydialog'"),
+        (
+            {"source": "dailydialog", "path": "a", "turns_column": "t"},
+            "turns_column is not read for .*dailydialog', got",
+        ),
+        ({"source": "cmudict", "context_turns": 2}, "context_turns is not read for source 'cmudict'"),
+        ({"max_overlap": 0.5}, "max_overlap is not read for source 'chitchat'"),
         (
             {"source": "files", "path": "a.jsonl", "turns_column": "turns", "target_column": "t"},
             "target_column is not read for source 'files' with turns_column",

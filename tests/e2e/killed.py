@@ -1,11 +1,12 @@
-"""A program that runs the tiny recipe again and again in one store, each time killed (SIGKILL) at another point.
+"""A program that runs a tiny recipe again and again in one store, each time killed (SIGKILL) at another point.
 
-    python -m tests.e2e.killed HOME POINT …      (no POINT: one run that nobody disturbs)
+    python -m tests.e2e.killed RECIPE HOME POINT …      (RECIPE: pairs or text; no POINT: one run that nobody disturbs)
 
 A POINT is EVENT:STAGE:COUNT. Every run is a fork of this process, which has imported everything and computed nothing.
 Prints one JSON line a run: the point, how it ended, what the stage went on from.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -16,12 +17,14 @@ from typing import Any
 
 import kd_core.train_llmr
 from flows import settings
-from flows.outlines import execute
+from flows.outlines import Outline, execute
 from flows.pipeline import OUTLINE
+from flows.text_pipeline import OUTLINE as TEXT_OUTLINE
 from tasks.checkpoints import Checkpoints
 from tasks.progress import NullReporter
 from tasks.stage import Build
 from tasks.store import Store, atomic_write
+from tests.tasks.tiny_texts import text_parameters
 
 RECIPES = Path(__file__).parent / "prefect.yaml"
 CHANGES = [
@@ -38,7 +41,24 @@ CHANGES = [
 ]
 
 
-def run(home: Path, point: str | None, report: Path) -> None:
+TEXT_CHANGES = [
+    "method.rounds=2",
+    "method.trajectory_stride=8",
+    "evaluation.rounds=false",
+    "teacher.pretrain.validate_every=2",
+]
+
+
+def recipe_of(name: str, home: Path) -> tuple[Outline, dict[str, Any]]:
+    """A flow's outline and the parameters of its tiny run."""
+    if name == "text":
+        home.mkdir(parents=True, exist_ok=True)
+        return TEXT_OUTLINE, text_parameters(home.parent, *TEXT_CHANGES)
+    recipe = settings.load_catalogue(RECIPES)["tiny"]
+    return OUTLINE, settings.validate(OUTLINE.parameters, settings.override(recipe.parameters, CHANGES))
+
+
+def run(recipe: str, home: Path, point: str | None, report: Path) -> None:
     """One run of the recipe, killed at `point`."""
     store = Store(home)
     first_progress: dict[str, float] = {}
@@ -52,9 +72,8 @@ def run(home: Path, point: str | None, report: Path) -> None:
     Build.progress = told  # type: ignore[method-assign]
     if point is not None:
         arm(*point.split(":"))
-    recipe = settings.load_catalogue(RECIPES)["tiny"]
-    parameters = settings.validate(OUTLINE.parameters, settings.override(recipe.parameters, CHANGES))
-    execute(OUTLINE, store, "tiny", parameters, NullReporter())
+    outline, parameters = recipe_of(recipe, home)
+    execute(outline, store, "tiny", parameters, NullReporter())
 
 
 def arm(event: str, stage: str, count: str) -> None:
@@ -89,7 +108,7 @@ def arm(event: str, stage: str, count: str) -> None:
 
         Checkpoints.save = saved  # type: ignore[method-assign]
     elif event == "shard":  # half of a shard's file is on disk
-        import tasks.score
+        module = importlib.import_module({"features": "tasks.window_files"}.get(stage, f"tasks.{stage}"))
 
         def torn(path: Path, writer: Callable[[Path], object]) -> None:
             def half(partial: Path) -> None:
@@ -100,7 +119,7 @@ def arm(event: str, stage: str, count: str) -> None:
 
             atomic_write(path, half)
 
-        tasks.score.atomic_write = torn
+        module.atomic_write = torn  # type: ignore[attr-defined]
     elif event == "commit":  # everything is staged, the manifest too; the rename is to come
         rename = Path.rename
 
@@ -123,7 +142,7 @@ def arm(event: str, stage: str, count: str) -> None:
         raise ValueError(f"unknown event {event}")
 
 
-def main(home: Path, points: list[str]) -> None:
+def main(recipe: str, home: Path, points: list[str]) -> None:
     """Every point in turn, then a run to the end."""
     for point in [*points, None]:
         report = home.parent / "first_progress.json"
@@ -131,7 +150,7 @@ def main(home: Path, points: list[str]) -> None:
         child = os.fork()
         if child == 0:
             try:
-                run(home, point, report)
+                run(recipe, home, point, report)
                 os._exit(0)
             except BaseException as error:
                 print(repr(error), file=sys.stderr, flush=True)
@@ -142,4 +161,4 @@ def main(home: Path, points: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])

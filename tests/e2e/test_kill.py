@@ -28,15 +28,37 @@ POINTS = [
     "rollouts:llmr:2",
     "commit:llmr:1",
     "progress:decode[seqkd]:1",
-    "commit:measure:3",
+    "commit:measure:2",
     "commit:evaluate:1",
 ]
 
 
-def run(home: Path, *points: str) -> list[dict[str, Any]]:
+TEXT_POINTS = [
+    "commit:tokens:1",
+    "checkpoint:language_model:2",
+    "progress:language_model[teacher]:5",
+    "shard:features:2",
+    "commit:features:1",
+    "checkpoint:fine_tune:2",
+    "shard:label:2",
+    "commit:label:1",
+    "checkpoint:dagger_train:3",
+    "progress:dagger_train[1]:6",
+    "commit:dagger_train:1",
+    "shard:dagger_aggregate:1",
+    "shard:dagger_aggregate:4",
+    "commit:dagger_aggregate:1",
+    "progress:dagger_train[2]:3",
+    "commit:dagger_train:1",
+    "shard:free_run:2",
+    "commit:evaluate:1",
+]
+
+
+def run(recipe: str, home: Path, *points: str) -> list[dict[str, Any]]:
     home.parent.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
-        [sys.executable, "-m", "tests.e2e.killed", str(home), *points],
+        [sys.executable, "-m", "tests.e2e.killed", recipe, str(home), *points],
         cwd=PROJECT,
         capture_output=True,
         text=True,
@@ -60,14 +82,14 @@ def contents(home: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("undisturbed") / "home"
-    run(home)
+    run("pairs", home)
     return home
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     home = tmp_path_factory.mktemp("killed") / "home"
-    return home, run(home, *POINTS)
+    return home, run("pairs", home, *POINTS)
 
 
 def test_every_point_really_killed_its_run(killed: tuple[Path, list[dict[str, Any]]]) -> None:
@@ -112,3 +134,18 @@ def test_nothing_half_written_is_left(killed: tuple[Path, list[dict[str, Any]]])
     assert len(list(store.artifacts())) == 12
     assert list((store.root / ".staging").iterdir()) == []
     assert list((store.root / ".checkpoints").iterdir()) == []
+
+
+def test_killed_anywhere_in_a_round_on_running_text_ends_byte_for_byte_the_same(tmp_path: Path) -> None:
+    rows = run("text", tmp_path / "killed" / "home", *TEXT_POINTS)
+    assert [(row["point"], row["end"]) for row in rows] == [
+        *((point, -signal.SIGKILL) for point in TEXT_POINTS),
+        (None, 0),
+    ]
+    run("text", tmp_path / "undisturbed" / "home")
+    expected, found = contents(tmp_path / "undisturbed" / "home"), contents(tmp_path / "killed" / "home")
+    assert {"dagger_train", "dagger_aggregate", "label", "features"} <= {path.split("/")[1] for path in expected}
+    assert found == expected
+    went_on = {row["point"]: row["from"] for row in rows[1:]}
+    assert went_on["progress:dagger_train[1]:6"]["dagger_train[1]"] > 1  # not from its first update
+    assert list((tmp_path / "killed" / "home" / ".checkpoints").iterdir()) == []

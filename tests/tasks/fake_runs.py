@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.cleaning import DROPPED_SCHEMA
-from kd_core.metrics.bootstrap import Measured
+from kd_core.metrics.bootstrap import Measured, Resamples
+from kd_core.metrics.excess_error import excess_error
 from kd_core.metrics.outputs import Outputs, References, evaluate_outputs
 from kd_core.training import StepMetrics
 from tasks.evaluate import PREDICTIONS
+from tasks.exposure import EXCESS_ERROR
 from tasks.llmr import ROLLOUTS
 from tasks.measured import write_measured
 from tasks.runs import RunRecord, StageRun
@@ -55,11 +58,12 @@ WRITTEN: dict[str, tuple[list[str], list[float]]] = {
 }
 # position -> token, its id, q-value and V of its state; the end of sequence has none after it
 ROLLOUT = [("▁hello", 7, 4.0, 5.0), ("▁there", 9, 2.0, 3.5), ("</s>", 1, 3.0, 3.0)]
+PAIRS = pa.schema([("id", pa.int64()), *((name, pa.string()) for name in ("dialogue", "source", "target"))])
 
 
 @stage
 def prepare(build: Build, name: str) -> None:
-    """What was dropped, and a number for the manifest."""
+    """The pairs, what was dropped, and a number for the manifest."""
     dropped = [
         ("train", "d1", "hi", "a reply that is far too long to be kept", "target longer than 8 words"),
         ("train", "d2", "hey", "another reply that is far too long for us", "target longer than 8 words"),
@@ -68,6 +72,9 @@ def prepare(build: Build, name: str) -> None:
     columns = DROPPED_SCHEMA.names
     rows = [dict(zip(columns, row, strict=True)) for row in dropped]
     pq.write_table(pa.Table.from_pylist(rows, schema=DROPPED_SCHEMA), build.dir / "dropped.parquet")
+    pairs = [{"id": i, "dialogue": f"d{i}", "source": text, "target": REFERENCES[i]} for i, text in enumerate(SOURCES)]
+    for split in ("train", "test"):
+        pq.write_table(pa.Table.from_pylist(pairs, schema=PAIRS), build.dir / f"{split}.parquet")
     build.record(train_pairs=100, dropped_train=2)
 
 
@@ -115,6 +122,18 @@ def evaluate(build: Build, corpus: Artifact, teacher: Artifact, students: Mappin
     write_measured(build.dir, "test", {system: measured(system) for system in tables})
 
 
+@stage
+def exposure(build: Build, corpus: Artifact, teacher: Artifact, student: Artifact) -> None:
+    """A curve of two lengths."""
+    student_NL, teacher_NL = np.array([[1.0, 3.0], [2.0, 5.0]]), np.array([[1.0, 2.0], [2.0, 3.0]])
+    rows = [
+        {"length": each.length, "d_student": each.d_student, "d_teacher": each.d_teacher}
+        | {name: getattr(each.value, name) for name in ("value", "low", "high", "n", "note")}
+        for each in excess_error(student_NL, teacher_NL, Resamples(num_outputs=2, num_resamples=50))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=EXCESS_ERROR), build.dir / "excess_error.parquet")
+
+
 @dataclass(frozen=True)
 class Filled:
     """The ids of the runs in a filled store, and what each has made."""
@@ -160,6 +179,7 @@ def run_stages(
             made["llmr"] = llmr(corpus=corpus, teacher=guide, student=made["pre_distill"], seed=seed, fails=fails)
             students = {"seqkd": made["pre_distill"], "llmr": made["llmr"]}
             made["evaluate"] = evaluate(corpus=corpus, teacher=guide, students=students)
+            made["exposure"] = exposure.labelled("llmr")(corpus=corpus, teacher=guide, student=made["llmr"])
     except ValueError:
         if not fails:
             raise

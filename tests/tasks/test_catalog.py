@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from kd_core.metrics.bootstrap import Measured, MetricValue
 from tasks import catalog, maintenance
 from tasks.catalog import DATABASE, PUBLISHED, build_catalog, query, relations
+from tasks.measured import write_measured
 from tasks.relations import EMPTY, TABLES, VIEWS
 from tasks.runs import RunRecord, process_start, read_runs
+from tasks.stage import Build, open_run, stage
 from tasks.store import Artifact, Store, StoreError
 from tests.tasks.fake_runs import REFERENCES, WRITTEN, Filled, measured, run_stages
 
@@ -57,6 +61,19 @@ def own(filled: Filled, store: Store) -> Filled:
     return replace(filled, store=store, artifacts=made)
 
 
+@stage
+def evaluate(build: Build, systems: list[str]) -> None:
+    """Of running text: a perplexity of each system."""
+    measured = {
+        name: Measured(
+            metrics=[MetricValue(metric="perplexity", value=9.0 + i, low=None, high=None, n=5, unit="")],
+            samples={"perplexity": np.array([9.0 + i])},
+        )
+        for i, name in enumerate(systems)
+    }
+    write_measured(build.dir, "test", measured)
+
+
 # --- what is there
 
 
@@ -72,10 +89,11 @@ def test_every_relation_exists_in_an_empty_store(store: Store) -> None:
 
 def test_every_relation_has_its_rows_in_a_full_store(filled: Filled) -> None:
     found = counts(filled.store)
-    # 2 teachers with 1 input, 2 scores with 2, 4 pre_distills with 3, 3 llmrs with 3, 3 evaluations with 4
-    lineage = 2 * 1 + 2 * 2 + 4 * 3 + 3 * 3 + 3 * 4
+    # 2 teachers with 1 input, 2 scores with 2, 4 pre_distills with 3, 3 llmrs with 3, 3 evaluations with 4,
+    # 3 exposures with 3
+    lineage = 2 * 1 + 2 * 2 + 4 * 3 + 3 * 3 + 3 * 4 + 3 * 3
     of_evaluations = {"metrics": 3 * 3 * 16, "differences": 3 * 3 * 16, "predictions": 3 * 3 * len(REFERENCES)}
-    expected = {"runs": 5, "stages": 3 * 6 + 4 + 1, "lineage": lineage} | of_evaluations
+    expected = {"runs": 5, "stages": 3 * 7 + 4 + 1, "lineage": lineage} | of_evaluations
     assert {name: found[name] for name in expected} == expected
     assert min(found.values()) > 0
 
@@ -121,10 +139,10 @@ def test_a_run_without_a_data_set_has_none(store: Store) -> None:
 
 
 def test_stages_says_what_was_built_and_what_it_cost(filled: Filled) -> None:
-    names = ["prepare", "teacher", "score", "pre_distill", "llmr", "evaluate"]
+    names = ["prepare", "teacher", "score", "pre_distill", "llmr", "evaluate", "exposure"]
     of_run = "select stage, outcome from stages where run = '{}' order by position"
     assert rows(filled.store, of_run.format(filled.first)) == [{"stage": s, "outcome": "built"} for s in names]
-    outcomes = ["hit"] * 3 + ["built"] * 3
+    outcomes = ["hit"] * 3 + ["built"] * 4
     assert values(filled.store, f"select outcome from ({of_run.format(filled.second)})") == outcomes
     assert values(filled.store, f"select stage from ({of_run.format(filled.failed)})") == names[:4]
     assert values(filled.store, f"select stage from ({of_run.format(filled.crashed)})") == names[:1]
@@ -216,13 +234,13 @@ def test_a_run_that_takes_an_artifact_twice_has_its_rows_once(own: Filled) -> No
     record = json.loads(path.read_text())
     record["stages"].append(record["stages"][0] | {"outcome": "hit"})
     path.write_text(json.dumps(record))
-    assert count(own.store, "stages", f"run = '{own.first}'") == 7
+    assert count(own.store, "stages", f"run = '{own.first}'") == 8
     assert count(own.store, "dropped", f"run = '{own.first}'") == 3
 
 
 def test_published_results_are_unique_and_met_by_ours(filled: Filled) -> None:
     assert count(filled.store, "published") == published_rows()
-    identity = "paper, place, row, dataset, metric"
+    identity = "paper, place, row, dataset, metric, alpha"
     assert values(filled.store, f"select {identity} from published group by all having count(*) > 1") == []
     ours = f"select row, difference, our_value, paper_value, run from paper_vs_ours where run = '{filled.paper}'"
     found = {row["row"]: row for row in rows(filled.store, f"{ours} and metric = 'bleu_2' order by all")}
@@ -231,6 +249,49 @@ def test_published_results_are_unique_and_met_by_ours(filled: Filled) -> None:
     assert found["LLMR"]["our_value"] == bleu_2
     assert found["LLMR"]["difference"] == pytest.approx(bleu_2 - 7.00)
     assert count(filled.store, "paper_vs_ours", "run is null and our_value is not null") == 0
+
+
+def test_all_numbers_of_both_papers_are_there(filled: Filled) -> None:
+    counted = "select paper, place, count(*) as n from published group by all order by all"
+    assert [tuple(row.values()) for row in rows(filled.store, counted)] == [
+        ("DaD-DAgger", "Table 2", 2 * 5 * 5),  # algorithms, data sets, alphas
+        ("DaD-DAgger", "Table 3", 2 * 5 * 5),
+        ("DaD-DAgger", "Table 4", 2 * 5 * 5),
+        ("DaD-DAgger", "Table 5", 2 * 5 * 3),  # models, data sets, metrics
+        ("LLMR", "Table 1", 7 * 7),  # methods, metrics over the data sets
+        ("LLMR", "Table 2", 5 * 6),
+    ]
+    asoif = "paper = 'DaD-DAgger' and our_dataset = 'asoif'"
+    best = f"select value from published where {asoif} and our_method = 'dad_dagger' and alpha = 0.75 order by metric"
+    assert values(filled.store, best) == [8.81, 45.2, 13.93]
+    start = f"select value from published where {asoif} and our_method = 'student' order by metric"
+    assert values(filled.store, start) == [9.79, 33.8, 17.75]
+
+
+@pytest.mark.parametrize(
+    ("method", "alpha", "shown"),
+    [
+        ("dad_dagger", 0.75, [("DaD-Dagger", 0.75)]),
+        ("next_token", 0.5, [("Next-token prediction", 0.5)]),
+        ("dad", None, [("DaD-Dagger", 1.0)]),
+        ("imitkd", None, [("DaD-Dagger", 0.0)]),
+        ("dad_dagger", 0.6, []),
+    ],
+)
+def test_running_text_stands_beside_the_paper_at_its_own_alpha(
+    store: Store, method: str, alpha: float | None, shown: list[tuple[str, float]]
+) -> None:
+    parameters = {
+        "dataset": {"source": "file", "path": "corpora/asoif.txt"},
+        "method": {"kind": method} | ({} if alpha is None else {"alpha": alpha}),
+        "seed": 0,
+    }
+    with open_run(store, name="text", parameters=parameters):
+        evaluate(systems=["teacher", "student", method])
+    found = rows(store, "select row, alpha, our_value from paper_vs_ours where our_value is not null order by row")
+    places = [(row["row"], row["alpha"], row["our_value"]) for row in found]
+    models = [("Fine-tuned Teacher", None, 9), ("Pre-trained Student", None, 10)]
+    assert places == sorted([*models, *((row, at, 11) for row, at in shown)])
 
 
 def published_rows() -> int:
@@ -344,7 +405,9 @@ def test_all_of_it_deleted_leaves_the_runs(own: Filled) -> None:
     build_catalog(own.store)
     maintenance.delete(own.store, [maintenance.Garbage(artifact, 0) for artifact in own.store.artifacts()])
     found = counts(own.store)
-    assert [found[relation] for relation in ("runs", *TABLES, *VIEWS, "lineage")] == [5] + [0] * 8
+    assert [found[relation] for relation in ("runs", *TABLES, *VIEWS, "lineage")] == [5] + [0] * (
+        len(TABLES) + len(VIEWS) + 1
+    )
 
 
 def test_a_damaged_artifact_is_left_out(own: Filled) -> None:

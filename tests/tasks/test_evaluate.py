@@ -11,13 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from flows.evaluation import System, evaluate_systems
+from flows.evaluation import System, evaluate_systems, measure_exposure
 from kd_core.metrics.bootstrap import Resamples
 from kd_core.models import ModelSettings
 from kd_core.rewards import RewardSettings
 from kd_core.sampling import SamplingSettings
 from tasks import decode
+from tasks.catalog import query
 from tasks.evaluate import EvaluationSettings
+from tasks.exposure import ExposureSettings
 from tasks.measure import MeasureSettings, measure
 from tasks.measured import read_replicates
 from tasks.prepare import prepare
@@ -179,3 +181,52 @@ def test_fewer_references_than_predictions_are_refused_in_two_lines(made: Made) 
 def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EvaluationSettings(**changes)
+
+
+def exposed(made: Made, settings: ExposureSettings, student: str = "seqkd") -> tuple[Run, Path]:
+    store, artifacts = made
+    with open_run(store, name="exposure", runtime=RUNTIME) as run:
+        arguments = (artifacts["corpus"], artifacts["teacher"], student, artifacts[student], PROMPT, METHOD.reward)
+        last = measure_exposure(*arguments, settings)
+    return run, last.path
+
+
+def test_the_excess_error_of_a_student_by_length_and_in_sql(made: Made) -> None:
+    settings = ExposureSettings(rows=6, samples=2, max_length=5, max_source_tokens=40, resamples=20)
+    run, path = exposed(made, settings)
+    assert list(outcomes(run)) == ["decode[seqkd]", "decode[teacher]", "exposure[seqkd]"]
+    found = rows(path, "excess_error")
+    assert [row["length"] for row in found] == [1, 2, 3, 4, 5]
+    assert {row["n"] for row in found} == {6}
+    assert found[0]["value"] == pytest.approx(0, abs=1e-6)  # before the first token there is no prefix to differ in
+    for name in ("d_student", "d_teacher"):
+        curve = [row[name] for row in found]
+        assert 0 < curve[0] < curve[-1]
+        assert curve == sorted(curve)
+    for row in found:
+        assert row["value"] == pytest.approx(100 * (row["d_student"] / row["d_teacher"] - 1))
+    (answer,) = query(made[0], f"select * from excess_error where run = '{run.run_id}' and length = 5").to_pylist()
+    assert (answer["method"], answer["value"], answer["low"]) == ("seqkd", found[4]["value"], found[4]["low"])
+
+
+def test_the_teachers_samples_serve_all_students(made: Made) -> None:
+    settings = ExposureSettings(rows=5, max_length=4, max_source_tokens=40, resamples=20)
+    first, _ = exposed(made, settings)
+    second, _ = exposed(made, settings, "llmr")
+    assert set(outcomes(first).values()) == {"built"}
+    assert outcomes(second) == {"decode[llmr]": "built", "decode[teacher]": "hit", "exposure[llmr]": "built"}
+
+
+def test_a_teacher_that_is_its_own_student_without_a_prompt_differs_by_the_prompt_alone(made: Made) -> None:
+    store, artifacts = made
+    with open_run(store, name="itself", runtime=RUNTIME):
+        guide, settings = artifacts["teacher"], ExposureSettings(rows=4, max_length=3, max_source_tokens=40)
+        path = measure_exposure(artifacts["corpus"], guide, "itself", guide, "{source}", METHOD.reward, settings).path
+    found = rows(path, "excess_error")
+    assert all(abs(row["d_student"]) < 1e-5 for row in found)
+
+
+@pytest.mark.parametrize("name", ["rows", "samples", "max_length", "resamples", "max_source_tokens"])
+def test_exposure_settings_out_of_range_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="must be at least 1, got 0"):
+        ExposureSettings(**{name: 0})

@@ -1,0 +1,41 @@
+"""The raw DailyDialog corpus: a directory with its official files, a dialogue a line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from data.corpora import dailydialog_files
+from data.dialogues import Dialogue
+from data.files import not_utf8
+
+END_OF_TURN = "__eou__"
+
+
+def read_dailydialog(directory: str | Path) -> dict[str, list[Dialogue]]:
+    """Split -> its dialogues, named by split and line, in the order of the file.
+
+    Raises FileNotFoundError as `dailydialog_files`; ValueError with file and line for what is no dialogue.
+    """
+    return {split: list(_dialogues(split, path)) for split, path in dailydialog_files(directory).items()}
+
+
+def turns_of_line(line: str) -> list[str]:
+    """The turns of a dialogue: each ends in `__eou__`; what follows the last one is a turn only if not blank."""
+    turns = [turn.strip() for turn in line.split(END_OF_TURN)]
+    return turns if turns[-1] else turns[:-1]
+
+
+def _dialogues(split: str, path: Path) -> Iterator[Dialogue]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise not_utf8(path, error) from None
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        if END_OF_TURN not in line:
+            raise ValueError(
+                f"{path}:{number}: no {END_OF_TURN} in this line\ngive DailyDialog's own files, a dialogue a line"
+            )
+        yield f"{split}:{number}", turns_of_line(line)

@@ -1,0 +1,38 @@
+"""The methods of the flow `distill`, told apart by `kind`."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Field, Tag
+
+from kd_core.train_divergence import ForwardKLSettings, GKDSettings, JSSettings, ReverseKLSettings
+from kd_core.train_llmr import LLMRSettings
+from kd_core.train_minillm import MiniLLMSettings
+from tasks.prompting_student import PromptingStudentSettings
+from tasks.seqkd import SeqKDSettings
+
+
+def kind_of(value: Any) -> str | None:
+    """The kind that a method's settings name; llmr where they name none."""
+    if isinstance(value, Mapping):
+        return str(value.get("kind", "llmr"))
+    return getattr(value, "kind", None)
+
+
+def _any_of(schema: dict[str, Any]) -> None:
+    """Prefect's server checks parameters against JSON schema, where settings without a kind would fit several kinds."""
+    schema["anyOf"] = schema.pop("oneOf")
+
+
+Method = Annotated[
+    Annotated[LLMRSettings, Tag("llmr")]
+    | Annotated[SeqKDSettings, Tag("seqkd")]
+    | Annotated[ForwardKLSettings, Tag("forward_kl")]
+    | Annotated[ReverseKLSettings, Tag("reverse_kl")]
+    | Annotated[JSSettings, Tag("js")]
+    | Annotated[GKDSettings, Tag("gkd")]
+    | Annotated[MiniLLMSettings, Tag("minillm")]
+    | Annotated[PromptingStudentSettings, Tag("prompting_student")],
+    Discriminator(kind_of),
+    Field(json_schema_extra=_any_of),
+]

@@ -1,0 +1,268 @@
+"""Plots as inline SVG: lines with bands, scatter with error bars, histograms. Colours and dashes are the page's CSS.
+
+A panel is 320 wide, about a phone's column, so that its text is read at the size it is written in. Every panel says in
+<title> and <desc> what it shows; the numbers themselves are in the table below its figure.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tasks.report.html import Html, join, tag
+from tasks.report.names import short
+from tasks.report.scales import Scale, fitted, tick_labels, ticks
+
+WIDTH, HEIGHT = 320, 200
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 38
+MARKED = 16  # points of a line; more have no markers
+
+
+@dataclass(frozen=True)
+class Point:
+    """A value with its interval, where it has one."""
+
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Series:
+    """A named row of points. The style (0 to 9) is a colour, a dash and a marker."""
+
+    name: str
+    style: int
+    points: Sequence[Point]
+    group: str = ""  # what the legend calls it, where it does not name each line
+
+
+@dataclass(frozen=True)
+class Level:
+    """A horizontal line: a system that the x axis says nothing about."""
+
+    name: str
+    style: int
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot."""
+
+    title: str
+    x_label: str
+    y_label: str
+    series: Sequence[Series]
+    levels: Sequence[Level] = field(default_factory=tuple)
+
+
+def lines(panel: Panel) -> Html:
+    """Lines with their bands, and levels across."""
+    x, y = _axes(panel)
+    drawn = [_level(level, y) for level in panel.levels]
+    bands = [_band(series, x, y) for series in panel.series]
+    drawn += [_line(series, x, y) for series in panel.series]
+    return _svg(panel, x, y, [*bands, *drawn])
+
+
+def scatter(panel: Panel, x_intervals: dict[str, tuple[float | None, float | None]]) -> Html:
+    """A marker per point with its name beside it, and the intervals of both axes as a cross."""
+    bounds = [bound for pair in x_intervals.values() for bound in pair]
+    x, y = _axes(panel, bounds)
+    drawn = [_cross(series, x_intervals.get(series.name, (None, None)), x, y) for series in panel.series]
+    return _svg(panel, x, y, [*drawn, _names(panel.series, x, y)])
+
+
+def _names(series: Sequence[Series], x: Scale, y: Scale) -> Html:
+    """Each point's name beside it, moved down where it would lie over the one above."""
+    lowest = {"start": 0.0, "end": 0.0}
+    parts = []
+    for top, left, name in sorted((y(p.y), x(p.x), each.name) for each in series for p in each.points):
+        anchor = "start" if left < WIDTH * 0.6 else "end"
+        height = max(top - 6, lowest[anchor] + 12)
+        lowest[anchor] = height
+        place = {"x": left + (8 if anchor == "start" else -8), "y": round(height, 1), "text-anchor": anchor}
+        parts.append(tag("text", {"class": "name"} | place, name))
+    return join(parts)
+
+
+def histogram(name: str, style: int, shares: Sequence[float], top: float, description: str) -> Html:
+    """Bars of shares of one system, in a strip as high as `top`, under which strips of others can stand."""
+    width, height = 300, 40
+    y = Scale(0.0, top or 1.0, height, 2)
+    step = width / max(1, len(shares))
+    bars = [
+        tag(
+            "rect",
+            {
+                "x": round(i * step, 1),
+                "y": y(share),
+                "width": round(max(step - 1, 0.5), 1),
+                "height": height - y(share),
+            },
+        )
+        for i, share in enumerate(shares)
+        if share > 0
+    ]
+    base = tag("line", {"class": "axis", "x1": 0, "x2": width, "y1": height, "y2": height})
+    box = {
+        "viewBox": f"0 0 {width} {height + 1}",
+        "role": "img",
+        "class": f"strip s{style}",
+        "preserveAspectRatio": "none",
+    }
+    return tag("svg", box, tag("title", name), tag("desc", description), bars, base)
+
+
+def whisker(value: float, low: float | None, high: float | None, scale: Scale) -> Html:
+    """An interval on a line with its zero, for a table's cell: the numbers are in the cells beside it."""
+    parts = [tag("line", {"class": "zero", "x1": scale(0), "x2": scale(0), "y1": 0, "y2": 20})]
+    if low is not None and high is not None:
+        parts += [tag("line", {"class": "span", "x1": scale(low), "x2": scale(high), "y1": 10, "y2": 10})]
+        parts += [
+            tag("line", {"class": "span", "x1": scale(end), "x2": scale(end), "y1": 6, "y2": 14}) for end in (low, high)
+        ]
+    parts += [tag("circle", {"cx": scale(value), "cy": 10, "r": 4})]
+    decided = low is not None and high is not None and (low > 0 or high < 0)
+    box = {"viewBox": f"{scale.start:g} 0 {scale.end - scale.start:g} 20", "aria-hidden": "true"}
+    return tag("svg", box | {"class": "whisker decided" if decided else "whisker"}, parts)
+
+
+def swatch(style: int, line: bool = True) -> Html:
+    """A piece of a line with its marker, for a legend."""
+    parts = [tag("path", {"class": "line", "d": "M1 7H31"})] if line else []
+    box = {"viewBox": "0 0 32 14", "class": f"swatch s{style}", "aria-hidden": "true"}
+    return tag("svg", box, parts, marker(style, 16, 7))
+
+
+def marker(style: int, x: float, y: float, title: str = "") -> Html:
+    """A shape of its own for each style: it is told apart without colour too."""
+    inner = tag("title", title) if title else None
+    if style in (0, 1):
+        return tag("circle", {"class": "dot", "cx": x, "cy": y, "r": 3.5}, inner)
+    corners = SHAPES[style]
+    path = " ".join(f"{round(x + dx, 1):g},{round(y + dy, 1):g}" for dx, dy in corners)
+    return tag("polygon", {"class": "dot", "points": path}, inner)
+
+
+def _polygon(number: int, radius: float, turn: float = -90.0) -> list[tuple[float, float]]:
+    angles = [math.radians(turn + 360 * k / number) for k in range(number)]
+    return [(radius * math.cos(a), radius * math.sin(a)) for a in angles]
+
+
+def _star(arms: int, outer: float, inner: float) -> list[tuple[float, float]]:
+    return [
+        corner
+        for pair in zip(_polygon(arms, outer), _polygon(arms, inner, -90 + 180 / arms), strict=True)
+        for corner in pair
+    ]
+
+
+SHAPES = {
+    2: _polygon(4, 4.6, 45),  # square
+    3: _polygon(3, 5.0),  # triangle
+    4: _polygon(4, 5.0),  # diamond
+    5: _polygon(3, 5.0, 90),  # triangle, pointing down
+    6: _star(5, 5.2, 2.2),
+    7: _star(4, 5.2, 1.8),
+    8: _polygon(6, 4.4),
+    9: _polygon(4, 4.6, 45),
+}
+
+
+def _axes(panel: Panel, more_x: Sequence[float | None] = ()) -> tuple[Scale, Scale]:
+    points = [point for series in panel.series for point in series.points]
+    heights = [value for p in points for value in (p.y, p.low, p.high)]
+    heights += [value for level in panel.levels for value in (level.value, level.low, level.high)]
+    x = fitted([*(p.x for p in points), *more_x], LEFT, WIDTH - RIGHT, margin=0.03)
+    return x, fitted(heights, HEIGHT - BOTTOM, TOP)
+
+
+def _svg(panel: Panel, x: Scale, y: Scale, drawn: Sequence[Html | None]) -> Html:
+    box = {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "role": "img", "class": "panel"}
+    return tag("svg", box, tag("title", panel.title), tag("desc", describe(panel)), _grid(panel, x, y), drawn)
+
+
+def describe(panel: Panel) -> str:
+    """What a panel shows, in words: each line's ends and extremes."""
+    parts = [f"{panel.y_label} against {panel.x_label}." if panel.x_label else f"{panel.y_label}."]
+    for series in panel.series:
+        ys, called = [p.y for p in series.points], f"{series.name}: " if series.name else ""
+        if len(ys) == 1:
+            parts.append(f"{called}{short(ys[0])} at {short(series.points[0].x)}.")
+        elif ys:
+            parts.append(
+                f"{called}from {short(ys[0])} at {short(series.points[0].x)} to {short(ys[-1])} at "
+                f"{short(series.points[-1].x)}; lowest {short(min(ys))}, highest {short(max(ys))}."
+            )
+    parts += [f"{level.name}: {short(level.value)} throughout." for level in panel.levels]
+    return " ".join(parts)
+
+
+def _grid(panel: Panel, x: Scale, y: Scale) -> Html:
+    counted = all(point.x == round(point.x) for series in panel.series for point in series.points)
+    across, up = ticks(x.low, x.high, 5, whole=counted), ticks(y.low, y.high, 5)
+    parts = [tag("line", {"class": "grid", "x1": LEFT, "x2": WIDTH - RIGHT, "y1": y(v), "y2": y(v)}) for v in up]
+    parts += [
+        tag("text", {"class": "tick", "x": LEFT - 6, "y": y(v) + 4, "text-anchor": "end"}, text)
+        for v, text in zip(up, tick_labels(up), strict=True)
+    ]
+    parts += [
+        tag("text", {"class": "tick", "x": x(v), "y": HEIGHT - BOTTOM + 15, "text-anchor": "middle"}, text)
+        for v, text in zip(across, tick_labels(across), strict=True)
+    ]
+    floor = HEIGHT - BOTTOM
+    parts.append(tag("line", {"class": "axis", "x1": LEFT, "x2": WIDTH - RIGHT, "y1": floor, "y2": floor}))
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(tag("text", {"class": "label", "x": middle, "y": HEIGHT - 6, "text-anchor": "middle"}, panel.x_label))
+    return join(parts)
+
+
+def _level(level: Level, y: Scale) -> Html:
+    band = None
+    if level.low is not None and level.high is not None:
+        box = {
+            "x": LEFT,
+            "width": WIDTH - RIGHT - LEFT,
+            "y": y(level.high),
+            "height": round(y(level.low) - y(level.high), 1),
+        }
+        band = tag("rect", box | {"class": "band"})
+    line = tag("path", {"class": "line", "d": f"M{LEFT} {y(level.value):g}H{WIDTH - RIGHT}"})
+    place = {"x": WIDTH - RIGHT - 2, "y": y(level.value) - 4, "text-anchor": "end"}
+    return tag("g", {"class": f"level s{level.style}"}, band, line, tag("text", {"class": "name"} | place, level.name))
+
+
+def _band(series: Series, x: Scale, y: Scale) -> Html | None:
+    sure = [(p.x, p.low, p.high) for p in series.points if p.low is not None and p.high is not None]
+    if len(sure) < 2:
+        return None
+    upper = [f"{x(at):g} {y(high):g}" for at, _, high in sure]
+    lower = [f"{x(at):g} {y(low):g}" for at, low, _ in reversed(sure)]
+    return tag("path", {"class": f"band s{series.style}", "d": f"M{'L'.join(upper + lower)}Z"})
+
+
+def _line(series: Series, x: Scale, y: Scale) -> Html:
+    path = "L".join(f"{x(p.x):g} {y(p.y):g}" for p in series.points)
+    parts = [tag("path", {"class": "line", "d": f"M{path}"})] if len(series.points) > 1 else []
+    if len(series.points) <= MARKED:
+        parts += [
+            marker(series.style, x(p.x), y(p.y), f"{series.name} {short(p.x)}: {short(p.y)}".strip())
+            for p in series.points
+        ]
+    return tag("g", {"class": f"s{series.style}"}, parts)
+
+
+def _cross(series: Series, wide: tuple[float | None, float | None], x: Scale, y: Scale) -> Html:
+    parts = []
+    for p in series.points:
+        if p.low is not None and p.high is not None:
+            parts.append(tag("path", {"class": "span", "d": f"M{x(p.x):g} {y(p.low):g}V{y(p.high):g}"}))
+        low, high = wide
+        if low is not None and high is not None:
+            parts.append(tag("path", {"class": "span", "d": f"M{x(low):g} {y(p.y):g}H{x(high):g}"}))
+        parts.append(marker(series.style, x(p.x), y(p.y), f"{series.name}: {short(p.x)}, {short(p.y)}"))
+    return tag("g", {"class": f"s{series.style}"}, parts)

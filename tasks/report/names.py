@@ -1,0 +1,148 @@
+"""How systems and metrics are called on the page, which direction is better, and how numbers are written."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+UP, DOWN, NEITHER = 1, -1, 0
+NUM_STYLES = 8  # that can be told apart without colour; two more are neutral, for what students are measured against
+TEACHER, UNTRAINED = 0, 9
+
+SYSTEMS = {
+    "teacher": "Teacher",
+    "student": "Student, untrained",
+    "untrained": "Student, untrained",
+    "prompting_student": "Student, prompted",
+    "seqkd": "SeqKD",
+    "kl": "KL",
+    "rkl": "RKL",
+    "js": "JS",
+    "gkd": "GKD",
+    "minillm": "MiniLLM",
+    "llmr": "LLMR",
+    "next_token": "Next-token",
+    "dad": "DaD",
+    "imitkd": "ImitKD",
+    "dad_dagger": "DaD-DAgger",
+}
+REFERENCE_SYSTEMS = ("teacher", "student", "untrained", "prompting_student")  # what students are measured against
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric as people call it, which direction is better, and what it says."""
+
+    label: str
+    better: int = NEITHER
+    meaning: str = ""
+
+
+METRICS = {
+    "bleu_2": Metric("BLEU-2", UP, "n-grams up to 2 shared with the reference, computed as the LLMR paper's code does"),
+    "bleu_4": Metric("BLEU-4", UP, "n-grams up to 4 shared with the reference, computed as the LLMR paper's code does"),
+    "sacrebleu_2": Metric("sacreBLEU-2", UP, "BLEU of order 2 with sacreBLEU's own tokeniser and smoothing"),
+    "sacrebleu_4": Metric("sacreBLEU-4", UP, "BLEU of order 4 with sacreBLEU's own tokeniser and smoothing"),
+    "rouge_1": Metric("ROUGE-1", UP, "words shared with the reference (F1, stemmed)"),
+    "rouge_2": Metric("ROUGE-2", UP, "word pairs shared with the reference (F1, stemmed)"),
+    "rouge_l": Metric("ROUGE-L", UP, "longest common subsequence with the reference (F1, stemmed)"),
+    "rouge_lsum": Metric("ROUGE-Lsum", UP, "ROUGE-L line by line, over the whole summary"),
+    "distinct_1": Metric("Dist-1", UP, "different words per word written: how varied the outputs are"),
+    "distinct_2": Metric("Dist-2", UP, "different word pairs per word written, also across outputs"),
+    "distinct_within_1": Metric("Dist-1 within", UP, "different words per word, within outputs"),
+    "distinct_within_2": Metric("Dist-2 within", UP, "different word pairs per pair, within outputs"),
+    "length": Metric("Length", NEITHER, "tokens per output, its end included"),
+    "truncated": Metric("Cut off", DOWN, "outputs that hit the length limit before they ended"),
+    "reward": Metric("Reward", UP, "what the teacher's logits say of an output, per token (LLMR, Eq. 3)"),
+    "gain": Metric("Gain", UP, "the reward summed over an output: what LLMR maximises (Eq. 1)"),
+    "cross_entropy": Metric("Cross-entropy", DOWN, "nats per token of the true text"),
+    "perplexity": Metric("Perplexity", DOWN, "exp of the cross-entropy on the true text"),
+    "free_running": Metric("Free-running CE", DOWN, "cross-entropy to the teacher on what the student itself wrote"),
+    "free_running_cross_entropy": Metric(
+        "Free-running CE", DOWN, "cross-entropy to the teacher on what the student itself wrote"
+    ),
+    "excess_error": Metric("ExError", DOWN, "error that comes from writing by itself, beyond that on given text"),
+    "g_eval": Metric("G-Eval", UP, "a judge model's score of the continuation, relative to the true one"),
+    "wer": Metric("WER", DOWN, "words inserted, deleted or replaced per word of the reference"),
+    "per": Metric("PER", DOWN, "phonemes inserted, deleted or replaced per phoneme of the reference"),
+    "exact": Metric("Exact", UP, "outputs equal to the reference"),
+}
+_HIGHER = re.compile(r"bleu|rouge|distinct|reward|gain|accuracy|exact|g_?eval")
+_LOWER = re.compile(r"loss|perplexity|entropy|error|truncated|^[wp]er$")
+
+
+def metric(name: str) -> Metric:
+    """What is known of a metric; of an unknown one its name, and a direction only where the name tells."""
+    if name in METRICS:
+        return METRICS[name]
+    better = UP if _HIGHER.search(name) else DOWN if _LOWER.search(name) else NEITHER
+    return Metric(name.replace("_", " "), better)
+
+
+def system(name: str, cell: str = "") -> str:
+    """`LLMR`, or `LLMR (seed 1)` where a comparison has several."""
+    shown = SYSTEMS.get(name, name)
+    return f"{shown} ({cell})" if cell else shown
+
+
+def styles(names: Iterable[str]) -> dict[str, int]:
+    """A style for each name, in order; references take the two neutral ones. Beyond eight they repeat."""
+    found: dict[str, int] = {}
+    used = 0
+    for name in names:
+        if name in found:
+            continue
+        if name in REFERENCE_SYSTEMS:
+            found[name] = TEACHER if name == "teacher" else UNTRAINED
+            continue
+        found[name] = 1 + used % NUM_STYLES
+        used += 1
+    return found
+
+
+def decimals(values: Iterable[float | None]) -> int:
+    """Decimals that show about three digits of the largest value."""
+    largest = max((abs(value) for value in values if value is not None), default=0.0)
+    return 3 if largest < 1 else 2 if largest < 100 else 1
+
+
+def fixed(value: float | None, digits: int, sign: bool = False) -> str:
+    """A number with so many decimals, a true minus, thousands apart; a dash for none."""
+    if value is None:
+        return "–"
+    return f"{value:{'+' if sign else ''},.{digits}f}".replace("-", "−")
+
+
+def short(value: float | None) -> str:
+    """A number with four significant digits at most."""
+    if value is None:
+        return "–"
+    text = f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+    return text.replace("-", "−")
+
+
+def interval(low: float | None, high: float | None, digits: int, sign: bool = False) -> str:
+    """`[low, high]`; nothing where there is none."""
+    return "" if low is None or high is None else f"[{fixed(low, digits, sign)}, {fixed(high, digits, sign)}]"
+
+
+def duration(seconds: float | None) -> str:
+    """0.4 s, 12 s, 3 min 20 s, 2 h 5 min."""
+    if seconds is None:
+        return "–"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    hours, rest = divmod(whole, 3600)
+    minutes, rest = divmod(rest, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def size(count: float | None) -> str:
+    """Bytes in the unit that suits them."""
+    if count is None:
+        return "–"
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

@@ -1,0 +1,175 @@
+"""The top of the page: what must be read first, and what was run on what."""
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tasks.report.figures import folded, table
+from tasks.report.html import Html, join, quoted, shortened, tag
+from tasks.report.names import duration, short, size
+from tasks.report.results import Results, Row
+from tasks.report.sections import Section
+
+STAGES = "FROM stages WHERE run = $run ORDER BY position"
+LONGEST = 500  # characters of a setting's value, or of a warning
+LONGEST_COMMAND = 20_000
+MOST_WARNINGS = 50
+FEW_STAGES = 14
+
+
+def warnings(results: Results) -> Html | None:
+    """What went wrong, and what the stages warned of, each once."""
+    found: dict[str, list[str]] = {}
+    for row in results.ask("stages", STAGES):
+        for text in json.loads(row["stats"] or "{}").get("warnings", []):
+            found.setdefault(str(text), []).append(_name(row))
+    record, parts = results.record, []
+    if record["state"] != "completed":
+        said = f": {record['error']}" if record["error"] else ""
+        parts.append(tag("li", tag("strong", f"This run is {record['state']}"), said, ". What follows is incomplete."))
+    for text, stages in list(found.items())[:MOST_WARNINGS]:
+        parts.append(tag("li", tag("strong", ", ".join(dict.fromkeys(stages))), ": ", quoted(_cut(text))))
+    if len(found) > MOST_WARNINGS:
+        parts.append(tag("li", f"{len(found) - MOST_WARNINGS} more, in the stats of the relation stages"))
+    if not parts:
+        return None
+    heading = tag("h2", {"id": "warnings-heading"}, "Read this first")
+    return tag(
+        "section",
+        {"id": "warnings", "class": "warnings", "aria-labelledby": "warnings-heading"},
+        heading,
+        tag("ul", parts),
+    )
+
+
+def what_was_run(results: Results) -> Section:
+    """Facts, the command that repeats it, stages, and all parameters."""
+    record, rows = results.record, results.ask("stages", STAGES)
+    parameters = json.loads(record["parameters"])
+    stages = _stages(rows)
+    return Section(
+        "run",
+        "What was run",
+        join(
+            [
+                _facts(record, parameters, rows),
+                tag("h3", "The command that repeats it"),
+                _commands(record, parameters, results.compares),
+                tag("h3", "Stages"),
+                stages if len(rows) <= FEW_STAGES else folded(f"All {len(rows)} stages", stages),
+                _parameters(parameters),
+            ]
+        ),
+    )
+
+
+def _facts(record: Row, parameters: Mapping[str, Any], stages: list[Row]) -> Html:
+    outcomes = [row["outcome"] for row in stages]
+    counts = ", ".join(f"{outcomes.count(each)} {each}" for each in dict.fromkeys(outcomes))
+    began = f"{record['started']:%Y-%m-%d %H:%M} UTC"
+    facts = [
+        ("Run", record["run"]),
+        ("Data set", record["dataset"]),
+        ("Method", record["method"]),
+        ("Seed", record["seed"]),
+        ("Teacher", _model(parameters.get("teacher"))),
+        ("Student", _model(parameters.get("student"))),
+        ("Began", f"{began}, took {duration(record['seconds'])}" if record["seconds"] is not None else began),
+        ("Stages", f"{len(stages)}: {counts}" if stages else None),
+        ("Machine", _distinct(stages, "machine")),
+        ("Versions", _distinct(stages, "versions")),
+    ]
+    pairs = [
+        tag("div", tag("dt", name), tag("dd", quoted(str(text)))) for name, text in facts if text not in (None, "")
+    ]
+    return tag("dl", {"class": "facts"}, pairs)
+
+
+def _model(settings: Mapping[str, Any] | None) -> str:
+    """`google-t5/t5-base`, or the shape that is trained here."""
+    settings = settings or {}
+    if settings.get("name"):
+        revision = settings.get("revision")
+        return f"{settings['name']} ({str(revision)[:12]})" if revision else str(settings["name"])
+    shape = settings.get("shape") or {}
+    return "trained here: " + ", ".join(f"{name} {value}" for name, value in shape.items()) if shape else ""
+
+
+def _distinct(stages: list[Row], column: str) -> str:
+    """Where artifacts were made in different places, each place once."""
+    records = dict.fromkeys(row[column] for row in stages if row.get(column))
+    texts = [
+        ", ".join(f"{name} {value}" for name, value in json.loads(each).items() if value is not None)
+        for each in records
+    ]
+    return "; or ".join(texts)
+
+
+def _commands(record: Row, parameters: dict[str, Any], compares: bool) -> Html:
+    flow = "compare" if compares else "distill"
+    given = {name: value for name, value in parameters.items() if value is not None}
+    long = f"prefect deployment run {flow}/{record['name']} --params {shlex.quote(json.dumps(given))}"
+    here = "In this store: with the recorded parameters, and what is cached is not computed again."
+    elsewhere = folded("Anywhere else, while distill up is running", _command(long, "All parameters spelt out."))
+    return join(
+        [_command(f"distill resume {record['run']}", here), elsewhere if len(long) <= LONGEST_COMMAND else None]
+    )
+
+
+def _command(text: str, what: str) -> Html:
+    return tag(
+        "div",
+        {"class": "command"},
+        tag("pre", {"tabindex": "0", "aria-label": "Command"}, tag("code", text)),
+        tag("p", {"class": "note"}, what),
+    )
+
+
+def _stages(rows: list[Row]) -> Html:
+    headers = ["stage", "outcome", "time", "to build", "tokens/s", "size", "why it was built", "key"]
+    cells = [
+        [
+            _name(row),
+            row["outcome"],
+            duration(row["seconds"]),
+            duration(row["build_seconds"]),
+            short(row["tokens_per_second"]),
+            size(row["bytes"]),
+            quoted(row["why"] or "–"),
+            tag("code", row["key"][:12]),
+        ]
+        for row in rows
+    ]
+    caption = "A hit was there already and cost only the time shown; “to build” is what it took when it was made."
+    return table(caption, headers, cells, "stages")
+
+
+def _name(row: Row) -> str:
+    label = "·".join(part for part in (row["label"], row["cell"]) if part)
+    return f"{row['stage']}[{label}]" if label else str(row["stage"])
+
+
+def _parameters(parameters: Mapping[str, Any]) -> Html | None:
+    rows = [[tag("code", name), quoted(_cut(value))] for name, value in _flat(parameters)]
+    return (
+        folded(
+            f"All {len(rows)} parameters",
+            table("As the run recorded them; unset ones are left out", ["parameter", "value"], rows),
+        )
+        if rows
+        else None
+    )
+
+
+def _cut(value: Any) -> str:
+    text, left = shortened(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), LONGEST)
+    return f"{text}… ({left} more characters)" if left else text
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, each in value.items():
+        if isinstance(each, Mapping):
+            yield from _flat(each, f"{prefix}{name}.")
+        elif each is not None:
+            yield f"{prefix}{name}", each

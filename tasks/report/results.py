@@ -1,0 +1,72 @@
+"""What a report asks the results: SQL about one run, where an absent relation answers like an empty one."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from tasks import catalog
+from tasks.report.names import SYSTEMS, styles
+from tasks.store import Store
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Results:
+    """results.duckdb, about one run. All answers are of one moment."""
+
+    query: Callable[[str], Any]  # SQL -> an Arrow table
+    run: str
+
+    def ask(self, relation: str, sql: str) -> list[Row]:
+        """The rows of a query on `relation`, where `$run` is the run's id; none if there is no such relation.
+
+        Raises ValueError in one line for a query that DuckDB refuses.
+        """
+        if relation not in self._known:
+            return []
+        rows: list[Row] = self.query(sql.replace("$run", literal(self.run))).to_pylist()
+        return rows
+
+    @cached_property
+    def record(self) -> Row:
+        """The run's row of `runs`."""
+        return self.ask("runs", "FROM runs WHERE run = $run")[0]
+
+    @cached_property
+    def compares(self) -> bool:
+        """Whether the run is a comparison: several methods, or several values of a setting, on shared stages."""
+        return bool(self.ask("comparison", "SELECT 1 FROM comparison WHERE run = $run LIMIT 1"))
+
+    @cached_property
+    def styles(self) -> dict[str, int]:
+        """A colour, dash and marker for each system, the same all over the page."""
+        relations = ("comparison", "metrics", "predictions", "excess_error", "free_running")
+        rows = [
+            row for name in relations for row in self.ask(name, f"SELECT DISTINCT method FROM {name} WHERE run = $run")
+        ]
+        order = list(SYSTEMS)
+        return styles(
+            sorted((row["method"] for row in rows), key=lambda name: (order.index(name) if name in order else 99, name))
+        )
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(catalog.relations())
+
+
+@contextmanager
+def results_of(store: Store, run: str) -> Iterator[Results]:
+    """The results about a run, brought up to date. Raises ValueError if there is no such run."""
+    with catalog.questions(store) as ask:
+        results = Results(ask, run)
+        if not results.ask("runs", "SELECT 1 FROM runs WHERE run = $run"):
+            raise ValueError(f"there is no run {run}\n`distill status` lists the runs")
+        yield results
+
+
+def literal(text: str) -> str:
+    """A text as an SQL string."""
+    return "'" + text.replace("'", "''") + "'"
