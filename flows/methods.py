@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Tag
 
 from kd_core.train_divergence import ForwardKLSettings, GKDSettings, JSSettings, ReverseKLSettings
 from kd_core.train_llmr import LLMRSettings
@@ -19,9 +19,13 @@ def kind_of(value: Any) -> str | None:
     return getattr(value, "kind", None)
 
 
-def _any_of(schema: dict[str, Any]) -> None:
+class _AnyOf:
     """Prefect's server checks parameters against JSON schema, where settings without a kind would fit several kinds."""
-    schema["anyOf"] = schema.pop("oneOf")
+
+    @staticmethod
+    def __get_pydantic_json_schema__(schema: Any, handler: Any) -> dict[str, Any]:
+        found: dict[str, Any] = handler(schema)
+        return found | {"anyOf": found.pop("oneOf")}
 
 
 Method = Annotated[
@@ -34,5 +38,5 @@ Method = Annotated[
     | Annotated[MiniLLMSettings, Tag("minillm")]
     | Annotated[PromptingStudentSettings, Tag("prompting_student")],
     Discriminator(kind_of),
-    Field(json_schema_extra=_any_of),
+    _AnyOf,
 ]

@@ -99,7 +99,7 @@ def train_by(
 
 
 def check(settings: Mapping[str, Any]) -> None:
-    """Models are encoder–decoders, whole, and of one vocabulary."""
+    """Models are of one kind, whole, and of one vocabulary."""
     check_models(settings["teacher"], settings["student"])
 
 

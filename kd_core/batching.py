@@ -31,9 +31,16 @@ class TokenRows:
         return cls(torch.tensor([i for row in rows for i in row], dtype=torch.int32), lengths.cumsum(0))
 
     @classmethod
-    def encode(cls, tokenizer: Any, texts: Sequence[str], max_tokens: int) -> "TokenRows":
-        """Tokenise texts; a row longer than `max_tokens` is cut and keeps its end of sequence."""
-        return cls.of(tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"])
+    def encode(cls, tokenizer: Any, texts: Sequence[str], max_tokens: int, *, ends: bool = True) -> "TokenRows":
+        """Tokenise texts; a row longer than `max_tokens` is cut and keeps its end of sequence.
+
+        T5's tokenizers append one themselves, GPT-2's do not: every row `ends` in one, or none does.
+        """
+        rows = tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
+        end = tokenizer.eos_token_id
+        if not ends:
+            return cls.of([row[:-1] if row[-1:] == [end] else row for row in rows])
+        return cls.of([row if row[-1:] == [end] else [*row[: max_tokens - 1], end] for row in rows])
 
     def __len__(self) -> int:
         return self.offset_R1.numel() - 1

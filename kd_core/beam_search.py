@@ -1,4 +1,4 @@
-"""Beam search over `StepDecoder`: the teacher's outputs for SeqKD.
+"""Beam search over a step decoder: the teacher's outputs for SeqKD.
 
 Shape legend: B sources still searching, K beams, T length limit, V vocabulary.
 
@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_core.t5 import Memory, Model, head_weight
-from kd_core.t5_steps import StepDecoder
+from kd_core.policy import Memory, Model, head_weight, start_tokens, step_decoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +67,12 @@ def beam_search(model: Model, memory: Memory, settings: BeamSettings, *, num_tok
     LLMR section 3 uses it.
     """
     num_sources, num_beams, limit = memory.layout.mask_BS.shape[0], settings.num_beams, settings.max_new_tokens
-    eos_id, pad_id, device = model.config.eos_token_id, model.config.pad_token_id, memory.hidden_ND.device
+    eos_id, pad_id, device = model.config.eos_token_id, model.config.pad_token_id, memory.layout.mask_BS.device
     weight_VD = head_weight(model, num_tokens)
     out_BT = torch.full((num_sources, limit), pad_id, device=device)
     out_log_prob_B = torch.zeros(num_sources, device=device)
-    beams = _start(model, num_sources, num_beams, limit, device)
-    decoder = StepDecoder(model, memory, limit, num_beams)
+    beams = _start(start_tokens(model, memory), num_beams, limit, pad_id)
+    decoder = step_decoder(model, memory, limit, num_beams)
     for position in range(limit):
         last_R = beams.running_BKT[:, :, position].flatten()
         log_q_RV = F.log_softmax(F.linear(decoder.step(last_R), weight_VD).float(), dim=1)
@@ -94,15 +93,15 @@ def beam_search(model: Model, memory: Memory, settings: BeamSettings, *, num_tok
     return Hypotheses(out_BT, out_log_prob_B)
 
 
-def _start(model: Model, num_sources: int, num_beams: int, limit: int, device: torch.device) -> _Beams:
-    shape = (num_sources, num_beams)
-    tokens_BKT = torch.full((*shape, limit + 1), model.config.pad_token_id, device=device)
-    tokens_BKT[:, :, 0] = model.config.decoder_start_token_id
+def _start(start_B: Tensor, num_beams: int, limit: int, pad_id: int) -> _Beams:
+    shape, device = (start_B.shape[0], num_beams), start_B.device
+    tokens_BKT = torch.full((*shape, limit + 1), pad_id, device=device)
+    tokens_BKT[:, :, 0] = start_B[:, None]
     score_BK = torch.full(shape, float("-inf"), device=device)
     running_BK = torch.full(shape, -1e9, device=device)
     running_BK[:, 0] = 0.0  # the beams are equal at first: only one may branch
     return _Beams(
-        torch.arange(num_sources, device=device), tokens_BKT, running_BK, tokens_BKT.clone(), score_BK, score_BK.clone()
+        torch.arange(shape[0], device=device), tokens_BKT, running_BK, tokens_BKT.clone(), score_BK, score_BK.clone()
     )
 
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.activations import NewGELUActivation
 
-from kd_core.t5 import unflatten
+from kd_core.packing import unflatten
 
 Model = Any  # transformers.GPTNeoForCausalLM; transformers ships no types
 Trainable = Literal["all", "last_block"]

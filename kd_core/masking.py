@@ -28,12 +28,12 @@ def truncated_rows(tokens_BT: Tensor, mask_BT: Tensor, eos_id: int) -> Tensor:
     return ~((tokens_BT == eos_id) & mask_BT).any(dim=1)
 
 
-def shift_right(tokens_BT: Tensor, start_id: int) -> Tensor:
+def shift_right(tokens_BT: Tensor, start: Tensor | int) -> Tensor:
     """Decoder inputs for targets: position t reads token t-1, position 0 reads the start token.
 
-    Shapes: (B, T) -> (B, T). The last target is dropped, never wrapped around to the front.
+    Shapes: (B, T), (B,) or one for all -> (B, T). The last target is dropped, never wrapped around to the front.
     """
-    start_B1 = tokens_BT.new_full((tokens_BT.shape[0], 1), start_id)
+    start_B1 = start[:, None] if isinstance(start, Tensor) else tokens_BT.new_full((tokens_BT.shape[0], 1), start)
     return torch.cat([start_B1, tokens_BT[:, :-1]], dim=1)
 
 

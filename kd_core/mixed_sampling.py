@@ -11,9 +11,8 @@ from torch import Tensor
 
 from kd_core.lm_head import full_precision
 from kd_core.masking import mask_through_eos, truncated_rows
+from kd_core.policy import Memory, Model, head_weight, start_tokens, step_decoder
 from kd_core.sampling import Rollout, SamplingSettings, draw
-from kd_core.t5 import Memory, Model, head_weight
-from kd_core.t5_steps import StepDecoder
 
 
 @torch.no_grad()
@@ -36,18 +35,18 @@ def sample_mixed(
     """
     if not 0 < teacher_mix < 1:
         raise ValueError(f"teacher_mix must be in (0, 1) to be a mixture, got {teacher_mix}")
-    num_sources, limit, device = memory.layout.mask_BS.shape[0], settings.max_new_tokens, memory.hidden_ND.device
+    num_sources, limit, device = memory.layout.mask_BS.shape[0], settings.max_new_tokens, memory.layout.mask_BS.device
     uniform_BT = torch.rand((num_sources, limit), generator=generator, device=generator.device).to(device)
-    eos_id, start_id = student.config.eos_token_id, student.config.decoder_start_token_id
+    eos_id = student.config.eos_token_id
     pair = [
         _Writer(model, states, limit, num_tokens) for model, states in ((student, memory), (teacher, teacher_memory))
     ]
     tokens_BT = torch.full((num_sources, limit), student.config.pad_token_id, device=device)
-    log_prob_BT = full_precision(memory.hidden_ND.new_zeros((num_sources, limit)))
+    log_prob_BT = full_precision(pair[0].weight_VD.new_zeros((num_sources, limit)))
     rows_R = torch.arange(num_sources, device=device)
-    token_R = torch.full_like(rows_R, start_id)
+    read = [writer.start_B for writer in pair]  # the last token of its own prompt, if it is a causal model
     for position in range(limit):
-        log_q_RV, log_p_RV = (writer.log_probs(token_R) for writer in pair)
+        log_q_RV, log_p_RV = (writer.log_probs(token_R) for writer, token_R in zip(pair, read, strict=True))
         log_mixture_RV = torch.logaddexp(log_q_RV + math.log1p(-teacher_mix), log_p_RV + math.log(teacher_mix))
         token_R, log_prob_R = draw(log_mixture_RV, uniform_BT[rows_R, position], settings)
         tokens_BT[rows_R, position] = token_R
@@ -59,6 +58,7 @@ def sample_mixed(
             for writer in pair:
                 writer.decoder.keep(going_on)
             rows_R, token_R = rows_R[going_on], token_R[going_on]
+        read = [token_R, token_R]
     tokens_BT, log_prob_BT = tokens_BT[:, : position + 1], log_prob_BT[:, : position + 1]
     mask_BT = mask_through_eos(tokens_BT, eos_id)
     return Rollout(tokens_BT, mask_BT, log_prob_BT, truncated_rows(tokens_BT, mask_BT, eos_id))
@@ -68,7 +68,8 @@ class _Writer:
     """A model a step at a time, with its head."""
 
     def __init__(self, model: Model, memory: Memory, limit: int, num_tokens: int | None) -> None:
-        self.decoder, self.weight_VD = StepDecoder(model, memory, limit), head_weight(model, num_tokens)
+        self.decoder, self.weight_VD = step_decoder(model, memory, limit), head_weight(model, num_tokens)
+        self.start_B = start_tokens(model, memory)
 
     def log_probs(self, token_R: Tensor) -> Tensor:
         """Shapes: (R,) the tokens just chosen -> (R, V) log-probabilities of the next, in nats."""

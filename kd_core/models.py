@@ -183,6 +183,8 @@ def load_model(
     if found["missing_keys"]:  # transformers draws them at random and goes on
         problem = f"{len(found['missing_keys'])} weights are missing, the first {min(found['missing_keys'])}"
         raise ValueError(f"cannot load the model {str(location)!r}: {problem}\n{MIXED}")
+    if model.config.pad_token_id is None:  # GPT-Neo names none; masks say where a row ends, never this
+        model.config.pad_token_id = model.config.eos_token_id
     return model.eval().to(device)
 
 

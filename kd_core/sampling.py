@@ -16,8 +16,7 @@ from torch import Tensor
 
 from kd_core.lm_head import full_precision
 from kd_core.masking import mask_through_eos, truncated_rows
-from kd_core.t5 import Memory, Model, head_weight
-from kd_core.t5_steps import StepDecoder
+from kd_core.policy import Memory, Model, head_weight, start_tokens, step_decoder
 
 BLOCK = 128  # tokens of the vocabulary that are summed before any is looked at
 Choose = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]  # logits, rows, position -> tokens, log-probabilities
@@ -74,7 +73,7 @@ def sample(
     reshaped distribution.
     """
     num_sources = memory.layout.mask_BS.shape[0]
-    device = memory.hidden_ND.device
+    device = memory.layout.mask_BS.device
     uniform_BT = torch.rand((num_sources, settings.max_new_tokens), generator=generator, device=generator.device)
     uniform_BT = uniform_BT.to(device)
 
@@ -156,13 +155,13 @@ def reshape_logits(logits_RV: Tensor, settings: SamplingSettings) -> tuple[Tenso
 
 def _roll_out(model: Model, memory: Memory, max_new_tokens: int, choose: Choose, num_tokens: int | None) -> Rollout:
     eos_id, pad_id = model.config.eos_token_id, model.config.pad_token_id
-    num_sources, device = memory.layout.mask_BS.shape[0], memory.hidden_ND.device
+    num_sources, device = memory.layout.mask_BS.shape[0], memory.layout.mask_BS.device
     weight_VD = head_weight(model, num_tokens)
     tokens_BT = torch.full((num_sources, max_new_tokens), pad_id, device=device)
-    log_prob_BT = full_precision(memory.hidden_ND.new_zeros((num_sources, max_new_tokens)))
-    decoder = StepDecoder(model, memory, max_new_tokens)
+    log_prob_BT = full_precision(weight_VD.new_zeros((num_sources, max_new_tokens)))
+    decoder = step_decoder(model, memory, max_new_tokens)
     rows_R = torch.arange(num_sources, device=device)
-    token_R = torch.full_like(rows_R, model.config.decoder_start_token_id)
+    token_R = start_tokens(model, memory)
     for position in range(max_new_tokens):
         token_R, log_prob_R = choose(F.linear(decoder.step(token_R), weight_VD), rows_R, position)
         tokens_BT[rows_R, position] = token_R

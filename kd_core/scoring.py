@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kd_core.lm_head import TokenScores, token_scores
 from kd_core.masking import shift_right
+from kd_core.policy import Layout, Memory, Model, decode, encode, head_weight, start_tokens
 from kd_core.rewards import RewardSettings, induced_reward
-from kd_core.t5 import Layout, Memory, Model, decode, encode, head_weight
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,9 @@ def judge(
     LLMR Eq. 2 and 3; METHODS 1.2 to 1.4. A bootstrapped truncated rollout needs the value after its last token,
     so the pass is one position longer there.
     """
-    start_id = teacher.config.decoder_start_token_id
     bootstrap_B = truncated_B if settings.truncated == "bootstrap" else torch.zeros_like(truncated_B)
     length_B = mask_BT.sum(dim=1)
-    tokens_BU = torch.cat([tokens_BT, tokens_BT.new_full((tokens_BT.shape[0], 1), start_id)], dim=1)
+    tokens_BU = F.pad(tokens_BT, (0, 1))  # of the last position, only the value is wanted
     reach_B = length_B + bootstrap_B  # positions to score in each row
     mask_BU = torch.arange(tokens_BU.shape[1], device=tokens_BT.device)[None] < reach_B[:, None]
     width = int(reach_B.max())
@@ -74,7 +74,7 @@ def state_value(scores: TokenScores, settings: RewardSettings) -> Tensor:
 def _score(
     teacher: Any, memory: Memory, tokens: Tensor, mask: Tensor, settings: RewardSettings, num_tokens: int | None
 ) -> tuple[TokenScores, Layout]:
-    hidden_MD, layout = decode(teacher, memory, shift_right(tokens, teacher.config.decoder_start_token_id), mask)
+    hidden_MD, layout = decode(teacher, memory, shift_right(tokens, start_tokens(teacher, memory)), mask)
     weight_VD = head_weight(teacher, num_tokens)
     return token_scores(hidden_MD, weight_VD, layout.pack(tokens), settings.value), layout
 

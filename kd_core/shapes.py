@@ -103,6 +103,7 @@ def build_gpt_neo(shape: GPTNeoShape, vocab_size: int, seed: int, *, eos_id: int
         attention_types=[[["global", "local"], shape.num_layers // 2], [["global"], shape.num_layers % 2]],
         bos_token_id=eos_id,
         eos_token_id=eos_id,
+        pad_token_id=eos_id,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -10,7 +10,6 @@ v1.1, T0, Flan-T5 and mT5 (gated or plain feed-forward, tied or separate head). 
 not exist outside attention, and are masked in it.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,41 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-WIDTH = 16  # attention is padded to a multiple of it: 15 positions cost three times what 16 do
+from kd_core.packing import Layout, dropout, unflatten
 
 Model = Any  # transformers.T5ForConditionalGeneration and its mT5 twin; transformers ships no types
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the packed tokens of a padded (B, S) batch stand."""
-
-    index_N: Tensor  # positions of the real tokens in the flattened (B*S,)
-    mask_BS: Tensor  # True at real tokens
-    packed: bool  # False when nothing is padded: packing is then the identity
-
-    @classmethod
-    def of(cls, mask_BS: Tensor) -> "Layout":
-        """Layout of a right-padded batch. Shapes: (B, S) bool -> Layout."""
-        index_N = mask_BS.flatten().nonzero().squeeze(1)
-        return cls(index_N, mask_BS, packed=index_N.numel() < mask_BS.numel())
-
-    def widened(self) -> "Layout":
-        """The same tokens in the same order, in rows as long as attention likes them."""
-        excess = -self.mask_BS.shape[1] % WIDTH
-        return Layout.of(F.pad(self.mask_BS, (0, excess))) if excess else self
-
-    def pack(self, padded_BSX: Tensor) -> Tensor:
-        """(B, S, ...) -> (N, ...)."""
-        flat = padded_BSX.flatten(0, 1)
-        return flat.index_select(0, self.index_N) if self.packed else flat
-
-    def pad(self, packed_NX: Tensor) -> Tensor:
-        """(N, ...) -> (B, S, ...), zeros at padding."""
-        if not self.packed:
-            return unflatten(packed_NX, 0, self.mask_BS.shape)
-        flat = packed_NX.new_zeros((self.mask_BS.numel(), *packed_NX.shape[1:]))
-        return unflatten(flat.index_copy(0, self.index_N, packed_NX), 0, self.mask_BS.shape)
 
 
 @dataclass(frozen=True)
@@ -79,8 +46,8 @@ def feed_forward(x_ND: Tensor, layer: Any) -> Tensor:
         inner = dense.act(F.linear(normed, dense.wi_0.weight)) * F.linear(normed, dense.wi_1.weight)
     else:
         inner = dense.act(F.linear(normed, dense.wi.weight))
-    inner = _dropout(inner, dense.dropout).to(dense.wo.weight.dtype)  # wo stays float32 in half-precision checkpoints
-    return x_ND + _dropout(F.linear(inner, dense.wo.weight).to(x_ND.dtype), layer.dropout)
+    inner = dropout(inner, dense.dropout).to(dense.wo.weight.dtype)  # wo stays float32 in half-precision checkpoints
+    return x_ND + dropout(F.linear(inner, dense.wo.weight).to(x_ND.dtype), layer.dropout)
 
 
 def key_mask(mask_BS: Tensor, dtype: torch.dtype) -> Tensor:
@@ -95,13 +62,13 @@ def encode(model: Model, ids_BS: Tensor, mask_BS: Tensor) -> Memory:
     `model.encoder` at the real tokens.
     """
     stack, layout = model.encoder, Layout.of(mask_BS)
-    x_ND = _dropout(F.embedding(layout.pack(ids_BS), stack.embed_tokens.weight), stack.dropout)
+    x_ND = dropout(F.embedding(layout.pack(ids_BS), stack.embed_tokens.weight), stack.dropout)
     layout = layout.widened()
     bias_BHSS = _position_bias(stack, layout.mask_BS.shape[1], x_ND) + key_mask(layout.mask_BS, x_ND.dtype)
     for block in stack.block:
         x_ND = _self_attention(x_ND, block.layer[0], layout, bias_BHSS)
         x_ND = feed_forward(x_ND, block.layer[1])
-    return Memory(_dropout(rms_norm(x_ND, stack.final_layer_norm), stack.dropout), layout)
+    return Memory(dropout(rms_norm(x_ND, stack.final_layer_norm), stack.dropout), layout)
 
 
 def decode(model: Model, memory: Memory, input_ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Layout]:
@@ -111,7 +78,7 @@ def decode(model: Model, memory: Memory, input_ids_BT: Tensor, mask_BT: Tensor) 
     tokens. Times `head_weight(model).T` they are the logits for the token that follows each input.
     """
     stack, layout = model.decoder, Layout.of(mask_BT)
-    x_MD = _dropout(F.embedding(layout.pack(input_ids_BT), stack.embed_tokens.weight), stack.dropout)
+    x_MD = dropout(F.embedding(layout.pack(input_ids_BT), stack.embed_tokens.weight), stack.dropout)
     wide = layout.widened()
     length = wide.mask_BS.shape[1]
     future_TT = torch.ones((length, length), dtype=torch.bool, device=x_MD.device).triu(1)
@@ -121,7 +88,7 @@ def decode(model: Model, memory: Memory, input_ids_BT: Tensor, mask_BT: Tensor) 
         x_MD = _self_attention(x_MD, block.layer[0], wide, bias_HTT)
         x_MD = _cross_attention(x_MD, block.layer[1], wide, memory, memory_bias)
         x_MD = feed_forward(x_MD, block.layer[2])
-    return scale_for_head(model, _dropout(rms_norm(x_MD, stack.final_layer_norm), stack.dropout)), layout
+    return scale_for_head(model, dropout(rms_norm(x_MD, stack.final_layer_norm), stack.dropout)), layout
 
 
 def scale_for_head(model: Model, hidden_MD: Tensor) -> Tensor:
@@ -140,12 +107,6 @@ def head_weight(model: Model, num_tokens: int | None = None) -> Tensor:
     return weight_VD if num_tokens is None else weight_VD[:num_tokens]
 
 
-def unflatten(x: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
-    """`Tensor.unflatten`, typed."""
-    shaped: Tensor = x.unflatten(dim, tuple(sizes))
-    return shaped
-
-
 def split_heads(x_BSI: Tensor, attention: Any) -> Tensor:
     """(B, S, I) -> (B, H, S, K)."""
     return unflatten(x_BSI, -1, (attention.n_heads, attention.key_value_proj_dim)).transpose(1, 2)
@@ -156,7 +117,7 @@ def _self_attention(x_ND: Tensor, layer: Any, layout: Layout, bias: Tensor) -> T
     q, k, v = (
         split_heads(layout.pad(F.linear(normed, w.weight)), attention) for w in (attention.q, attention.k, attention.v)
     )
-    return x_ND + _dropout(_attend(q, k, v, bias, attention, layout), layer.dropout)
+    return x_ND + dropout(_attend(q, k, v, bias, attention, layout), layer.dropout)
 
 
 def _cross_attention(x_MD: Tensor, layer: Any, layout: Layout, memory: Memory, bias: Tensor) -> Tensor:
@@ -166,19 +127,15 @@ def _cross_attention(x_MD: Tensor, layer: Any, layout: Layout, memory: Memory, b
         split_heads(memory.layout.pad(F.linear(memory.hidden_ND, w.weight)), attention)
         for w in (attention.k, attention.v)
     )
-    return x_MD + _dropout(_attend(q, k, v, bias, attention, layout), layer.dropout)
+    return x_MD + dropout(_attend(q, k, v, bias, attention, layout), layer.dropout)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, attention: Any, layout: Layout) -> Tensor:
-    dropout = attention.dropout if attention.training else 0.0
-    out_BHTK = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=1.0)
+    drop = attention.dropout if attention.training else 0.0
+    out_BHTK = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop, scale=1.0)
     return F.linear(layout.pack(out_BHTK.transpose(1, 2).flatten(2)), attention.o.weight)
 
 
 def _position_bias(stack: Any, length: int, like: Tensor) -> Tensor:
     bias_1HTT: Tensor = stack.block[0].layer[0].SelfAttention.compute_bias(length, length, device=like.device)
     return bias_1HTT.to(like.dtype)
-
-
-def _dropout(x: Tensor, module: Any) -> Tensor:
-    return F.dropout(x, module.p) if module.training and module.p > 0 else x

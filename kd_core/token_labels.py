@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kd_core.lm_head import chunk_rows
 from kd_core.masking import shift_right
-from kd_core.t5 import Memory, Model, decode, head_weight
+from kd_core.policy import Memory, Model, decode, head_weight, start_tokens
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def top_k_labels(
 
     Shapes: Memory, (B, T), (B, T) -> B times `TokenLabels`. A k above the vocabulary means the whole of it.
     """
-    inputs_BT = shift_right(tokens_BT, model.config.decoder_start_token_id)
+    inputs_BT = shift_right(tokens_BT, start_tokens(model, memory))
     hidden_MD, _ = decode(model, memory, inputs_BT, mask_BT)
     weight_VD = head_weight(model, num_tokens)
     k = min(k, weight_VD.shape[0])

@@ -22,9 +22,9 @@ from kd_core.batching import Sources, TokenRows, updates
 from kd_core.budget import Budget
 from kd_core.divergence_head import Divergence, divergence_loss
 from kd_core.masking import shift_right, truncated_rows
+from kd_core.policy import Memory, Model, decode, head_weight, start_tokens
 from kd_core.rewards import RewardSettings
 from kd_core.sampling import Rollout, sample
-from kd_core.t5 import Memory, Model, decode, head_weight
 from kd_core.training import StepMetrics, TrainState, autocast, mixed_seed
 from kd_core.validation import encode_rows, teacher_states, validate_divergences, validate_rewards
 
@@ -220,7 +220,7 @@ class Pair:
             teacher_memory = encode_rows(self.teacher, self.train.sources.teacher, part.rows_B)
         losses, sums = [], {}
         for term, each in zip(terms, part.outputs, strict=True):
-            inputs_BT = shift_right(each.tokens_BT, self.student.config.decoder_start_token_id)
+            inputs_BT = shift_right(each.tokens_BT, start_tokens(self.student, memory))
             hidden_MD, _ = decode(self.student, memory, inputs_BT, each.mask_BT)
             seen = teacher_states(self.teacher, teacher_memory, each, self.num_tokens)
             ones_M = torch.ones(len(hidden_MD), device=hidden_MD.device)

@@ -16,10 +16,10 @@ from torch import Tensor
 from kd_core.batching import BatchSettings, Sources, updates
 from kd_core.lm_head import token_log_probs, weighted_nll
 from kd_core.masking import shift_right
+from kd_core.policy import Memory, Model, decode, encode, head_weight, start_tokens
 from kd_core.rewards import RewardSettings, reward_to_go, scale_and_clip, subtract_baseline
 from kd_core.sampling import Rollout, SamplingSettings, sample
 from kd_core.scoring import Judgement, judge
-from kd_core.t5 import Memory, Model, decode, encode, head_weight
 from kd_core.training import OptimizerSettings, StepMetrics, TrainState, autocast, mixed_seed
 from kd_core.validation import validate_rewards
 
@@ -245,7 +245,7 @@ def policy_gradient_loss(
     gain less its baseline. Source: LLMR, the gradient under Eq. 4; METHODS 1.6 for the detached ratio q_theta /
     q_behaviour.
     """
-    inputs_BT = shift_right(part.tokens_BT, student.config.decoder_start_token_id)
+    inputs_BT = shift_right(part.tokens_BT, start_tokens(student, memory))
     hidden_MD, layout = decode(student, memory, inputs_BT, part.kept_BT)
     weight_VD = head_weight(student, num_tokens)
     coefficient_M, target_M = layout.pack(coefficient_BT), layout.pack(part.tokens_BT)

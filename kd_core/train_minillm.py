@@ -34,9 +34,9 @@ from kd_core.divergence_head import Divergence, TeacherStates, divergence_loss
 from kd_core.lm_head import token_log_probs, weighted_nll
 from kd_core.masking import shift_right
 from kd_core.mixed_sampling import sample_mixed
+from kd_core.policy import Model, decode, head_weight, start_tokens
 from kd_core.rewards import RewardSettings, reward_to_go
 from kd_core.sampling import Rollout, sample
-from kd_core.t5 import Model, decode, head_weight
 from kd_core.training import StepMetrics, TrainState, autocast, mixed_seed
 from kd_core.validation import encode_rows, teacher_states, validate_divergences, validate_rewards
 
@@ -180,8 +180,8 @@ class Pair:
     def loss(self, part: Experience, count: int) -> tuple[Tensor, dict[str, float]]:
         """A surrogate whose gradient is the micro-batch's share of an update of `count` tokens, and what it showed."""
         settings = self.settings
-        inputs_BT = shift_right(part.tokens_BT, self.student.config.decoder_start_token_id)
         memory = encode_rows(self.student, self.train.student, part.source_B)
+        inputs_BT = shift_right(part.tokens_BT, start_tokens(self.student, memory))
         hidden_MD, layout = decode(self.student, memory, inputs_BT, part.mask_BT)
         weight_VD, target_M = head_weight(self.student, self.num_tokens), layout.pack(part.tokens_BT)
         seen = self._teacher_states(part)

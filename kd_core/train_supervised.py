@@ -11,7 +11,7 @@ import torch
 from kd_core.batching import BatchSettings, TokenRows, epoch_updates, updates
 from kd_core.lm_head import token_log_probs, weighted_nll
 from kd_core.masking import shift_right
-from kd_core.t5 import Model, decode, encode, head_weight
+from kd_core.policy import Model, decode, encode, head_weight, start_tokens
 from kd_core.training import OptimizerSettings, StepMetrics, TrainState, autocast, dropout_rng
 
 
@@ -84,8 +84,9 @@ def train_supervised(
             source, source_mask = train.source.batch(rows, pad_id, device)
             target, target_mask = train.target.batch(rows, pad_id, device)
             with dropout_rng(seed, state.step, micro), autocast(device, settings.optimizer.precision):
-                inputs = shift_right(target, model.config.decoder_start_token_id)
-                hidden_MD, layout = decode(model, encode(model, source, source_mask), inputs, target_mask)
+                memory = encode(model, source, source_mask)
+                inputs = shift_right(target, start_tokens(model, memory))
+                hidden_MD, layout = decode(model, memory, inputs, target_mask)
                 target_M = layout.pack(target)
                 weight_M = hidden_MD.new_full(target_M.shape, 1 / num_tokens, dtype=torch.float32)
                 nll, _ = weighted_nll(hidden_MD, head_weight(model), target_M, weight_M)
@@ -110,8 +111,9 @@ def cross_entropy(model: Model, pairs: Pairs, max_rows: int) -> float:
     for index in torch.arange(rows).split(64):
         source, source_mask = pairs.source.batch(index, model.config.pad_token_id, model.device)
         target, mask = pairs.target.batch(index, model.config.pad_token_id, model.device)
-        inputs = shift_right(target, model.config.decoder_start_token_id)
-        hidden_MD, layout = decode(model, encode(model, source, source_mask), inputs, mask)
+        memory = encode(model, source, source_mask)
+        inputs = shift_right(target, start_tokens(model, memory))
+        hidden_MD, layout = decode(model, memory, inputs, mask)
         total -= token_log_probs(hidden_MD, head_weight(model), layout.pack(target)).sum().item()
         count += int(mask.sum())
     return total / count

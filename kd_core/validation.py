@@ -15,10 +15,10 @@ from torch import Tensor
 from kd_core.batching import Sources, TokenRows
 from kd_core.divergence_head import Divergence, TeacherStates, divergence_loss
 from kd_core.masking import shift_right
+from kd_core.policy import Memory, Model, decode, encode, head_weight, start_tokens
 from kd_core.rewards import RewardSettings
 from kd_core.sampling import Rollout, SamplingSettings, greedy, sample
 from kd_core.scoring import judge
-from kd_core.t5 import Memory, Model, decode, encode, head_weight
 
 BATCH_ROWS = 64
 
@@ -66,7 +66,7 @@ def validate_divergences(
     totals, count = {"forward_kl": 0.0, "reverse_kl": 0.0}, 0
     weight_VD = head_weight(student, num_tokens)
     for index, memory, sampled in _samples(student, sources, max_new_tokens, max_rows, num_tokens):
-        inputs = shift_right(sampled.tokens_BT, student.config.decoder_start_token_id)
+        inputs = shift_right(sampled.tokens_BT, start_tokens(student, memory))
         hidden_MD, _ = decode(student, memory, inputs, sampled.mask_BT)
         seen = teacher_states(teacher, encode_rows(teacher, sources.teacher, index), sampled, num_tokens)
         for kind in ("forward_kl", "reverse_kl"):
@@ -82,7 +82,7 @@ def teacher_states(teacher: Model, memory: Memory, outputs: Rollout, num_tokens:
 
     Shapes: Memory of B prompted sources, (B, T) outputs with mask -> `TeacherStates` of M tokens.
     """
-    inputs_BT = shift_right(outputs.tokens_BT, teacher.config.decoder_start_token_id)
+    inputs_BT = shift_right(outputs.tokens_BT, start_tokens(teacher, memory))
     hidden_ME, _ = decode(teacher, memory, inputs_BT, outputs.mask_BT)
     return TeacherStates(hidden_ME, head_weight(teacher, num_tokens))
 

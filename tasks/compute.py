@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
+from kd_core.batching import TokenRows
 from kd_core.models import PLACEHOLDER, DType, Model, Tokenizer, directory_hash, load_model, load_tokenizer
 from tasks.stage import RuntimeSettings
 from tasks.store import Artifact, StoreError
@@ -79,6 +80,15 @@ def read_split(corpus: Artifact, split: str, columns: Sequence[str], rows: int |
     """Columns of a prepared split, its first `rows` rows."""
     table = pq.read_table(corpus.path / f"{split}.parquet", columns=list(columns))
     return dict(table.slice(0, rows).to_pydict())
+
+
+def prompt_rows(reader: LoadedModel, prompt: str, sources: Sequence[str], max_tokens: int) -> TokenRows:
+    """What a teacher reads of each source. Every row ends in the end of sequence, with one exception.
+
+    A causal model goes straight on writing where the prompt has words after the source: they are the separator then.
+    """
+    open_end = not reader.model.config.is_encoder_decoder and not prompt.endswith(PLACEHOLDER)
+    return TokenRows.encode(reader.tokenizer, apply_prompt(prompt, sources), max_tokens, ends=not open_end)
 
 
 def apply_prompt(prompt: str, sources: Sequence[str]) -> list[str]:

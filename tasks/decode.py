@@ -13,12 +13,13 @@ from torch import Tensor
 from kd_core.batching import TokenRows
 from kd_core.beam_search import BeamSettings, beam_search
 from kd_core.masking import mask_through_eos, truncated_rows
+from kd_core.models import PLACEHOLDER
+from kd_core.policy import encode
 from kd_core.rewards import RewardSettings
 from kd_core.sampling import SamplingSettings, greedy, sample
 from kd_core.scoring import judge
-from kd_core.t5 import encode
 from kd_core.training import mixed_seed
-from tasks.compute import LoadedModel, apply_prompt, device_of, load_artifact, read_split
+from tasks.compute import LoadedModel, device_of, load_artifact, prompt_rows, read_split
 from tasks.stage import Build, stage
 from tasks.store import Artifact, atomic_write
 
@@ -84,10 +85,9 @@ def decode(
     split = read_split(corpus, settings.split, ("id", "source"), settings.max_rows)
     judge_model = load_artifact(teacher, device)
     model = judge_model if writer.key == teacher.key else load_artifact(writer, device)
-    with_prompt = apply_prompt(prompt, split["source"])
-    judged = TokenRows.encode(judge_model.tokenizer, with_prompt, settings.max_source_tokens)
-    read = with_prompt if prompted else split["source"]
-    sources = TokenRows.encode(model.tokenizer, read, settings.max_source_tokens)
+    limit = settings.max_source_tokens
+    judged = prompt_rows(judge_model, prompt, split["source"], limit)
+    sources = prompt_rows(model, prompt if prompted else PLACEHOLDER, split["source"], limit)
 
     order = sources.lengths.argsort(stable=True)
     shards = order.split(BATCH_ROWS * SHARD_BATCHES)

@@ -17,7 +17,7 @@ from kd_core.metrics.bootstrap import Floats, Resamples
 from kd_core.metrics.excess_error import Reader, excess_error, prefix_kl
 from kd_core.models import check_same_tokenizer
 from kd_core.sampling import SamplingSettings
-from tasks.compute import LoadedModel, apply_prompt, device_of, load_artifact, read_split
+from tasks.compute import LoadedModel, device_of, load_artifact, prompt_rows, read_split
 from tasks.decode import DecodeSettings
 from tasks.stage import Build, stage
 from tasks.store import Artifact, atomic_write
@@ -86,8 +86,8 @@ def exposure(
     check_same_tokenizer(teacher_model.tokenizer, student_model.tokenizer)
     sources = read_split(corpus, settings.split, ("source",), settings.rows)["source"]
     read = (
-        _Read.of(teacher_model, apply_prompt(prompt, sources), settings.max_source_tokens),
-        _Read.of(student_model, sources, settings.max_source_tokens),
+        _Read(teacher_model, prompt_rows(teacher_model, prompt, sources, settings.max_source_tokens)),
+        _Read(student_model, TokenRows.encode(student_model.tokenizer, sources, settings.max_source_tokens)),
     )
     curves: dict[str, list[Floats]] = {"student": [], "teacher": []}
     for side, outputs in (("student", student_outputs), ("teacher", teacher_outputs)):
@@ -113,10 +113,6 @@ class _Read:
 
     loaded: LoadedModel
     sources: TokenRows
-
-    @classmethod
-    def of(cls, loaded: LoadedModel, texts: list[str], max_tokens: int) -> "_Read":
-        return cls(loaded, TokenRows.encode(loaded.tokenizer, texts, max_tokens))
 
     def reader(self, rows: Tensor) -> Reader:
         model = self.loaded.model

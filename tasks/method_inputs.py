@@ -6,16 +6,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kd_core.batching import Sources, TokenRows
-from tasks.compute import LoadedModel, apply_prompt, read_split
+from tasks.compute import LoadedModel, prompt_rows, read_split
 from tasks.store import Artifact
 
 
 def prompted_sources(pupil: LoadedModel, prompt: str, texts: Sequence[str], max_tokens: int) -> Sources:
     """The texts as the student reads them, and as the teacher does."""
-    raw, prompted = list(texts), apply_prompt(prompt, texts)
-    return Sources(
-        TokenRows.encode(pupil.tokenizer, raw, max_tokens), TokenRows.encode(pupil.tokenizer, prompted, max_tokens)
-    )
+    raw = TokenRows.encode(pupil.tokenizer, texts, max_tokens)
+    return Sources(raw, prompt_rows(pupil, prompt, texts, max_tokens))
 
 
 def written_outputs(corpus: Artifact, outputs: Artifact) -> tuple[list[str], list[list[int]]]:

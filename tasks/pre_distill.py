@@ -7,7 +7,7 @@ from kd_core.models import ModelSettings, check_same_tokenizer, load_model, load
 from kd_core.shapes import build_model
 from kd_core.train_supervised import Pairs, SupervisedSettings, cross_entropy, num_updates, train_supervised
 from kd_core.training import TrainState
-from tasks.compute import LoadedModel, apply_prompt, device_of, load_artifact, model_location, read_split
+from tasks.compute import LoadedModel, device_of, load_artifact, model_location, prompt_rows, read_split
 from tasks.method_inputs import written_outputs
 from tasks.stage import Build, stage
 from tasks.store import Artifact
@@ -47,8 +47,7 @@ def pre_distill(
     save_model(loaded.model, loaded.tokenizer, build.dir / "model")
     write_log(build.dir / "training_log.parquet", log)
 
-    prompted = apply_prompt(prompt, held_out["source"])
-    teacher_sources = TokenRows.encode(loaded.tokenizer, prompted, settings.max_source_tokens)
+    teacher_sources = prompt_rows(loaded, prompt, held_out["source"], settings.max_source_tokens)
     student_nll = log[-1].values["validation_loss"]
     teacher_nll = _teacher_nll(teacher, Pairs(teacher_sources, targets), settings, device)
     build.record(
@@ -65,7 +64,8 @@ def student_model(settings: ModelSettings, teacher: Artifact, seed: int, device:
     location, revision, _ = model_location(teacher)
     tokenizer = load_tokenizer(location, revision)
     if settings.shape is not None:
-        return LoadedModel(build_model(settings.shape, len(tokenizer), seed).to(device), tokenizer)
+        model = build_model(settings.shape, len(tokenizer), seed, eos_id=tokenizer.eos_token_id)
+        return LoadedModel(model.to(device), tokenizer)
     name = settings.directory or settings.name
     assert name is not None  # the settings' own check
     own = load_tokenizer(name, settings.revision)

@@ -33,16 +33,21 @@ WANTED = {
 }
 
 
-def check_models(teacher: ModelSettings, student: ModelSettings, wanted: ModelKind = "seq2seq") -> None:
+def check_models(teacher: ModelSettings, student: ModelSettings, wanted: ModelKind | None = None) -> None:
     """Named models that are on this machine are whole, of the wanted kind, and read the same tokens.
 
-    A hub id is checked as far as it lies in the cache already. Raises ValueError, with what to do in a second line.
+    wanted: None where either kind will do, the same for both. A hub id is checked as far as it lies in the cache
+    already. Raises ValueError, with what to do in a second line.
     """
     roles = (("teacher", teacher), ("student", student))
     for role, each in roles:
-        if each.shape is not None and each.shape.kind != wanted:
+        if wanted is not None and each.shape is not None and each.shape.kind != wanted:
             raise ValueError(f"{role}.shape describes another kind of model\nthis method needs {WANTED[wanted]}")
     found = {role: _check(role, each, wanted) for role, each in roles if each.name}
+    kinds = {role: _kind(each, found.get(role)) for role, each in roles}
+    if None not in kinds.values() and kinds["teacher"] != kinds["student"]:
+        what = " and ".join(f"the {role} is {WANTED[kind]}" for role, kind in kinds.items() if kind is not None)
+        raise ValueError(f"{what}\nname or describe two models of one kind")
     readers = [each for each in found.values() if each is not None and _has_tokenizer(each)]
     if len(readers) == 2 and readers[0] != readers[1]:
         from kd_core.models import check_same_tokenizer, load_tokenizer
@@ -64,12 +69,20 @@ def check_positions(role: str, settings: ModelSettings, tokens: int) -> None:
         )
 
 
-def _check(role: str, settings: ModelSettings, wanted: ModelKind) -> Path | None:
+def _kind(settings: ModelSettings, found: Path | None) -> ModelKind | None:
+    """Which kind a model is, as far as can be told here."""
+    if settings.shape is not None:
+        return settings.shape.kind
+    return None if found is None else check_config(found)
+
+
+def _check(role: str, settings: ModelSettings, wanted: ModelKind | None) -> Path | None:
     """Where the model's files are, if they are here, and all right as far as they are."""
     try:
         if settings.directory is not None:
-            _check_kind(settings.directory, check_model_files(settings.directory), wanted)
-            _check_complete(settings.directory, wanted)
+            kind = check_model_files(settings.directory)
+            _check_kind(settings.directory, kind, wanted)
+            _check_complete(settings.directory, kind)
             return settings.directory.resolve()
         snapshot = _cached(settings)
         if snapshot is not None:
@@ -81,8 +94,8 @@ def _check(role: str, settings: ModelSettings, wanted: ModelKind) -> Path | None
         raise ValueError(f"{role}.name: {error}") from None
 
 
-def _check_kind(directory: Path, kind: ModelKind, wanted: ModelKind) -> None:
-    if kind != wanted:
+def _check_kind(directory: Path, kind: ModelKind, wanted: ModelKind | None) -> None:
+    if wanted is not None and kind != wanted:
         raise ValueError(f"{directory / 'config.json'} describes another kind of model\nuse {WANTED[wanted]}")
 
 

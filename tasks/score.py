@@ -15,9 +15,9 @@ from torch import Tensor
 from kd_core.batching import TokenRows
 from kd_core.beam_search import BeamSettings, beam_search
 from kd_core.masking import mask_through_eos, truncated_rows
-from kd_core.t5 import encode
+from kd_core.policy import encode
 from kd_core.token_labels import TokenLabels, top_k_labels
-from tasks.compute import LoadedModel, apply_prompt, device_of, load_artifact, read_split
+from tasks.compute import LoadedModel, device_of, load_artifact, prompt_rows, read_split
 from tasks.stage import Build, stage
 from tasks.store import Artifact, atomic_write
 
@@ -54,7 +54,7 @@ def score(build: Build, corpus: Artifact, teacher: Artifact, prompt: str, settin
     missing = [start for start in shards if not _shard_path(build, settings, start, "outputs").exists()]
     if missing:
         loaded = load_artifact(teacher, device_of(build.runtime))
-        sources = TokenRows.encode(loaded.tokenizer, apply_prompt(prompt, rows["source"]), settings.max_source_tokens)
+        sources = prompt_rows(loaded, prompt, rows["source"], settings.max_source_tokens)
         for start in missing:
             build.progress(start, len(rows["id"]), "inputs")
             index = torch.arange(start, min(start + settings.shard_rows, len(rows["id"])))

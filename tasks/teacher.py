@@ -57,7 +57,7 @@ def teacher(build: Build, corpus: Artifact, settings: TeacherSettings, seed: int
     tokenizer = corpus_tokenizer(build, [*train["source"], *train["target"]], settings.vocab_size)
     pairs, held_out = (tokenise_pairs(tokenizer, split, fit) for split in (train, validation))
     assert settings.shape is not None  # the settings' own check
-    model = build_model(settings.shape, len(tokenizer), seed).to(device)
+    model = build_model(settings.shape, len(tokenizer), seed, eos_id=tokenizer.eos_token_id).to(device)
     state = TrainState.start(model, fit.optimizer)
     log = run_training(
         build, state, lambda s: train_supervised(s, pairs, held_out, fit, seed), num_updates(pairs, fit, seed)

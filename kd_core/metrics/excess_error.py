@@ -22,7 +22,7 @@ from torch import Tensor
 from kd_core.lm_head import chunk_rows, full_precision
 from kd_core.masking import shift_right
 from kd_core.metrics.bootstrap import Floats, MetricValue, Resamples, summarise
-from kd_core.t5 import decode, encode, head_weight
+from kd_core.policy import decode, encode, head_weight, start_tokens
 
 
 @torch.no_grad()
@@ -66,8 +66,8 @@ def prefix_kl(
     hidden, weight = [], []
     for reader in (teacher, student):
         model = reader.model
-        inputs_BT = shift_right(tokens_BT, model.config.decoder_start_token_id)
-        states, layout = decode(model, encode(model, reader.source_BS, reader.mask_BS), inputs_BT, mask_BT)
+        memory = encode(model, reader.source_BS, reader.mask_BS)
+        states, layout = decode(model, memory, shift_right(tokens_BT, start_tokens(model, memory)), mask_BT)
         hidden.append(states)
         weight.append(head_weight(model, num_tokens))
     return layout.pad(step_kl(hidden[0], weight[0], hidden[1], weight[1]))

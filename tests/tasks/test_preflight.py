@@ -41,9 +41,19 @@ def test_where_nothing_is_named_nothing_heavy_is_imported() -> None:
 
 def test_a_model_of_another_kind_than_the_method_needs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"student\.shape describes another kind of model\n.*encoder–decoder"):
-        check_models(SMALL, ModelSettings(shape=GPTNeoShape()))
+        check_models(SMALL, ModelSettings(shape=GPTNeoShape()), "seq2seq")
     with pytest.raises(ValueError, match=r"teacher\.name: .*another kind of model\nuse a causal language model"):
         check_models(named(write_model(tmp_path, own_head=True)), ModelSettings(shape=GPTNeoShape()), "causal")
+
+
+def test_where_either_kind_will_do_both_models_are_of_the_same(tmp_path: Path) -> None:
+    causal, written = ModelSettings(shape=GPTNeoShape()), named(write_model(tmp_path, own_head=True))
+    check_models(causal, causal)
+    for teacher in (SMALL, written):
+        with pytest.raises(
+            ValueError, match=r"^the teacher is an enc.* and the student is a causal .*\nname or describe"
+        ):
+            check_models(teacher, causal)
 
 
 def test_described_models_have_nothing_to_check() -> None:

@@ -1,4 +1,4 @@
-"""Model directories as T5, T5 v1.1 and T0 ship them, a few kilobytes each: safetensors and spiece.model."""
+"""Model directories as T5, T5 v1.1, T0 and GPT-Neo ship them, a few kilobytes each: safetensors and tokenizer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any
 
 import sentencepiece
 import torch
-from transformers import T5Config, T5ForConditionalGeneration
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2TokenizerFast, T5Config, T5ForConditionalGeneration
+
+from kd_core.shapes import GPTNeoShape, build_gpt_neo
 
 NUM_SENTINELS = 100  # <extra_id_0> …, which T5 adds to its SentencePiece model
 _SENTENCE = "the a cat dog bird sat ran sang on under over mat tree roof said hello good morning how are you today"
@@ -70,4 +73,23 @@ def write_model(directory: Path, *, own_head: bool, seed: int = 0) -> Path:
     """Weights and tokenizer; the embeddings are padded beyond the tokenizer, as T5's are."""
     write_spiece(directory)
     write_t5(directory, own_head=own_head, seed=seed)
+    return directory
+
+
+def write_causal(directory: Path, *, seed: int = 0) -> Path:
+    """A tiny GPT-Neo with a byte-level tokenizer: it appends no end of sequence, and neither knows any padding."""
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer, trained.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    trained.train_from_iterator(TEXTS, trainer)
+    tokenizer = GPT2TokenizerFast(tokenizer_object=trained, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
+    tokenizer.save_pretrained(directory)
+    model = build_gpt_neo(GPTNeoShape(hidden_size=16, num_heads=2), 320, seed, eos_id=tokenizer.eos_token_id)
+    model.config.pad_token_id = None  # as the published ones
+    model.save_pretrained(directory)
     return directory
