@@ -22,7 +22,7 @@ UNFINISHED = ("failed", "crashed")
 def run(arguments: argparse.Namespace) -> int:
     """`distill run`: a named run here, to its comparison table."""
     named = _named(arguments)
-    return _run(named.entrypoint, named.name, settings.override(named.parameters, _assignments(arguments)))
+    return _run(named.entrypoint, named.name, _parameters(arguments, named))
 
 
 def plan(arguments: argparse.Namespace) -> int:
@@ -32,7 +32,7 @@ def plan(arguments: argparse.Namespace) -> int:
 
     named = _named(arguments)
     outline = outline_of(named.entrypoint)
-    parameters = settings.validate(outline.parameters, settings.override(named.parameters, _assignments(arguments)))
+    parameters = settings.validate(outline.parameters, _parameters(arguments, named))
     planned, _ = execute(outline, _store(), named.name, parameters, NullReporter(), planning=True)
     show.table(["stage", "plan", "why"], [[row.stage, row.status, row.why] for row in planned.plan])
     return 0
@@ -211,6 +211,14 @@ def _run(entrypoint: str, name: str, parameters: dict[str, Any]) -> int:
 def _named(arguments: argparse.Namespace) -> settings.NamedRun:
     catalogue = settings.load_catalogue(settings.find_catalogue(arguments.prefect_file))
     return settings.named_run(catalogue, arguments.name)
+
+
+def _parameters(arguments: argparse.Namespace, named: settings.NamedRun) -> dict[str, Any]:
+    """The named run's parameters with the `--set`s. A comparison is told where the run that it names is looked up."""
+    given = dict(named.parameters)
+    if arguments.prefect_file is not None and named.name.startswith("compare/"):
+        given.setdefault("catalogue", str(settings.find_catalogue(arguments.prefect_file)))
+    return settings.override(given, _assignments(arguments))
 
 
 def _assignments(arguments: argparse.Namespace) -> list[str]:

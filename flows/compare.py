@@ -19,6 +19,7 @@ def compare(
     values: list[float] = [],  # noqa: B006 (never changed)
     settings: dict[str, Any] = {},  # noqa: B006 (never changed)
     workers: int = 1,
+    catalogue: str | None = None,
     runtime: RuntimeSettings = RuntimeSettings(),  # noqa: B008 (frozen)
 ) -> State[Any] | tuple[str, str]:
     """Compare variants of one named run, at several values of a setting, with several seeds.
@@ -31,6 +32,7 @@ def compare(
         values: of the setting that is varied
         settings: what differs from the named run in all variants, by dotted name
         workers: cells that are computed side by side, each on its share of the CPUs
+        catalogue: the file that names the run; by default the prefect.yaml of the project
         runtime: device, threads and checkpoints; changes no result
     """
     parameters = locals().copy()  # exactly the run's parameters: this is the first statement

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from flows import settings
@@ -35,13 +36,15 @@ def pipeline(
     values: list[float] = [],  # noqa: B006 (never changed)
     settings: dict[str, Any] = {},  # noqa: B006 (never changed)
     workers: int = 1,
+    catalogue: str | None = None,
 ) -> Artifact:
     """Every variant at every value of `sweep` with every seed, and the table of all.
 
     run: the named run that they all are. variants: label → settings that differ (dotted names). settings: what differs
     from the named run in all of them. workers: cells that are computed side by side, each on its share of the CPUs.
+    catalogue: the file that names the run; by default the prefect.yaml that is found from here.
     """
-    outline, tasks = _tasks(run, variants, seeds, sweep, values, settings)
+    outline, tasks = _tasks(run, variants, seeds, sweep, values, settings, catalogue)
     current = current_run()
     current.record.dataset = jsonable(tasks[0].parameters)["dataset"]
     if workers > 1 and not current.planning:
@@ -71,6 +74,7 @@ def _tasks(
     sweep: str | None,
     values: Sequence[float],
     settings: dict[str, Any],
+    catalogue: str | None,
 ) -> tuple[Outline, list[Task]]:
     """The grid, validated. Raises ValueError in one line, with the cell that it is about."""
     for name, given in (("variants", variants), ("seeds", seeds)):
@@ -78,7 +82,7 @@ def _tasks(
             raise ValueError(f"{name} must not be empty\na comparison needs at least one of each")
     if (sweep is None) != (not values):
         raise ValueError("sweep (a setting) and values go together, got one without the other")
-    base = named(run)
+    base = named(run, catalogue)
     outline = outline_of(base.entrypoint)
     tasks = []
     points: list[float | None] = [*values] or [None]
@@ -92,9 +96,10 @@ def _tasks(
     return outline, tasks
 
 
-def named(run: str) -> settings.NamedRun:
+def named(run: str, catalogue: str | None) -> settings.NamedRun:
     """The named run to compare. Raises ValueError if it is a comparison itself."""
-    found = settings.named_run(settings.load_catalogue(settings.find_catalogue()), run)
+    path = settings.find_catalogue(None if catalogue is None else Path(catalogue))
+    found = settings.named_run(settings.load_catalogue(path), run)
     if found.entrypoint == OUTLINE.entrypoint:
         raise ValueError(f"{run} is a comparison itself\nname a run of the flow distill")
     return found

@@ -120,8 +120,8 @@ def _over_files(connection: duckdb.DuckDBPyConnection, kind: str, name: str, fil
         f"CREATE {kind} {name} AS SELECT {columns} "
         f"FROM read_parquet([{listed}], filename = 'file', union_by_name = true) f "
         # a run may take the same artifact twice: what several cells of a comparison share belongs to none of them
-        "JOIN (SELECT run, stage, path, min(label) AS label, if(count(DISTINCT cell) = 1, min(cell), '') AS cell "
-        "FROM stages GROUP BY run, stage, path) s ON s.path = parse_dirpath(f.file) "
+        "JOIN (SELECT run, stage, key, path, min(label) AS label, if(count(DISTINCT cell) = 1, min(cell), '') AS cell "
+        "FROM stages GROUP BY run, stage, key, path) s ON s.path = parse_dirpath(f.file) "
         "JOIN runs r ON r.run = s.run"
     )
 

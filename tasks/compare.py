@@ -30,6 +30,16 @@ DIFFERENCES = pa.schema(
         *_END,
     ]
 )
+CELLS = pa.schema(
+    [
+        ("cell", pa.string()),
+        ("method", pa.string()),
+        ("x_name", pa.string()),
+        ("x", pa.float64()),
+        ("seed", pa.int64()),
+        ("system", pa.string()),  # what the method is called in the cell's own evaluation
+    ]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +54,13 @@ class Cell:
 
 @stage
 def compare(build: Build, results: Mapping[str, Artifact], cells: tuple[Cell, ...], x_name: str | None) -> None:
-    """Write comparison.parquet and comparison_differences.parquet from the evaluations of all cells.
+    """Write comparison, comparison_differences and comparison_cells.parquet from the evaluations of all cells.
 
     A variant is its run's last system; the systems before it (teacher, start) are references, the same at every x.
     """
     values: list[dict[str, Any]] = []
     differences: list[tuple[float | None, MethodDifference]] = []
-    split = ""
+    split, evaluated = "", {}
     for x in dict.fromkeys(cell.x for cell in cells):
         grid: dict[tuple[str, int], Measured] = {}
         for cell in (each for each in cells if each.x == x):
@@ -58,7 +68,7 @@ def compare(build: Build, results: Mapping[str, Artifact], cells: tuple[Cell, ..
             *references, last, split = systems(path)
             for name in references:
                 grid.setdefault((name, cell.seed), read_replicates(path, name))
-            grid[cell.variant, cell.seed] = read_replicates(path, last)
+            grid[cell.variant, cell.seed], evaluated[cell.name] = read_replicates(path, last), last
         grid = dict(sorted(grid.items(), key=lambda item: [each.variant for each in cells].count(item[0][0]) > 0))
         variants = {cell.variant for cell in cells}
         for value in method_values(grid):
@@ -69,6 +79,8 @@ def compare(build: Build, results: Mapping[str, Artifact], cells: tuple[Cell, ..
     rows = [_difference_row(each, x_name, x, split) for x, each in corrected(differences)]
     pq.write_table(pa.Table.from_pylist(_once(values), schema=COMPARISON), build.dir / "comparison.parquet")
     pq.write_table(pa.Table.from_pylist(rows, schema=DIFFERENCES), build.dir / "comparison_differences.parquet")
+    placed = [_cell_row(cell, x_name, evaluated[cell.name]) for cell in cells]
+    pq.write_table(pa.Table.from_pylist(placed, schema=CELLS), build.dir / "comparison_cells.parquet")
 
 
 def systems(path: Any) -> list[str]:
@@ -100,6 +112,11 @@ def _once(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         seen.setdefault((row["method"], row["x"], row["metric"]), row)
     return list(seen.values())
+
+
+def _cell_row(cell: Cell, x_name: str | None, system: str) -> dict[str, Any]:
+    place = {"x_name": x_name, "x": cell.x, "seed": cell.seed, "system": system}
+    return {"cell": cell.name, "method": cell.variant} | place
 
 
 def _value_row(value: MethodValue, x_name: str | None, x: float | None, split: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ TRUNCATED_ALARM = 0.5  # share of rollouts without an end above which the run sa
 ROLLOUTS = pa.schema(
     [
         ("step", pa.int64()),
+        ("rollout", pa.int32()),  # which of those that were written down at this step; an input may have several
         ("id", pa.int64()),
         ("position", pa.int32()),
         ("token", pa.string()),
@@ -123,7 +124,7 @@ class RolloutLog:
         for i, row in enumerate(part.source_B[:LOGGED_ROLLOUTS].tolist()):
             names = self._pupil.tokenizer.convert_ids_to_tokens(tokens[i])
             for t in range(sum(masks[i])):
-                place = {"step": step, "id": self._ids[row], "position": t}
+                place = {"step": step, "rollout": i, "id": self._ids[row], "position": t}
                 word = {"token": names[t], "token_id": tokens[i][t]}
                 self._rows.append(place | word | {name: values[i][t] for name, values in numbers.items()})
 

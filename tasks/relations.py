@@ -67,7 +67,7 @@ TABLES = {
         "evaluate",
         "free_running.parquet",
         "r.run, r.name, s.cell, f.system AS method, r.dataset, r.seed, f.round, f.step, "
-        "f.value, f.low, f.high, f.left_text, f.n",
+        "f.value, f.low, f.high, f.left_text, f.n, s.key",
     ),
     "comparison": ("compare", "comparison.parquet", f"r.run, r.name, f.method, r.dataset, {_COMPARED}"),
     "comparison_differences": (
@@ -75,20 +75,25 @@ TABLES = {
         "comparison_differences.parquet",
         f"r.run, r.name, f.method, f.baseline, r.dataset, {_TESTED}",
     ),
+    "comparison_cells": (
+        "compare",
+        "comparison_cells.parquet",
+        "r.run, r.name, f.cell, f.method, f.x_name, f.x, f.seed, f.system",
+    ),
 }
 VIEWS = {
     "predictions": (
         "evaluate",
         "predictions.parquet",
         "s.run, s.cell, f.id, f.system AS method, f.source, f.reference, f.prediction, "
-        "f.num_tokens, f.truncated, f.reward",
+        "f.num_tokens, f.truncated, f.reward, s.key",
     ),
-    "training_log": ("*", "training_log.parquet", "s.run, s.stage, s.label, s.cell, f.step, f.metric, f.value"),
+    "training_log": ("*", "training_log.parquet", "s.run, s.stage, s.label, s.cell, f.step, f.metric, f.value, s.key"),
     "teacher_scores": ("score", "outputs-*.parquet", "s.run, f.id, f.text, f.token_ids, f.log_prob, f.truncated"),
     "rollouts": (
         "llmr",
         "rollouts.parquet",
-        "s.run, s.cell, f.step, f.id, f.position, f.token, f.token_id, f.q_value, f.value, "
+        "s.run, s.cell, f.step, f.rollout, f.id, f.position, f.token, f.token_id, f.q_value, f.value, "
         "f.reward, f.gain, f.log_prob",
     ),
     "aggregated": (
@@ -116,21 +121,23 @@ EMPTY = {
     "differences": "run VARCHAR, name VARCHAR, cell VARCHAR, method VARCHAR, baseline VARCHAR, "
     "dataset VARCHAR, seed BIGINT, split VARCHAR, metric VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE, n BIGINT, "
     "unit VARCHAR, note VARCHAR",
-    "predictions": "run VARCHAR, cell VARCHAR, id BIGINT, method VARCHAR, source VARCHAR, reference VARCHAR, "
-    "prediction VARCHAR, num_tokens INTEGER, truncated BOOLEAN, reward DOUBLE",
-    "training_log": "run VARCHAR, stage VARCHAR, label VARCHAR, cell VARCHAR, step BIGINT, "
-    "metric VARCHAR, value DOUBLE",
-    "teacher_scores": "run VARCHAR, id BIGINT, text VARCHAR, token_ids INTEGER[], log_prob FLOAT, truncated BOOLEAN",
-    "rollouts": "run VARCHAR, cell VARCHAR, step BIGINT, id BIGINT, position INTEGER, token VARCHAR, "
-    "token_id INTEGER, q_value FLOAT, value FLOAT, reward FLOAT, gain FLOAT, log_prob FLOAT",
     "free_running": "run VARCHAR, name VARCHAR, cell VARCHAR, method VARCHAR, dataset VARCHAR, seed BIGINT, "
-    "round INTEGER, step INTEGER, value DOUBLE, low DOUBLE, high DOUBLE, left_text DOUBLE, n BIGINT",
+    "round INTEGER, step INTEGER, value DOUBLE, low DOUBLE, high DOUBLE, left_text DOUBLE, n BIGINT, key VARCHAR",
     "comparison": "run VARCHAR, name VARCHAR, method VARCHAR, dataset VARCHAR, x_name VARCHAR, x DOUBLE, "
     "split VARCHAR, metric VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE, n BIGINT, unit VARCHAR, note VARCHAR, "
     "lowest DOUBLE, highest DOUBLE, seeds INTEGER",
     "comparison_differences": "run VARCHAR, name VARCHAR, method VARCHAR, baseline VARCHAR, dataset VARCHAR, "
     "x_name VARCHAR, x DOUBLE, split VARCHAR, metric VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE, n BIGINT, "
     "unit VARCHAR, note VARCHAR, p DOUBLE, p_corrected DOUBLE, seeds INTEGER",
+    "comparison_cells": "run VARCHAR, name VARCHAR, cell VARCHAR, method VARCHAR, x_name VARCHAR, x DOUBLE, "
+    "seed BIGINT, system VARCHAR",
+    "predictions": "run VARCHAR, cell VARCHAR, id BIGINT, method VARCHAR, source VARCHAR, reference VARCHAR, "
+    "prediction VARCHAR, num_tokens INTEGER, truncated BOOLEAN, reward DOUBLE, key VARCHAR",
+    "training_log": "run VARCHAR, stage VARCHAR, label VARCHAR, cell VARCHAR, step BIGINT, "
+    "metric VARCHAR, value DOUBLE, key VARCHAR",
+    "teacher_scores": "run VARCHAR, id BIGINT, text VARCHAR, token_ids INTEGER[], log_prob FLOAT, truncated BOOLEAN",
+    "rollouts": "run VARCHAR, cell VARCHAR, step BIGINT, rollout INTEGER, id BIGINT, position INTEGER, token VARCHAR, "
+    "token_id INTEGER, q_value FLOAT, value FLOAT, reward FLOAT, gain FLOAT, log_prob FLOAT",
     "aggregated": 'run VARCHAR, cell VARCHAR, seed BIGINT, "round" INTEGER, trajectory INTEGER, step INTEGER, '
     'position INTEGER, context INTEGER[], target INTEGER, "left" BOOLEAN',
     "pairs": "run VARCHAR, split VARCHAR, id BIGINT, dialogue VARCHAR, source VARCHAR, target VARCHAR",

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Filled:
-    """A store with five made-up runs, in a folder with a quote, spaces and a bracket in its name. To be read only."""
+    """A store with seven made-up runs, in a folder with a quote, spaces and a bracket in its name. To be read only."""
     from tasks.store import Store
     from tests.tasks.fake_runs import fill
 

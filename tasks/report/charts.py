@@ -14,6 +14,7 @@ from tasks.report.scales import Scale, fitted, tick_labels, ticks
 
 WIDTH, HEIGHT = 320, 200
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 38
+ROW = 30  # of a system in a panel of dots
 MARKED = 16  # points of a line; more have no markers
 
 
@@ -57,6 +58,7 @@ class Panel:
     y_label: str
     series: Sequence[Series]
     levels: Sequence[Level] = field(default_factory=tuple)
+    holds: Sequence[float] = ()  # what the y axis must reach: panels to be compared have the same
 
 
 def lines(panel: Panel) -> Html:
@@ -74,6 +76,28 @@ def scatter(panel: Panel, x_intervals: dict[str, tuple[float | None, float | Non
     x, y = _axes(panel, bounds)
     drawn = [_cross(series, x_intervals.get(series.name, (None, None)), x, y) for series in panel.series]
     return _svg(panel, x, y, [*drawn, _names(panel.series, x, y)])
+
+
+def dots(title: str, levels: Sequence[Level]) -> Html:
+    """A row for each system: its name, and under it its value with the interval around it."""
+    bounds = [bound for level in levels for bound in (level.value, level.low, level.high)]
+    x, floor = fitted(bounds, 12, WIDTH - 12), 4 + ROW * len(levels)
+    at = ticks(x.low, x.high, 4)
+    parts = [tag("line", {"class": "grid", "x1": x(v), "x2": x(v), "y1": 2, "y2": floor}) for v in at]
+    parts += [
+        tag("text", {"class": "tick", "x": x(v), "y": floor + 14, "text-anchor": "middle"}, text)
+        for v, text in zip(at, tick_labels(at), strict=True)
+    ]
+    for row, level in enumerate(levels):
+        middle, told = 4 + ROW * (row + 0.72), [tag("text", {"class": "name", "x": 4, "y": 15 + ROW * row}, level.name)]
+        if level.low is not None and level.high is not None:
+            told.append(tag("path", {"class": "span", "d": f"M{x(level.low):g} {middle:g}H{x(level.high):g}"}))
+        told.append(marker(level.style, x(level.value), middle, f"{level.name}: {short(level.value)}"))
+        parts.append(tag("g", {"class": f"s{level.style}"}, told))
+    described = " ".join(f"{level.name}: {short(level.value)}." for level in levels)
+    box = {"viewBox": f"0 0 {WIDTH} {floor + 20}", "role": "img", "class": "panel"}
+    drawn = tag("svg", box, tag("title", title), tag("desc", described), parts)
+    return tag("div", {"class": "plot"}, tag("p", {"class": "plot-title", "aria-hidden": "true"}, title), drawn)
 
 
 def _names(series: Sequence[Series], x: Scale, y: Scale) -> Html:
@@ -177,6 +201,7 @@ def _axes(panel: Panel, more_x: Sequence[float | None] = ()) -> tuple[Scale, Sca
     points = [point for series in panel.series for point in series.points]
     heights = [value for p in points for value in (p.y, p.low, p.high)]
     heights += [value for level in panel.levels for value in (level.value, level.low, level.high)]
+    heights += panel.holds
     x = fitted([*(p.x for p in points), *more_x], LEFT, WIDTH - RIGHT, margin=0.03)
     return x, fitted(heights, HEIGHT - BOTTOM, TOP)
 

@@ -1,45 +1,31 @@
-"""What went along a line: training, error by length, free running by step and by round, a metric against a setting."""
+"""Systems side by side: each metric against a setting or method by method, quality against variety, error by length."""
 
 from collections.abc import Sequence
 
-from tasks.report.charts import Level, Panel, Point, Series, scatter
-from tasks.report.figures import figure, folded, legend, numbers, points, table, titled
-from tasks.report.html import Html, join, tag
-from tasks.report.names import TEACHER, interval, metric, short, styles, system
+from tasks.report.charts import Level, Panel, Point, Series, dots, scatter
+from tasks.report.figures import figure, folded, panels_figure, points, table
+from tasks.report.html import tag
+from tasks.report.in_short import SAID_ELSEWHERE
+from tasks.report.measures import DIRECTIONS
+from tasks.report.names import interval, metric, short, system
 from tasks.report.results import Results, Row
 from tasks.report.sections import Section
 
-MOST_POINTS = 8_000  # of all curves of a page
-CURVE_POINTS = (16, 120)  # of one curve, at least and at most; longer ones are means of as many equal parts
-MOST_GROUPS = 16  # of training stages that are drawn
-MOST_LINES = 8  # that can be told apart in one panel
-MOST_PANELS = 12
-
-TRAINING = """
-WITH spread AS (
-    SELECT stage, label, cell, metric, step, value,
-           ntile({parts}) OVER (PARTITION BY stage, label, cell, metric ORDER BY step) AS part
-    FROM training_log WHERE run = $run AND isfinite(value)
-)
-SELECT stage, label, cell, metric, max(step) AS step, avg(value) AS value, count(*) AS merged
-FROM spread GROUP BY stage, label, cell, metric, part ORDER BY stage, label, cell, metric, step
-"""
-CURVES = "SELECT count(DISTINCT (stage, label, cell, metric)) AS n FROM training_log WHERE run = $run"
-FIGURE_3 = "FROM comparison WHERE run = $run AND value IS NOT NULL"
+VALUES = "FROM comparison WHERE run = $run AND value IS NOT NULL"
 
 
 def against_setting(results: Results) -> Section | None:
     """Figure 3 of the DaD-DAgger paper: each metric against the grid's setting, references as lines across."""
-    rows = results.ask("comparison", FIGURE_3)
+    rows = results.ask("comparison", VALUES)
     gridded = [row for row in rows if row["x"] is not None]
     if not gridded:
         return None
     x_name = str(gridded[0]["x_name"])
     style = results.styles
     panels = []
-    for name in dict.fromkeys(row["metric"] for row in gridded):
+    for name in dict.fromkeys(row["metric"] for row in gridded if row["metric"] not in SAID_ELSEWHERE):
         of_metric = [row for row in rows if row["metric"] == name]
-        series = _by(of_metric, "method", "x", style)
+        series = _by([row for row in of_metric if row["x"] is not None], "x", style)
         levels = [
             Level(system(row["method"]), style[row["method"]], row["value"], row["low"], row["high"])
             for row in of_metric
@@ -49,8 +35,27 @@ def against_setting(results: Results) -> Section | None:
         panels.append(Panel(_title(name, unit), x_name, metric(name).label, series, levels))
     lead = "A line per method; bands are 95 % intervals. Systems that the setting says nothing about are lines across."
     return Section(
-        f"against-{_slug(x_name)}", f"Against {x_name}", _figure(f"Every metric against {x_name}", panels), lead
+        f"against-{_slug(x_name)}", f"Against {x_name}", panels_figure(f"Every metric against {x_name}", panels), lead
     )
+
+
+def method_by_method(results: Results) -> Section | None:
+    """Where no setting was varied: every metric of every method, with its interval on a line."""
+    rows = results.ask("comparison", VALUES)
+    if not rows or any(row["x"] is not None for row in rows):
+        return None
+    style, drawn = results.styles, []
+    for name in dict.fromkeys(row["metric"] for row in rows if row["metric"] not in SAID_ELSEWHERE):
+        of_metric = [row for row in rows if row["metric"] == name]
+        unit = next((row["unit"] for row in of_metric if row["unit"]), "")
+        levels = [
+            Level(system(row["method"]), style[row["method"]], row["value"], row["low"], row["high"])
+            for row in of_metric
+        ]
+        title = ", ".join(part for part in (_title(name, unit), DIRECTIONS[metric(name).better]) if part)
+        drawn.append(dots(title, levels))
+    caption = "Means over the seeds with their 95 % intervals, which cover other inputs and other seeds."
+    return Section("methods", "Method by method", figure(caption, drawn, None))
 
 
 def quality_against_variety(results: Results) -> Section | None:
@@ -96,135 +101,27 @@ def excess_error(results: Results) -> Section | None:
     rows = results.ask("excess_error", "FROM excess_error WHERE run = $run AND value IS NOT NULL")
     if not rows:
         return None
-    panel = Panel("ExError (%) by length", "tokens written", "ExError", _by(rows, "method", "length", results.styles))
+    panel = Panel("ExError (%) by length", "tokens written", "ExError", _by(rows, "length", results.styles))
     lead = (
         "How much larger the student's error gets on its own text than on the teacher's, as the text grows. "
         "0 would mean no exposure bias; a line that rises says that errors accumulate."
     )
-    return Section("exerror", "Excess error by length", _figure("Excess error, with its 95 % band", [panel]), lead)
-
-
-def free_running(results: Results) -> Section | None:
-    """Free-running cross-entropy by step, and what the rounds of aggregation changed."""
-    by_step = results.ask("free_running", "FROM free_running WHERE run = $run AND value IS NOT NULL")
-    rounds = results.ask("dagger_rounds", "FROM dagger_rounds WHERE run = $run AND value IS NOT NULL")
-    parts = []
-    if by_step:
-        panel = Panel(
-            "Free-running cross-entropy (nats)",
-            "tokens written",
-            "Cross-entropy",
-            _by(by_step, "method", "step", results.styles),
-        )
-        parts.append(
-            _figure(
-                "By step: the student writes, the teacher judges each next token. Bands are 95 % intervals.", [panel]
-            )
-        )
-    if rounds:
-        parts.append(
-            _figure("Round by round, and within a round by step where it was measured so.", _round_panels(rounds))
-        )
-    if not parts:
-        return None
     return Section(
-        "free-running", "Running freely", join(parts), "What happens when the student goes on from its own words."
+        "exerror", "Excess error by length", panels_figure("Excess error, with its 95 % band", [panel]), lead
     )
 
 
-def training(results: Results) -> Section | None:
-    """Curves of every stage that trained."""
-    number = results.ask("training_log", CURVES)
-    fewest, most = CURVE_POINTS
-    merged_into = min(most, max(fewest, MOST_POINTS // max(1, number[0]["n"] if number else 1)))
-    rows = results.ask("training_log", TRAINING.format(parts=merged_into))
-    groups: dict[tuple[str, str], list[Row]] = {}
-    order = {
-        row["stage"]: row["position"]
-        for row in results.ask(
-            "stages", "SELECT stage, min(position) AS position FROM stages WHERE run = $run GROUP BY stage"
-        )
-    }
-    for row in sorted(rows, key=lambda row: (order.get(row["stage"], 0), row["label"])):
-        groups.setdefault((row["stage"], row["label"]), []).append(row)
-    if not groups:
-        return None
-    shown = list(groups.items())[:MOST_GROUPS]
-    parts = [_training_group(stage, label, of_group) for (stage, label), of_group in shown]
-    left = len(groups) - len(shown)
-    if left:
-        parts.append(tag("p", {"class": "note"}, f"{left} more stages trained; they are in the relation training_log."))
-    merged = max(row["merged"] for row in rows)
-    lead = f"Each point is the mean of up to {merged} logged values." if merged > 1 else "Every logged value is drawn."
-    return Section("training", "Training", join(parts), lead)
-
-
-def _training_group(stage: str, label: str, rows: Sequence[Row]) -> Html:
-    constants, panels = [], []
-    names = sorted(
-        dict.fromkeys(row["metric"] for row in rows),
-        key=lambda name: (not name.startswith("validation"), name != "loss"),
-    )
-    for name in names:
-        of_metric = [row for row in rows if row["metric"] == name]
-        values = {row["value"] for row in of_metric}
-        if len(values) == 1:
-            constants.append(f"{name.replace('_', ' ')} {of_metric[0]['value']:.6g}")
-            continue
-        panels.append(Panel(metric(name).label, "step", metric(name).label, _by(of_metric, "cell", "step")))
-    still = tag("p", {"class": "note"}, f"The same throughout: {', '.join(constants)}.") if constants else None
-    title = tag("h3", f"{stage}[{label}]" if label else stage)
-    if not panels:
-        return join([title, still])
-    first, rest = panels[:MOST_PANELS], panels[MOST_PANELS:]
-    drawn = _figure(f"{len(panels)} of the logged values against the optimizer's step", first, still)
-    return join(
-        [title, drawn, folded(f"{len(rest)} more", _figure("More of the logged values", rest)) if rest else None]
-    )
-
-
-def _round_panels(rows: Sequence[Row]) -> list[Panel]:
-    panels = []
-    for name in dict.fromkeys(row["metric"] for row in rows):
-        of_metric = [row for row in rows if row["metric"] == name]
-        label = metric(name).label
-        if any(row["step"] is not None for row in of_metric):
-            stepped = [
-                row | {"at": f"round {row['round']}" + (f" ({row['cell']})" if row["cell"] else "")}
-                for row in of_metric
-                if row["step"] is not None
-            ]
-            panels.append(Panel(label, "tokens written", label, _by(stepped, "at", "step")))
-        whole = [row for row in of_metric if row["step"] is None]
-        if whole:
-            panels.append(Panel(label, "round", label, _by(whole, "cell", "round")))
-    return panels
-
-
-def _by(rows: Sequence[Row], column: str, x: str, style: dict[str, int] | None = None) -> list[Series]:
-    """A line for each value of a column, and for each cell where there are several.
-
-    Where there are more than one can tell apart, the legend names what they have in common, not each line.
-    """
+def _by(rows: Sequence[Row], x: str, style: dict[str, int]) -> list[Series]:
+    """A line for each method, and for each of its cells where there are several; then the legend names the methods."""
     keyed: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        cell = "" if column == "cell" else row.get("cell") or ""
-        keyed.setdefault((row[column] or "", cell), []).append(row)
-    several, many = len({cell for _, cell in keyed}) > 1, len(keyed) > MOST_LINES
-    own = styles(f"{name}{cell}" for name, cell in keyed)
-    found = []
-    for (name, cell), of_line in keyed.items():
-        kind = style[name] if style is not None else TEACHER if many else own[f"{name}{cell}"]
-        group = "" if not many else system(name) if style is not None else f"each of {len(keyed)}"
-        found.append(Series(system(name, cell if several else ""), kind, points(of_line, x), group))
+        keyed.setdefault((row["method"], row.get("cell") or ""), []).append(row)
+    several = len({cell for _, cell in keyed}) > 1
+    found = [
+        Series(system(name, cell if several else ""), style[name], points(of_line, x), system(name) if several else "")
+        for (name, cell), of_line in keyed.items()
+    ]
     return [series for series in found if series.points]
-
-
-def _figure(caption: str, panels: Sequence[Panel], *below: Html | None) -> Html:
-    drawn: list[Series | Level] = []
-    for panel in panels:
-        drawn += [*panel.series, *panel.levels]
-    return figure(caption, [titled(panel) for panel in panels], legend(drawn), *below, numbers(panels))
 
 
 def _title(name: str, unit: str) -> str:

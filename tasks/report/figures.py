@@ -38,6 +38,14 @@ def figure(caption: object, panels: Sequence[Html], key: Html | None, *below: Ht
     )
 
 
+def panels_figure(caption: object, panels: Sequence[Panel], *below: Html | None) -> Html:
+    """Panels of lines with one legend, and the numbers behind them."""
+    drawn: list[Series | Level] = []
+    for panel in panels:
+        drawn += [*panel.series, *panel.levels]
+    return figure(caption, [titled(panel) for panel in panels], legend(drawn), *below, numbers(panels))
+
+
 def titled(panel: Panel) -> Html:
     """A panel of lines under its title."""
     return tag(

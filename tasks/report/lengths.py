@@ -7,7 +7,7 @@ from tasks.report.figures import folded, table
 from tasks.report.html import tag
 from tasks.report.names import fixed, short, system
 from tasks.report.results import Results, Row
-from tasks.report.samples import of_systems, shown_systems
+from tasks.report.samples import listed_systems, shown_systems
 from tasks.report.sections import Section
 
 BINS = 30
@@ -24,6 +24,8 @@ def lengths(results: Results) -> Section | None:
         by_system.setdefault(row["method"], []).append(row)
     top = max(row["share"] for row in rows)
     first = rows[0]
+    if first["shortest"] == first["longest"]:  # continuations of running text
+        return None
     style, names = results.styles, {method: system(method) for method in by_system}
     strips, summary = [], []
     for method, of_system in by_system.items():
@@ -71,7 +73,10 @@ def lengths(results: Results) -> Section | None:
 
 def _lengths(chosen: Sequence[Row]) -> str:
     return f"""
-    WITH own AS (SELECT method, num_tokens, truncated FROM predictions WHERE {of_systems(chosen)}),
+    WITH own AS (
+        SELECT shown AS method, num_tokens, truncated FROM predictions p JOIN {listed_systems(chosen)}
+        ON p.method = system AND p.key = chosen.key WHERE p.run = $run
+    ),
     ends AS (
         SELECT min(num_tokens) AS shortest, max(num_tokens) AS longest,
                greatest(1, ceil((longest - shortest + 1) / {BINS})::INT) AS width FROM own

@@ -81,7 +81,9 @@ def _caption(rows: list[Row], has_published: bool) -> str:
     parts = [f"{rows[0]['split']} split, n = {' or '.join(f'{count:,}' for count in counts)}"]
     seeds = sorted({row["seeds"] for row in rows if row.get("seeds")})
     if seeds:
-        parts.append(f"means of {' or '.join(map(str, seeds))} seeds, below them the lowest and the highest")
+        parts.append(
+            f"means of {' or '.join(map(str, seeds))} seeds, below them the lowest and the highest where they differ"
+        )
     if has_published:
         parts.append("“paper” is the published number")
     return "; ".join(parts)
@@ -132,8 +134,9 @@ def _cell(row: Row | None, digits: int, best: bool, paper: Row | None) -> Html:
     ]
     bounds = interval(row["low"], row["high"], digits)
     parts.append(tag("small", bounds) if bounds else None)
-    if row.get("lowest") is not None and row.get("highest") is not None and (row.get("seeds") or 0) > 1:
-        parts.append(tag("small", f"{fixed(row['lowest'], digits)} … {fixed(row['highest'], digits)}"))
+    ends = [fixed(row[name], digits) for name in ("lowest", "highest") if row.get(name) is not None]
+    if len(set(ends)) > 1:
+        parts.append(tag("small", " … ".join(ends)))
     if paper is not None and row["split"] == "test":
         parts.append(tag("small", {"class": "paper"}, f"paper {fixed(paper['value'], 2)}"))
     return join(parts)

@@ -4,28 +4,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from tasks.systems import SYSTEMS
+
 UP, DOWN, NEITHER = 1, -1, 0
 NUM_STYLES = 8  # that can be told apart without colour; two more are neutral, for what students are measured against
 TEACHER, UNTRAINED = 0, 9
 
-SYSTEMS = {
-    "teacher": "Teacher",
-    "student": "Student, untrained",
-    "untrained": "Student, untrained",
-    "prompting_student": "Student, prompted",
-    "seqkd": "SeqKD",
-    "kl": "KL",
-    "rkl": "RKL",
-    "js": "JS",
-    "gkd": "GKD",
-    "minillm": "MiniLLM",
-    "llmr": "LLMR",
-    "next_token": "Next-token",
-    "dad": "DaD",
-    "imitkd": "ImitKD",
-    "dad_dagger": "DaD-DAgger",
-}
-REFERENCE_SYSTEMS = ("teacher", "student", "untrained", "prompting_student")  # what students are measured against
+REFERENCE_SYSTEMS = ("teacher", "student", "prompting_student")  # what students are measured against
 
 
 @dataclass(frozen=True)
@@ -55,17 +40,22 @@ METRICS = {
     "reward": Metric("Reward", UP, "what the teacher's logits say of an output, per token (LLMR, Eq. 3)"),
     "gain": Metric("Gain", UP, "the reward summed over an output: what LLMR maximises (Eq. 1)"),
     "cross_entropy": Metric("Cross-entropy", DOWN, "nats per token of the true text"),
+    "cross_entropy_bits": Metric("Cross-entropy, bits", DOWN, "the same in bits"),
     "perplexity": Metric("Perplexity", DOWN, "exp of the cross-entropy on the true text"),
-    "free_running": Metric("Free-running CE", DOWN, "cross-entropy to the teacher on what the student itself wrote"),
-    "free_running_cross_entropy": Metric(
-        "Free-running CE", DOWN, "cross-entropy to the teacher on what the student itself wrote"
+    "free_running_ce": Metric(
+        "Free-running CE", DOWN, "nats per token of the true text after what the system itself has written"
     ),
-    "excess_error": Metric("ExError", DOWN, "error that comes from writing by itself, beyond that on given text"),
-    "g_eval": Metric("G-Eval", UP, "a judge model's score of the continuation, relative to the true one"),
+    "left_text": Metric("Left the text", NEITHER, "how often the system writes another token than the text has"),
+    "g_eval": Metric("G-Eval", UP, "a judge model's score of the continuation"),
+    "g_eval_true": Metric("G-Eval, true", NEITHER, "the judge's score of the true continuation"),
+    "g_eval_normalised": Metric("G-Eval, normalised", UP, "the score as a share of that of the true continuation"),
+    "g_eval_refused": Metric("G-Eval, refused", NEITHER, "continuations that the judge would not score"),
+    "g_eval_unparsed": Metric("G-Eval, unread", NEITHER, "replies of the judge that hold no score"),
     "wer": Metric("WER", DOWN, "words inserted, deleted or replaced per word of the reference"),
     "per": Metric("PER", DOWN, "phonemes inserted, deleted or replaced per phoneme of the reference"),
     "exact": Metric("Exact", UP, "outputs equal to the reference"),
 }
+ROUND = re.compile(r"^round_(\d+)$")  # the student after that round of training
 _HIGHER = re.compile(r"bleu|rouge|distinct|reward|gain|accuracy|exact|g_?eval")
 _LOWER = re.compile(r"loss|perplexity|entropy|error|truncated|^[wp]er$")
 
@@ -79,8 +69,9 @@ def metric(name: str) -> Metric:
 
 
 def system(name: str, cell: str = "") -> str:
-    """`LLMR`, or `LLMR (seed 1)` where a comparison has several."""
-    shown = SYSTEMS.get(name, name)
+    """`LLMR`, or `LLMR (alpha 0.5)`. What a comparison calls its methods is nobody's to change."""
+    known = SYSTEMS.get(name) or ROUND.sub(r"round \1", name)
+    shown = known[:1].upper() + known[1:] if known != name else name
     return f"{shown} ({cell})" if cell else shown
 
 
@@ -123,6 +114,11 @@ def short(value: float | None) -> str:
 def interval(low: float | None, high: float | None, digits: int, sign: bool = False) -> str:
     """`[low, high]`; nothing where there is none."""
     return "" if low is None or high is None else f"[{fixed(low, digits, sign)}, {fixed(high, digits, sign)}]"
+
+
+def probability(value: float) -> str:
+    """`0.012`, or `< 0.001`."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def duration(seconds: float | None) -> str:

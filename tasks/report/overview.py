@@ -1,6 +1,7 @@
 """The top of the page: what must be read first, and what was run on what."""
 
 import json
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,21 +16,21 @@ STAGES = "FROM stages WHERE run = $run ORDER BY position"
 LONGEST = 500  # characters of a setting's value, or of a warning
 LONGEST_COMMAND = 20_000
 MOST_WARNINGS = 50
+NUMBER = re.compile(r"\d[\d.,]*")
 FEW_STAGES = 14
 
 
 def warnings(results: Results) -> Html | None:
-    """What went wrong, and what the stages warned of, each once."""
-    found: dict[str, list[str]] = {}
+    """What went wrong, and what the stages warned of: each once, and once for all that differ in their numbers only."""
+    found: dict[str, dict[str, list[Row]]] = {}
     for row in results.ask("stages", STAGES):
         for text in json.loads(row["stats"] or "{}").get("warnings", []):
-            found.setdefault(str(text), []).append(_name(row))
+            found.setdefault(NUMBER.sub("#", str(text)), {}).setdefault(str(text), []).append(row)
     record, parts = results.record, []
     if record["state"] != "completed":
         said = f": {record['error']}" if record["error"] else ""
         parts.append(tag("li", tag("strong", f"This run is {record['state']}"), said, ". What follows is incomplete."))
-    for text, stages in list(found.items())[:MOST_WARNINGS]:
-        parts.append(tag("li", tag("strong", ", ".join(dict.fromkeys(stages))), ": ", quoted(_cut(text))))
+    parts += [_warning(alike) for alike in list(found.values())[:MOST_WARNINGS]]
     if len(found) > MOST_WARNINGS:
         parts.append(tag("li", f"{len(found) - MOST_WARNINGS} more, in the stats of the relation stages"))
     if not parts:
@@ -43,11 +44,22 @@ def warnings(results: Results) -> Html | None:
     )
 
 
+def _warning(alike: Mapping[str, list[Row]]) -> Html:
+    """The first of warnings that differ in their numbers only, and how many there are."""
+    rows = [row for of_text in alike.values() for row in of_text]
+    cells = {row["cell"] for row in rows if row["cell"]}
+    names = list(dict.fromkeys(_name(row) for row in rows))
+    where = f"{', '.join(names)} in {len(cells)} runs" if len(cells) > 1 else ", ".join([*names, *cells])
+    text, *others = alike
+    more = f" ({len(others)} more like this, with other numbers)" if others else ""
+    return tag("li", tag("strong", where), ": ", quoted(_cut(text)), more)
+
+
 def what_was_run(results: Results) -> Section:
     """Facts, the command that repeats it, stages, and all parameters."""
     record, rows = results.record, results.ask("stages", STAGES)
     parameters = json.loads(record["parameters"])
-    stages = _stages(rows)
+    stages = _stages_of_cells(rows) if results.cells else _stages(rows)
     return Section(
         "run",
         "What was run",
@@ -57,7 +69,7 @@ def what_was_run(results: Results) -> Section:
                 tag("h3", "The command that repeats it"),
                 _commands(record, parameters, results.compares),
                 tag("h3", "Stages"),
-                stages if len(rows) <= FEW_STAGES else folded(f"All {len(rows)} stages", stages),
+                stages if results.cells or len(rows) <= FEW_STAGES else folded(f"All {len(rows)} stages", stages),
                 _parameters(parameters),
             ]
         ),
@@ -73,6 +85,7 @@ def _facts(record: Row, parameters: Mapping[str, Any], stages: list[Row]) -> Htm
         ("Data set", record["dataset"]),
         ("Method", record["method"]),
         ("Seed", record["seed"]),
+        ("Compares", _compared(parameters)),
         ("Teacher", _model(parameters.get("teacher"))),
         ("Student", _model(parameters.get("student"))),
         ("Began", f"{began}, took {duration(record['seconds'])}" if record["seconds"] is not None else began),
@@ -84,6 +97,16 @@ def _facts(record: Row, parameters: Mapping[str, Any], stages: list[Row]) -> Htm
         tag("div", tag("dt", name), tag("dd", quoted(str(text)))) for name, text in facts if text not in (None, "")
     ]
     return tag("dl", {"class": "facts"}, pairs)
+
+
+def _compared(parameters: Mapping[str, Any]) -> str:
+    """`llmr-chitchat: LLMR, JS; method.alpha = 0, 0.5, 1; seeds 0, 1` of a comparison."""
+    if "variants" not in parameters:
+        return ""
+    parts = [f"{parameters['run']}: {', '.join(parameters['variants'])}"]
+    if parameters.get("sweep"):
+        parts.append(f"{parameters['sweep']} = {', '.join(f'{value:g}' for value in parameters['values'])}")
+    return "; ".join([*parts, f"seeds {', '.join(map(str, parameters['seeds']))}"])
 
 
 def _model(settings: Mapping[str, Any] | None) -> str:
@@ -107,9 +130,9 @@ def _distinct(stages: list[Row], column: str) -> str:
 
 
 def _commands(record: Row, parameters: dict[str, Any], compares: bool) -> Html:
-    flow = "compare" if compares else "distill"
+    flow, name = "compare" if compares else "distill", str(record["name"]).removeprefix("compare/")
     given = {name: value for name, value in parameters.items() if value is not None}
-    long = f"prefect deployment run {flow}/{record['name']} --params {shlex.quote(json.dumps(given))}"
+    long = f"prefect deployment run {flow}/{name} --params {shlex.quote(json.dumps(given))}"
     here = "In this store: with the recorded parameters, and what is cached is not computed again."
     elsewhere = folded("Anywhere else, while distill up is running", _command(long, "All parameters spelt out."))
     return join(
@@ -124,6 +147,23 @@ def _command(text: str, what: str) -> Html:
         tag("pre", {"tabindex": "0", "aria-label": "Command"}, tag("code", text)),
         tag("p", {"class": "note"}, what),
     )
+
+
+def _stages_of_cells(rows: list[Row]) -> Html:
+    """Of each run of a comparison the stages that no run before it had, folded; what it shares is only counted."""
+    own = [row for row in rows if not row["cell"]]
+    seen: set[str] = {row["key"] for row in own}
+    parts = [_stages(own)]
+    for cell in dict.fromkeys(row["cell"] for row in rows if row["cell"]):
+        of_cell = [row for row in rows if row["cell"] == cell]
+        new = [row for row in of_cell if row["key"] not in seen]
+        seen |= {row["key"] for row in new}
+        cost = duration(sum(row["build_seconds"] or 0 for row in new))
+        shared = f", {len(of_cell) - len(new)} shared with runs above" if len(new) < len(of_cell) else ""
+        parts.append(
+            folded(f"{cell}: {len(new)} stages of its own, {cost} to build{shared}", _stages(new) if new else "")
+        )
+    return join(parts)
 
 
 def _stages(rows: list[Row]) -> Html:
@@ -146,8 +186,7 @@ def _stages(rows: list[Row]) -> Html:
 
 
 def _name(row: Row) -> str:
-    label = "·".join(part for part in (row["label"], row["cell"]) if part)
-    return f"{row['stage']}[{label}]" if label else str(row["stage"])
+    return f"{row['stage']}[{row['label']}]" if row["label"] else str(row["stage"])
 
 
 def _parameters(parameters: Mapping[str, Any]) -> Html | None:

@@ -5,7 +5,18 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.report import curves, differences, lengths, measures, overview, rollouts, samples
+from tasks.report import (
+    curves,
+    differences,
+    free_running,
+    in_short,
+    lengths,
+    measures,
+    overview,
+    rollouts,
+    samples,
+    training,
+)
 from tasks.report.html import Html, tag
 from tasks.report.names import duration
 from tasks.report.results import Results, Row, results_of
@@ -61,17 +72,18 @@ def _question(record: Row) -> str:
 
 def _sections(results: Results) -> list[Section]:
     found = [
-        differences.in_short(results),
+        in_short.in_short(results),
         measures.metrics(results),
         curves.against_setting(results),
+        curves.method_by_method(results),
         differences.differences(results),
         curves.quality_against_variety(results),
         curves.excess_error(results),
-        curves.free_running(results),
+        free_running.free_running(results),
         samples.samples(results),
         rollouts.rollouts(results),
         lengths.lengths(results),
-        curves.training(results),
+        training.training(results),
         overview.what_was_run(results),
     ]
     return [section for section in found if section is not None]

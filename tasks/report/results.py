@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from tasks import catalog
-from tasks.report.names import SYSTEMS, styles
+from tasks.report.names import REFERENCE_SYSTEMS, styles
 from tasks.store import Store
 
 Row = dict[str, Any]
@@ -41,16 +41,27 @@ class Results:
         return bool(self.ask("comparison", "SELECT 1 FROM comparison WHERE run = $run LIMIT 1"))
 
     @cached_property
+    def cells(self) -> list[Row]:
+        """The runs of a comparison, in its order: cell, method, x_name, x, seed, system."""
+        return self.ask("comparison_cells", "FROM comparison_cells WHERE run = $run")
+
+    @cached_property
+    def references(self) -> frozenset[str]:
+        """What students are measured against: in a comparison all systems that are none of its methods."""
+        if not self.cells:
+            return frozenset(REFERENCE_SYSTEMS)
+        compared = self.ask("comparison", "SELECT DISTINCT method FROM comparison WHERE run = $run")
+        return frozenset(row["method"] for row in compared) - {row["method"] for row in self.cells}
+
+    @cached_property
     def styles(self) -> dict[str, int]:
         """A colour, dash and marker for each system, the same all over the page."""
-        relations = ("comparison", "metrics", "predictions", "excess_error", "free_running")
+        tables = [("comparison", "SELECT method"), ("metrics", "SELECT method")]  # in their own order
+        views = [(name, "SELECT DISTINCT method") for name in ("predictions", "excess_error", "free_running")]
         rows = [
-            row for name in relations for row in self.ask(name, f"SELECT DISTINCT method FROM {name} WHERE run = $run")
+            row for name, what in (*tables, *views) for row in self.ask(name, f"{what} FROM {name} WHERE run = $run")
         ]
-        order = list(SYSTEMS)
-        return styles(
-            sorted((row["method"] for row in rows), key=lambda name: (order.index(name) if name in order else 99, name))
-        )
+        return styles(row["method"] for row in rows)
 
     @cached_property
     def _known(self) -> frozenset[str]:

@@ -21,10 +21,10 @@ TOKEN_CHARACTERS = 40
 STEPS = 4  # of colour on each side of the centre
 EXTREMES = 10  # tokens at each end of the table
 
-COLUMNS = "step, id, position, token, q_value, value, reward, gain, log_prob"
-ROLLOUTS = (
-    f"SELECT coalesce(cell, '') AS cell, {COLUMNS} FROM rollouts WHERE run = $run ORDER BY cell, step, id, position"
-)
+COLUMNS = "step, rollout, id, position, token, q_value, value, reward, gain, log_prob"
+ROLLOUTS = f"""
+SELECT coalesce(cell, '') AS cell, {COLUMNS} FROM rollouts WHERE run = $run ORDER BY cell, step, rollout, position
+"""
 TOKENS = """
 SELECT token, count(*) AS times, avg(reward) AS reward, avg(q_value - value) AS below
 FROM rollouts WHERE run = $run GROUP BY token HAVING count(*) >= (
@@ -33,7 +33,7 @@ ORDER BY reward DESC, token
 """
 # of all tokens but the last of each rollout, after which there is no state: its reward is its whole q-value
 SPREAD = """
-SELECT {values} FROM (SELECT *, q_value - value AS below, max(position) OVER (PARTITION BY cell, step, id) AS last
+SELECT {values} FROM (SELECT *, q_value - value AS below, max(position) OVER (PARTITION BY cell, step, rollout) AS last
                       FROM rollouts WHERE run = $run) WHERE position < last
 """
 
@@ -101,11 +101,11 @@ def rollouts(results: Results) -> Section | None:
 
 
 def _rollouts(rows: Sequence[Row]) -> list[tuple[tuple[str, int, int], list[Row]]]:
-    """The tokens of each rollout. An input that was rolled out twice in a step is left out: its tokens are mixed up."""
+    """The tokens of each rollout: those of a cell, a step and a number."""
     found: dict[tuple[str, int, int], list[Row]] = {}
     for row in rows:
-        found.setdefault((row["cell"], row["step"], row["id"]), []).append(row)
-    return [(key, rows) for key, rows in found.items() if [row["position"] for row in rows] == list(range(len(rows)))]
+        found.setdefault((row["cell"], row["step"], row["rollout"]), []).append(row)
+    return list(found.items())
 
 
 def _bounded(found: list[tuple[tuple[str, int, int], list[Row]]]) -> list[tuple[tuple[str, int, int], list[Row]]]:
@@ -143,10 +143,10 @@ def _about(results: Results, ids: set[int]) -> dict[int, Row]:
 
 
 def _rollout(key: tuple[str, int, int], rows: Sequence[Row], colours: Colours, about: Row) -> Html:
-    cell, step, number = key
+    cell, step, _ = key
     facts = [_fact("Input", about.get("source")), _fact("The teacher wrote", about.get("text"))]
     total = sum(row["reward"] for row in rows)
-    title = f"Step {step}, input {number}" + (f", {cell}" if cell else "")
+    title = f"Step {step}, input {rows[0]['id']}" + (f", {cell}" if cell else "")
     left = len(rows) - MOST_OF_ONE
     return tag(
         "article",

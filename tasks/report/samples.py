@@ -12,6 +12,10 @@ SAMPLES = 200  # inputs at most
 SAMPLE_BYTES = 400_000  # of all samples together
 TEXT_CHARACTERS = 1_500  # of one text
 MOST_SYSTEMS = 8
+OF_CELLS = """
+SELECT c.*, s.key FROM comparison_cells c JOIN stages s ON s.run = c.run AND s.cell = c.cell
+WHERE c.run = $run AND s.stage = 'evaluate' ORDER BY s.position
+"""
 PAGE = 6  # samples; without the script the others are behind a line that unfolds them
 
 
@@ -43,26 +47,42 @@ def samples(results: Results) -> Section | None:
 
 
 def shown_systems(results: Results) -> list[Row]:
-    """The systems in the order of the metrics, of each only its first cell, and not more than one can read."""
-    sql = (
-        "SELECT method, coalesce(min(cell), '') AS cell, count(DISTINCT cell) AS cells "
-        "FROM predictions WHERE run = $run GROUP BY method ORDER BY method"
-    )
-    measured = results.ask("metrics", "SELECT method FROM metrics WHERE run = $run")
-    order = {method: place for place, method in enumerate(dict.fromkeys(row["method"] for row in measured))}
-    rows = sorted(results.ask("predictions", sql), key=lambda row: order.get(row["method"], len(order)))
-    return rows[:MOST_SYSTEMS]
+    """Whose outputs are shown: what they are called here, and the system and the artifact that have them.
+
+    Of a comparison these are its references and its methods, all of the first seed and the middle value of what was
+    varied, and not more than one can read.
+    """
+    evaluated = results.ask("predictions", "SELECT DISTINCT method AS system, key FROM predictions WHERE run = $run")
+    known = {(row["system"], row["key"]) for row in evaluated}
+    order = list(results.styles)
+    if not results.cells:
+        found = [{"method": system, "system": system, "key": key, "cell": ""} for system, key in known]
+        return sorted(found, key=lambda row: order.index(row["method"]))[:MOST_SYSTEMS]
+    values = list(dict.fromkeys(cell["x"] for cell in results.cells))
+    seed, middle = results.cells[0]["seed"], values[len(values) // 2]
+    here = [row for row in results.ask("stages", OF_CELLS) if (row["seed"], row["x"]) == (seed, middle)]
+    found = [row for row in here if (row["system"], row["key"]) in known]
+    measured_by = [
+        row | {"method": system, "system": system}
+        for row in found[:1]
+        for system, key in sorted(known)
+        if key == row["key"] and system in results.references
+    ]
+    return (measured_by + found)[:MOST_SYSTEMS]
 
 
-def of_systems(chosen: Sequence[Row]) -> str:
-    """The condition on `predictions` that keeps those systems' rows."""
-    pairs = ", ".join(f"({literal(row['method'])}, {literal(row['cell'])})" for row in chosen)
-    return f"run = $run AND (method, coalesce(cell, '')) IN ({pairs})"
+def listed_systems(chosen: Sequence[Row]) -> str:
+    """Those systems as an SQL relation of `shown`, `system` and `key`."""
+    values = ", ".join(f"({literal(row['method'])}, {literal(row['system'])}, {literal(row['key'])})" for row in chosen)
+    return f"(VALUES {values}) chosen (shown, system, key)"
 
 
 def _spread(chosen: Sequence[Row], total: int) -> str:
     return f"""
-    WITH own AS (FROM predictions WHERE {of_systems(chosen)}),
+    WITH own AS (
+        SELECT p.* REPLACE (shown AS method) FROM predictions p JOIN {listed_systems(chosen)}
+        ON p.method = system AND p.key = chosen.key WHERE p.run = $run
+    ),
     placed AS (SELECT id, row_number() OVER (ORDER BY id) - 1 AS place FROM (SELECT DISTINCT id FROM own))
     SELECT id, method, source, reference, prediction, num_tokens, truncated, reward FROM own
     WHERE id IN (SELECT id FROM placed WHERE place % {max(1, -(-total // SAMPLES))} = 0) ORDER BY id
@@ -78,8 +98,11 @@ def _blocks(rows: Sequence[Row], methods: Sequence[str]) -> list[list[Row]]:
 
 
 def _of_cells(chosen: Sequence[Row]) -> str:
-    several = [f"{system(row['method'])} of {row['cell']}" for row in chosen if row["cells"] > 1]
-    return f" Of methods with several cells the first is shown: {', '.join(several)}." if several else ""
+    cell = next((row for row in chosen if row["cell"]), None)
+    if cell is None:
+        return ""
+    at = "" if cell["x"] is None else f", {cell['x_name']} {cell['x']:g}"
+    return f" Of the comparison's runs these are those with seed {cell['seed']}{at}."
 
 
 def _pair(methods: Sequence[str]) -> tuple[str, str] | None:

@@ -1,7 +1,7 @@
 """A store with the runs that one wants to ask about: stages of the real names and schemas, with made-up contents.
 
-`fill` makes five runs: two that differ in the student's seed, one on the paper's data, one that failed, one that
-crashed. Nothing is trained.
+`fill` makes seven runs: two that differ in the student's seed, one on the paper's data, one that failed, one that
+crashed, one on running text, and a comparison of such. Nothing is trained.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from tasks.score import OUTPUTS
 from tasks.stage import Build, Run, open_run, stage
 from tasks.store import Artifact, Store
 from tasks.training import write_log
+from tests.tasks.fake_texts import run_grid, run_text
 
 CHITCHAT = {"source": "chitchat"}
 DAILYDIALOG = {"source": "files", "train": "corpora/cleaned_dd/train.csv"}
@@ -47,7 +48,7 @@ WRITTEN: dict[str, tuple[list[str], list[float]]] = {
         ["i am fine , thank you .", "bread and cheese .", "i love dogs .", "in a town .", "not yet .", "hello !"],
         [6.0, 5.0, 4.5, 4.0, 3.0, 2.5],
     ),
-    "seqkd": (
+    "pre_distilled": (
         ["i am fine .", "i do not know .", "i do not know .", "i do not know .", "i do not know .", "hello !"],
         [3.0, -1.0, -0.5, 0.5, 1.0, 2.5],
     ),
@@ -144,18 +145,21 @@ class Filled:
     paper: str  # on the paper's data, with nothing in common
     failed: str  # in llmr, as a third seed
     crashed: str  # after prepare
+    text: str  # running text, see fake_texts
+    grid: str  # two methods on running text, with two seeds at two values of alpha
     artifacts: dict[str, dict[str, Artifact]]  # by run id and stage
 
 
 def fill(store: Store) -> Filled:
-    """Make the five runs."""
+    """Make the seven runs."""
     artifacts: dict[str, dict[str, Artifact]] = {}
     first = run_stages(store, artifacts=artifacts)
     second = run_stages(store, seed=1, artifacts=artifacts)
     paper = run_stages(store, name="llmr-dailydialog", dataset=DAILYDIALOG, artifacts=artifacts)
     failed = run_stages(store, seed=2, fails=True, artifacts=artifacts)
     crashed = record_crashed(store, artifacts[first.run_id]["prepare"])
-    return Filled(store, first.run_id, second.run_id, paper.run_id, failed.run_id, crashed.run_id, artifacts)
+    llmrs = first.run_id, second.run_id, paper.run_id, failed.run_id, crashed.run_id
+    return Filled(store, *llmrs, run_text(store).run_id, run_grid(store).run_id, artifacts)
 
 
 def run_stages(
@@ -177,7 +181,7 @@ def run_stages(
             made["score"] = outputs = score(corpus=corpus, teacher=guide)
             made["pre_distill"] = pre_distill(corpus=corpus, teacher=guide, outputs=outputs, seed=seed)
             made["llmr"] = llmr(corpus=corpus, teacher=guide, student=made["pre_distill"], seed=seed, fails=fails)
-            students = {"seqkd": made["pre_distill"], "llmr": made["llmr"]}
+            students = {"pre_distilled": made["pre_distill"], "llmr": made["llmr"]}
             made["evaluate"] = evaluate(corpus=corpus, teacher=guide, students=students)
             made["exposure"] = exposure.labelled("llmr")(corpus=corpus, teacher=guide, student=made["llmr"])
     except ValueError:
@@ -248,6 +252,7 @@ def _rollout() -> list[dict[str, Any]]:
     return [
         {
             "step": 3,
+            "rollout": 0,
             "id": 1,
             "position": t,
             "token": token,

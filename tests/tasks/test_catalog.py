@@ -28,6 +28,8 @@ from tasks.store import Artifact, Store, StoreError
 from tests.tasks.fake_runs import REFERENCES, WRITTEN, Filled, measured, run_stages
 
 STORAGE_VERSION_1_2 = 65  # the number that DuckDB writes at the start of a file for v1.2.0
+RUNS = 7  # of the filled store
+PREDICTIONS = 3 * 3 * len(REFERENCES) + 9 * 4 * 3  # of 3 systems in 3 runs of LLMR, and of 4 in 9 of running text
 
 
 def rows(store: Store, sql: str) -> list[dict[str, Any]]:
@@ -92,8 +94,16 @@ def test_every_relation_has_its_rows_in_a_full_store(filled: Filled) -> None:
     # 2 teachers with 1 input, 2 scores with 2, 4 pre_distills with 3, 3 llmrs with 3, 3 evaluations with 4,
     # 3 exposures with 3
     lineage = 2 * 1 + 2 * 2 + 4 * 3 + 3 * 3 + 3 * 4 + 3 * 3
-    of_evaluations = {"metrics": 3 * 3 * 16, "differences": 3 * 3 * 16, "predictions": 3 * 3 * len(REFERENCES)}
-    expected = {"runs": 5, "stages": 3 * 7 + 4 + 1, "lineage": lineage} | of_evaluations
+    # running text: 5 aggregations with 1 input, 9 evaluations with 2, 1 comparison with 8
+    lineage += 5 * 1 + 9 * 2 + 1 * 8
+    # of LLMR 3 systems and 3 pairs of them in 3 evaluations; of running text 4 and 6, with 5 metrics, in 9
+    of_evaluations = {"metrics": 3 * 3 * 16 + 9 * 4 * 5, "differences": 3 * 3 * 16 + 9 * 6 * 5}
+    of_evaluations |= {"predictions": PREDICTIONS, "free_running": 9 * 4 * 4}
+    # 2 methods at 2 values, and 2 references; each method against those and the one before it
+    of_comparisons = {"comparison_cells": 8, "comparison": (2 * 2 + 2) * 5, "comparison_differences": 2 * (2 + 3) * 5}
+    # 4 of a run in two rounds, one less where nothing is aggregated, in 4 cells of each, and 1 that compares them
+    stages = {"stages": (3 * 7 + 4 + 1) + 4 + 4 * (4 + 3) + 1}
+    expected = {"runs": RUNS, "lineage": lineage} | stages | of_evaluations | of_comparisons
     assert {name: found[name] for name in expected} == expected
     assert min(found.values()) > 0
 
@@ -121,6 +131,8 @@ def test_runs_says_how_each_ended(filled: Filled) -> None:
         filled.paper: {"state": "completed", "error": None, "seed": 0, "method": "llmr"},
         filled.failed: {"state": "failed", "error": error, "seed": 2, "method": "llmr"},
         filled.crashed: {"state": "crashed", "error": None, "seed": 3, "method": "llmr"},
+        filled.text: {"state": "completed", "error": None, "seed": 0, "method": "dad_dagger"},
+        filled.grid: {"state": "completed", "error": None, "seed": None, "method": None},
     }
 
 
@@ -166,7 +178,7 @@ def test_lineage_leads_from_a_result_to_the_data(filled: Filled) -> None:
     assert [tuple(row.values()) for row in rows(filled.store, of_evaluate)] == [
         ("corpus", "prepare", made["prepare"].key),
         ("students.llmr", "llmr", made["llmr"].key),
-        ("students.seqkd", "pre_distill", made["pre_distill"].key),
+        ("students.pre_distilled", "pre_distill", made["pre_distill"].key),
         ("teacher", "teacher", made["teacher"].key),
     ]
 
@@ -178,21 +190,21 @@ def test_metrics_and_differences_are_those_of_the_evaluation(filled: Filled) -> 
             filled.store, f"select {columns} from metrics where run = '{filled.first}' and method = '{system}'"
         )
         assert found == [vars(value) for value in measured(system).metrics]
-    assert count(filled.store, "metrics") == 3 * 3 * len(measured("llmr").metrics)
+    assert count(filled.store, "metrics", "name like 'llmr%'") == 3 * 3 * len(measured("llmr").metrics)
     pairs = f"select distinct method, baseline from differences where run = '{filled.first}' order by all"
     assert [tuple(row.values()) for row in rows(filled.store, pairs)] == [
-        ("llmr", "seqkd"),
+        ("llmr", "pre_distilled"),
         ("llmr", "teacher"),
-        ("seqkd", "teacher"),
+        ("pre_distilled", "teacher"),
     ]
-    assert values(filled.store, "select distinct seed from metrics order by 1") == [0, 1]
+    assert values(filled.store, "select distinct seed from metrics where name like 'llmr%' order by 1") == [0, 1]
 
 
 def test_predictions_are_every_output_of_every_system(filled: Filled) -> None:
     sql = f"select prediction, reference from predictions where run = '{filled.paper}' and method = 'llmr' order by id"
     assert values(filled.store, sql) == WRITTEN["llmr"][0]
     assert values(filled.store, f"select reference from ({sql})") == REFERENCES
-    assert count(filled.store, "predictions") == 3 * 3 * len(REFERENCES)
+    assert count(filled.store, "predictions", "run like 'llmr%'") == 3 * 3 * len(REFERENCES)
 
 
 def test_runs_that_share_an_artifact_each_have_its_rows(filled: Filled) -> None:
@@ -244,7 +256,7 @@ def test_published_results_are_unique_and_met_by_ours(filled: Filled) -> None:
     assert values(filled.store, f"select {identity} from published group by all having count(*) > 1") == []
     ours = f"select row, difference, our_value, paper_value, run from paper_vs_ours where run = '{filled.paper}'"
     found = {row["row"]: row for row in rows(filled.store, f"{ours} and metric = 'bleu_2' order by all")}
-    assert sorted(found) == ["LLMR", "Prompting teacher", "SeqKD"]
+    assert sorted(found) == ["LLMR", "Prompting teacher"]
     bleu_2 = next(value.value for value in measured("llmr").metrics if value.metric == "bleu_2")
     assert found["LLMR"]["our_value"] == bleu_2
     assert found["LLMR"]["difference"] == pytest.approx(bleu_2 - 7.00)
@@ -305,7 +317,8 @@ def test_other_clients_can_open_the_file(own: Filled) -> None:
     path = build_catalog(own.store)
     assert int.from_bytes(path.read_bytes()[12:20], "little") == STORAGE_VERSION_1_2
     with duckdb.connect(str(path), read_only=True) as connection:
-        assert connection.sql("select count(*) from predictions").fetchall() == [(3 * 3 * len(REFERENCES),)]
+        of_llmr = connection.sql("select count(*) from predictions where run like 'llmr%'")
+        assert of_llmr.fetchall() == [(3 * 3 * len(REFERENCES),)]
         tags = connection.sql("select tags from duckdb_databases() where database_name = 'results'").fetchall()
     assert tags[0][0]["storage_version"].startswith("v1.2.0")
 
@@ -326,20 +339,20 @@ def test_a_path_with_a_quote_spaces_and_a_bracket(tmp_path: Path, filled: Filled
 def test_a_store_that_has_moved_is_read_where_it_is(own: Filled, tmp_path: Path) -> None:
     build_catalog(own.store)
     moved = Store(own.store.root.rename(tmp_path / "elsewhere"))
-    assert count(moved, "predictions") == 3 * 3 * len(REFERENCES)
+    assert count(moved, "predictions", "run like 'llmr%'") == 3 * 3 * len(REFERENCES)
 
 
 @pytest.mark.parametrize("content", [b"", b"no database at all", b"\0" * 20_000])
 def test_a_broken_file_is_made_anew(own: Filled, content: bytes) -> None:
     (own.store.root / DATABASE).write_bytes(content)
-    assert count(own.store, "runs") == 5
+    assert count(own.store, "runs") == RUNS
 
 
 def test_a_log_left_by_a_writer_is_not_replayed_into_the_new_file(own: Filled) -> None:
     path = build_catalog(own.store)
     path.with_name(f"{DATABASE}.wal").write_bytes(b"of another file")
     build_catalog(own.store)
-    assert count(own.store, "runs") == 5
+    assert count(own.store, "runs") == RUNS
     assert not path.with_name(f"{DATABASE}.wal").exists()
 
 
@@ -348,7 +361,7 @@ def test_a_log_left_by_a_writer_is_not_replayed_into_the_new_file(own: Filled) -
 
 def test_a_second_query_builds_nothing(own: Filled) -> None:
     before = build_catalog(own.store).stat().st_ino
-    assert count(own.store, "runs") == 5
+    assert count(own.store, "runs") == RUNS
     assert (own.store.root / DATABASE).stat().st_ino == before
 
 
@@ -394,7 +407,7 @@ def test_what_gc_deletes_is_gone_and_the_rest_stays(own: Filled) -> None:
     maintenance.delete(own.store, garbage)
     assert min(counts(own.store).values()) > 0
     assert count(own.store, "predictions", f"run = '{own.second}'") == 0
-    assert count(own.store, "predictions") == 2 * 3 * len(REFERENCES)
+    assert count(own.store, "predictions", "run like 'llmr%'") == 2 * 3 * len(REFERENCES)
     assert count(own.store, "rollouts", f"run = '{own.paper}'") == 0
     assert rows(own.store, f"select bytes, path from stages where key = '{last.key}'") == [
         {"bytes": None, "path": str(last.path)}
@@ -405,7 +418,7 @@ def test_all_of_it_deleted_leaves_the_runs(own: Filled) -> None:
     build_catalog(own.store)
     maintenance.delete(own.store, [maintenance.Garbage(artifact, 0) for artifact in own.store.artifacts()])
     found = counts(own.store)
-    assert [found[relation] for relation in ("runs", *TABLES, *VIEWS, "lineage")] == [5] + [0] * (
+    assert [found[relation] for relation in ("runs", *TABLES, *VIEWS, "lineage")] == [RUNS] + [0] * (
         len(TABLES) + len(VIEWS) + 1
     )
 
@@ -416,8 +429,8 @@ def test_a_damaged_artifact_is_left_out(own: Filled) -> None:
     (made["llmr"].path / "rollouts.parquet").unlink()
     (own.artifacts[own.second]["evaluate"].path / "manifest.json").write_text("{")
     build_catalog(own.store)
-    assert values(own.store, "select distinct run from predictions") == [own.paper]
-    assert values(own.store, "select distinct run from metrics") == [own.paper]
+    assert values(own.store, "select distinct run from predictions where run like 'llmr%'") == [own.paper]
+    assert values(own.store, "select distinct run from metrics where run like 'llmr%'") == [own.paper]
     assert set(values(own.store, "select distinct run from rollouts")) == {own.second, own.paper}
 
 
@@ -440,11 +453,11 @@ def test_a_reader_of_the_old_file_keeps_reading_and_a_new_one_sees_the_new(own: 
         cursor = reader.execute("select run from runs, range(2000) order by run")
         first = cursor.fetchone()
         run_stages(own.store, seed=9)
-        assert count(own.store, "runs") == 6
+        assert count(own.store, "runs") == RUNS + 1
         assert first is not None
         assert len(cursor.fetchall()) == 5 * 2000 - 1
-        assert reader.execute("select count(*) from runs").fetchall() == [(5,)]
-        assert reader.execute("select count(*) from predictions").fetchall() == [(3 * 3 * len(REFERENCES),)]
+        assert reader.execute("select count(*) from runs").fetchall() == [(RUNS,)]
+        assert reader.execute("select count(*) from predictions").fetchall() == [(PREDICTIONS,)]
 
 
 def test_a_writer_that_holds_the_old_file_stands_in_nobodys_way(own: Filled) -> None:
@@ -455,7 +468,7 @@ def test_a_writer_that_holds_the_old_file_stands_in_nobodys_way(own: Filled) -> 
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        assert count(own.store, "runs") == 5
+        assert count(own.store, "runs") == RUNS
         holder.kill()
 
 
@@ -501,10 +514,10 @@ def test_two_builds_at_once_leave_a_whole_file_at_every_moment(own: Filled) -> N
             with duckdb.connect() as reader:  # as another client would, without the lock
                 literal = str(path).replace("'", "''")
                 reader.execute(f"ATTACH '{literal}' AS results (READ_ONLY)")
-                assert reader.sql("select count(*) from results.predictions").fetchall() == [(54,)]
+                assert reader.sql("select count(*) from results.predictions").fetchall() == [(PREDICTIONS,)]
             looks += 1
         assert (one.returncode, other.returncode) == (0, 0)
-    assert count(own.store, "runs") == 5
+    assert count(own.store, "runs") == RUNS
     assert [found.name for found in own.store.root.iterdir() if DATABASE in found.name] == [DATABASE]
 
 
@@ -518,7 +531,7 @@ def test_a_build_that_is_killed_leaves_the_old_file_and_the_next_one_works(own: 
     assert process.returncode == -signal.SIGKILL
     assert path.read_bytes() == before
     assert any(DATABASE in found.name and found != path for found in own.store.root.iterdir())  # it had begun
-    assert count(own.store, "runs") == 6
+    assert count(own.store, "runs") == RUNS + 1
     assert [found.name for found in own.store.root.iterdir() if DATABASE in found.name] == [DATABASE]
 
 
@@ -559,7 +572,7 @@ def test_a_query_writes_nothing(filled: Filled, sql: str) -> None:
     with pytest.raises(ValueError, match="read-only") as caught:
         query(filled.store, sql)
     assert len(str(caught.value).splitlines()) == 2
-    assert count(filled.store, "runs") == 5
+    assert count(filled.store, "runs") == RUNS
     assert sorted(values(filled.store, "show tables")) == sorted(relations())
 
 
