@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as bench
-from benchmarks import common, dad_dagger, llmr_update, memory, scoring
+from benchmarks import common, dad_dagger, divergence, llmr_update, memory, scoring
 from kd_core.batching import TokenRows
 from kd_core.models import T5Shape, build_t5
 
@@ -59,3 +59,10 @@ def test_algorithm_1_has_the_losses_of_the_literal_version() -> None:
     lines = list(dad_dagger.measure(case))
     assert [line["unit"] for line in lines] == ["s", "TFLOP", "of the matrix rate"]
     assert lines[1]["sizes"]["updates"] == 4 * (2 + 3)  # 52 true windows, then 3 trajectories of 9 more
+
+
+def test_a_divergence_pass_has_the_loss_and_gradient_of_full_logits_before_it_is_timed() -> None:
+    torch.set_num_threads(1)
+    shape = T5Shape(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_decoder_layers=1, num_heads=2)
+    case = divergence.Case.of((shape, shape), 50, 5, 6)
+    assert [line["sizes"]["what"] for line in divergence.measure(case)] == ["forward_kl", "reverse_kl", "js"]
