@@ -27,7 +27,7 @@ POINTS = [
     "checkpoint:llmr:2",
     "rollouts:llmr:2",
     "commit:llmr:1",
-    "progress:decode[seqkd]:1",
+    "progress:decode[pre_distilled]:1",
     "commit:measure:2",
     "commit:evaluate:1",
 ]
