@@ -50,7 +50,7 @@ class TextSettings:
 
     def identity(self) -> dict[str, Any]:
         """The settings with the content of what they name: files by hash, the package by version."""
-        files = {name: path_hash(path) for name in ("path", "pretraining_path") if (path := getattr(self, name))}
+        files = {name: path_hash(_file(path)) for name in ("path", "pretraining_path") if (path := getattr(self, name))}
         package = {"package": package_version(PAPERS_PACKAGE)} if self.source == "papers" else {}
         return asdict(self) | files | package
 
@@ -95,10 +95,15 @@ def _papers() -> Iterator[str]:
         yield _normalised("\n".join(paragraph["text"] for paragraph in paragraphs))
 
 
-def _read(path: str) -> str:
+def _file(path: str) -> Path:
     file = Path(path).expanduser()
     if not file.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
+        raise FileNotFoundError(f"no such file: {path}\nname the text file that you have: --set dataset.path=…")
+    return file
+
+
+def _read(path: str) -> str:
+    file = _file(path)
     try:
         text = _normalised(file.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
