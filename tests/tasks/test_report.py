@@ -321,6 +321,7 @@ def test_without_a_setting_the_leader_is_named_with_corrected_p(made: Made) -> N
     # 30 - 1.5 for each place: the first method's is the highest, and all differences are decided
     assert told["Dist-2"].startswith("SeqKD, 28.50: better than Forward KL (p = 0.040), ")
     assert "undecided" not in told["Dist-2"]
+    assert told["Undecided"] == "In ROUGE-L the first is not decidedly better than any other."
 
 
 def test_methods_are_compared_with_corrected_p_values(made: Made) -> None:
@@ -331,7 +332,7 @@ def test_methods_are_compared_with_corrected_p_values(made: Made) -> None:
     found = {row.all("td")[-2].text for row in section.all("tr") if row.all("svg")}
     assert found == {"0.040", "1.000"}
     assert "Every metric" not in page.text  # nothing was varied
-    assert len(page.one("section", id="methods").all("svg")) == 3
+    assert len(page.one("section", id="methods").all("svg")) == 4
     assert [row[0] for row in page.one("table", class_="values").rows()[1:]] == [
         system(m) for m in ("teacher", *METHODS)
     ]
