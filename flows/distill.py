@@ -13,6 +13,7 @@ from kd_core.models import ModelSettings
 from kd_core.train_llmr import LLMRSettings
 from kd_core.train_supervised import SupervisedSettings
 from tasks.evaluate import EvaluationSettings
+from tasks.exposure import ExposureSettings
 from tasks.score import ScoreSettings
 from tasks.stage import RuntimeSettings
 from tasks.teacher import TeacherSettings
@@ -27,6 +28,7 @@ def distill(
     pre_distill: SupervisedSettings = SupervisedSettings(),  # noqa: B008 (frozen)
     method: Method = LLMRSettings(),  # noqa: B008 (frozen)
     evaluation: EvaluationSettings = EvaluationSettings(),  # noqa: B008 (frozen)
+    exposure: ExposureSettings | None = None,
     runtime: RuntimeSettings = RuntimeSettings(),  # noqa: B008 (frozen)
     seed: int = 0,
     data_seed: int = 0,
@@ -42,6 +44,7 @@ def distill(
         pre_distill: the student's training on the teacher's outputs (SeqKD)
         method: how the student goes on: LLMR, or what it is compared with, by `kind`
         evaluation: how all of them are compared on the test split
+        exposure: how the students' exposure bias is measured, by length; null = it is not
         runtime: device, threads and checkpoints; changes no result
         seed: of the student: its weights, its batches, its samples
         data_seed: of the split, and of a teacher that is fitted here

@@ -25,7 +25,6 @@ def evaluate_systems(
     teacher: Artifact,
     systems: Mapping[str, System],
     prompt: str,
-    reward: RewardSettings,
     settings: EvaluationSettings,
 ) -> Artifact:
     """Outputs and metrics of each system, shared between comparisons, and their differences: the last stage."""
@@ -37,7 +36,7 @@ def evaluate_systems(
             writer=system.model,
             prompt=prompt,
             prompted=system.prompted,
-            reward=reward,
+            reward=settings.reward,
             settings=settings.decode,
         )
         measures[name] = measure.labelled(name)(corpus=corpus, outputs=outputs[name], settings=settings.measure)

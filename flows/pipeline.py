@@ -4,16 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from data.specs import DatasetSettings
-from flows.evaluation import System, evaluate_systems
+from flows.evaluation import System, evaluate_systems, measure_exposure
 from flows.methods import Method
 from flows.outlines import Outline
 from kd_core.models import ModelSettings
-from kd_core.rewards import RewardSettings
 from kd_core.train_llmr import LLMRSettings
 from kd_core.train_minillm import MiniLLMSettings
 from kd_core.train_supervised import SupervisedSettings
 from tasks.divergence import divergence
 from tasks.evaluate import EvaluationSettings
+from tasks.exposure import ExposureSettings
 from tasks.llmr import llmr
 from tasks.minillm import minillm
 from tasks.pre_distill import pre_distill as train_on_outputs
@@ -36,6 +36,7 @@ def pipeline(
     pre_distill: SupervisedSettings = SupervisedSettings(),  # noqa: B008 (frozen)
     method: Method = LLMRSettings(),  # noqa: B008 (frozen)
     evaluation: EvaluationSettings = EvaluationSettings(),  # noqa: B008 (frozen)
+    exposure: ExposureSettings | None = None,
     seed: int = 0,
     data_seed: int = 0,
     limit: int | None = None,
@@ -65,14 +66,18 @@ def pipeline(
         )
         pupil = train_by(method, corpus, guide, outputs, start, prompt, seed)
         systems |= {"pre_distilled": System(start), method.kind: System(pupil)}
-    return evaluate_systems(
-        corpus=corpus,
-        teacher=guide,
-        systems=systems,
-        prompt=prompt,
-        reward=method.reward if isinstance(method, LLMRSettings) else RewardSettings(),
-        settings=evaluation,
-    )
+    for name, system in systems.items():
+        if exposure is not None and not system.prompted:
+            measure_exposure(
+                corpus=corpus,
+                teacher=guide,
+                name=name,
+                student=system.model,
+                prompt=prompt,
+                reward=evaluation.reward,
+                settings=exposure,
+            )
+    return evaluate_systems(corpus=corpus, teacher=guide, systems=systems, prompt=prompt, settings=evaluation)
 
 
 def train_by(

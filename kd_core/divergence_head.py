@@ -1,7 +1,7 @@
 """A divergence and its gradient from hidden states, through both LM heads, in chunks of positions: no (B, T, V) tensor.
 
-Shape legend: M tokens, D student width, E teacher width, V vocabulary, C tokens of one chunk. p is the teacher's
-distribution, q the student's, z the student's logits. Nats.
+Shape legend: M tokens, D student width, E teacher width, V vocabulary, C tokens of one chunk, P of one part of it. p is
+the teacher's distribution, q the student's, z the student's logits. Nats.
 
 With g = dD/dq, the gradient of every divergence D(p, q) is dD/dz = q (g - sum_V q g):
 
@@ -25,6 +25,8 @@ from torch import Tensor
 
 from kd_core.divergences import log_ratios
 from kd_core.lm_head import HeadGradients, chunk_rows, full_precision
+
+PARTS = 4  # of a chunk: products want many rows, what is done to each number wants them in a small cache
 
 DivergenceKind = Literal["forward_kl", "reverse_kl", "js_teacher_term", "js_student_term", "js"]
 
@@ -95,11 +97,16 @@ class _DivergenceLoss(torch.autograd.Function):
         dtype = full_precision(hidden_MD[:0]).dtype
         divergence_M = hidden_MD.new_empty(len(hidden_MD), dtype=dtype)
         for rows in chunk_rows(len(hidden_MD), len(weight_VD)):
-            log_p_CV = F.log_softmax(F.linear(teacher_hidden_ME[rows], teacher_weight_VE), dim=1, dtype=dtype)
-            log_q_CV = F.log_softmax(F.linear(hidden_MD[rows], weight_VD), dim=1, dtype=dtype)
-            divergence_M[rows], grad_CV = value_and_gradient(log_p_CV, log_q_CV, divergence)
+            teacher_CV = F.linear(teacher_hidden_ME[rows], teacher_weight_VE)
+            grad_CV = full_precision(F.linear(hidden_MD[rows], weight_VD))  # the student's logits, overwritten
+            of_chunk_C, coefficient_C1 = divergence_M[rows], coefficient_M[rows, None]
+            for part in chunk_rows(len(grad_CV), PARTS * len(weight_VD)):
+                log_p_PV, log_q_PV = (F.log_softmax(x_CV[part], dim=1, dtype=dtype) for x_CV in (teacher_CV, grad_CV))
+                of_chunk_C[part], grad_PV = value_and_gradient(log_p_PV, log_q_PV, divergence)
+                if gradients.wanted:
+                    torch.mul(grad_PV, coefficient_C1[part], out=grad_CV[part])
             if gradients.wanted:
-                gradients.add(rows, grad_CV.mul_(coefficient_M[rows, None]))
+                gradients.add(rows, grad_CV)
         gradients.save(ctx)
         ctx.mark_non_differentiable(divergence_M)
         return (coefficient_M * divergence_M).sum(), divergence_M

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from kd_core.beam_search import BeamSettings
 from kd_core.metrics.outputs import TEXT_METRICS, MetricName
+from kd_core.rewards import RewardSettings
 from kd_core.sampling import SamplingSettings
 from tasks.compute import read_split
 from tasks.decode import DecodeSettings, greedy_decoding
@@ -46,6 +47,7 @@ class EvaluationSettings:
     decoding: BeamSettings = field(default_factory=greedy_decoding)
     sampling: SamplingSettings | None = None  # draw the outputs instead, as a chat does: then decoding is not read
     metrics: tuple[MetricName, ...] = TEXT_METRICS  # sequence tasks, such as spelling to phonemes: add per and wer
+    reward: RewardSettings = field(default_factory=RewardSettings)  # the teacher's, which every system is given
     resamples: int = 1000  # of the bootstrap behind the 95 % intervals
     seed: int = 0  # of the bootstrap, and of the samples
 

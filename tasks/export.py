@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from tasks.model_card import model_card
+from tasks.model_family import family_of
 from tasks.runs import RunRecord
 from tasks.store import Artifact, Store, StoreError, file_hash, sync
 
@@ -17,8 +18,8 @@ STUDENT_STAGES = (
 )  # the last one that a run has made its student
 
 
-def export_run(store: Store, record: RunRecord, directory: Path) -> None:
-    """Write `directory` for `AutoModelForSeq2SeqLM.from_pretrained`: all of it, or nothing.
+def export_run(store: Store, record: RunRecord, directory: Path) -> str:
+    """Write `directory`: all of it, or nothing. Returns the class of transformers that loads it.
 
     Raises StoreError for a run that is not completed, a student that is gone or damaged, a directory that holds
     something, and a disk that is full.
@@ -39,6 +40,7 @@ def export_run(store: Store, record: RunRecord, directory: Path) -> None:
         raise StoreError(f"cannot write {directory}: {reason}\nnothing was kept; give another place") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    return family_of(artifact).auto_class
 
 
 def _student(store: Store, record: RunRecord) -> Artifact:

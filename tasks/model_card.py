@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from tasks.markdown import escape, fenced, table
+from tasks.model_family import Family, family_of
 from tasks.runs import RunRecord
 from tasks.store import Artifact, Manifest, Store
 from tasks.systems import METHODS, SYSTEMS
@@ -41,15 +42,6 @@ METHOD_TEXT = {
     "pre_distill": "SeqKD: the student learned the outputs that the teacher wrote for the training inputs.",
 }
 
-USAGE = """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
-directory = "."  # the one that holds this file
-tokenizer = AutoTokenizer.from_pretrained(directory)
-model = AutoModelForSeq2SeqLM.from_pretrained(directory)
-inputs = tokenizer(["hello , how are you ?"], return_tensors="pt"{cut})
-outputs = model.generate(**inputs, {decoding})
-print(tokenizer.batch_decode(outputs, skip_special_tokens=True))"""
-
 LICENCE = (
     "These weights derive from the teacher's outputs and logits and from the training data: the licences and terms of "
     "both apply to them. Under which licence they may be passed on is not stated here; whoever publishes them has to "
@@ -62,19 +54,19 @@ def model_card(store: Store, record: RunRecord, student: Artifact) -> str:
     found = {each.stage: store.artifact(each.stage, each.key) for each in record.stages}
     manifests = {stage: manifest for stage, each in found.items() if (manifest := _manifest(each)) is not None}
     kind = _settings_of(manifests, student.stage, "settings").get("kind", student.stage)
-    method = METHODS[kind]
+    method, family = METHODS[kind], family_of(student)
     sections = {
-        "What it is": _what(record, manifests, method),
+        "What it is": _what(record, manifests, method, family),
         "Data": _data(record, manifests.get("prepare")),
         "Teacher": _teacher(record, manifests),
         "Method and settings": f"{METHOD_TEXT[kind]}\n\n{_settings(manifests)}",
         "Metrics": _metrics(found.get("evaluate"), manifests.get("evaluate"), _own_system(store, record, student)),
-        "How to use": _usage(manifests),
+        "How to use": _usage(manifests, family),
         "How it was made": _making(record, manifests, student),
         "Licence": LICENCE,
     }
     body = "\n\n".join(f"## {heading}\n\n{text}" for heading, text in sections.items())
-    front = yaml.safe_dump(_front_matter(manifests, method), sort_keys=False, allow_unicode=True)
+    front = yaml.safe_dump(_front_matter(manifests, method, family), sort_keys=False, allow_unicode=True)
     return f"---\n{front}---\n\n# {escape(record.name)}: a student distilled by {method}\n\n{body}\n"
 
 
@@ -90,23 +82,23 @@ def _settings_of(manifests: Mapping[str, Manifest], stage: str, name: str) -> di
     return (manifest.key_record["settings"].get(name) or {}) if manifest else {}
 
 
-def _front_matter(manifests: Mapping[str, Manifest], method: str) -> dict[str, Any]:
-    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text2text-generation"}
+def _front_matter(manifests: Mapping[str, Manifest], method: str, family: Family) -> dict[str, Any]:
+    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": family.pipeline_tag}
     start = _settings_of(manifests, "pre_distill", "student")
     if "hub" in start:
         front |= {"base_model": start["hub"]}
     dataset = _settings_of(manifests, "prepare", "dataset")
     if dataset.get("source") == "hub" and "/" in str(dataset.get("name")):  # a local one is named by its hash
         front |= {"datasets": [dataset["name"]]}
-    return front | {"tags": ["t5", "distillation", "knowledge-distillation", method.lower().replace(" ", "-")]}
+    return front | {"tags": [family.tag, "distillation", "knowledge-distillation", method.lower().replace(" ", "-")]}
 
 
-def _what(record: RunRecord, manifests: Mapping[str, Manifest], method: str) -> str:
+def _what(record: RunRecord, manifests: Mapping[str, Manifest], method: str, family: Family) -> str:
     trained = manifests.get("pre_distill")
     size = f" of {trained.stats['parameters']:,} parameters" if trained and "parameters" in trained.stats else ""
     start = _settings_of(manifests, "pre_distill", "student")
     origin = f", from {_model(start, record, 'student')}" if start else ""
-    return f"A sequence-to-sequence model of the T5 family{size}, trained by {method}{origin}."
+    return f"{family.description}{size}, trained by {method}{origin}."
 
 
 def _model(settings: Mapping[str, Any], record: RunRecord, role: str) -> str:
@@ -222,7 +214,7 @@ def _value(row: Mapping[str, Any] | None, sign: str) -> str:
     return str(value) if low is None or high is None else f"{value} \\[{low}, {high}\\]"
 
 
-def _usage(manifests: Mapping[str, Manifest]) -> str:
+def _usage(manifests: Mapping[str, Manifest], family: Family) -> str:
     settings = _settings_of(manifests, "decode", "settings")
     decoding = settings.get("decoding", {})
     chosen = {
@@ -231,7 +223,7 @@ def _usage(manifests: Mapping[str, Manifest]) -> str:
     limit = settings.get("max_source_tokens")
     cut = f", truncation=True, max_length={int(limit)}" if limit else ""
     arguments = ", ".join(f"{name}={int(value)}" for name, value in (chosen or {"max_new_tokens": 64}).items())
-    return fenced(USAGE.format(cut=cut, decoding=arguments), "python")
+    return fenced(family.usage.format(cut=cut, decoding=arguments), "python")
 
 
 def _making(record: RunRecord, manifests: Mapping[str, Manifest], student: Artifact) -> str:

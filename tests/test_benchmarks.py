@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as bench
-from benchmarks import common, dad_dagger, evaluation, llmr_update, memory, scoring
+from benchmarks import common, dad_dagger, divergence, evaluation, llmr_update, memory, scoring
 from kd_core.batching import TokenRows
 from kd_core.metrics.rouge import rouge
 from kd_core.shapes import T5Shape, build_t5
@@ -70,3 +70,10 @@ def test_an_evaluation_has_rouge_scores_numbers_before_it_is_timed(monkeypatch: 
     monkeypatch.setattr(evaluation, "rouge", lambda p, r: rouge([each[4:] for each in p], r))
     with pytest.raises(AssertionError):
         evaluation.measure("replies", texts, texts[::-1])
+
+
+def test_a_divergence_pass_has_the_loss_and_gradient_of_full_logits_before_it_is_timed() -> None:
+    torch.set_num_threads(1)
+    shape = T5Shape(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_decoder_layers=1, num_heads=2)
+    case = divergence.Case.of((shape, shape), 50, 5, 6)
+    assert [line["sizes"]["what"] for line in divergence.measure(case)] == ["forward_kl", "reverse_kl", "js"]

@@ -1,6 +1,6 @@
 """A program that runs a tiny recipe again and again in one store, each time killed (SIGKILL) at another point.
 
-    python -m tests.e2e.killed RECIPE HOME POINT …      (RECIPE: pairs or text; no POINT: one run that nobody disturbs)
+    python -m tests.e2e.killed RECIPE HOME POINT …      (RECIPE: pairs, causal or text; no POINT: an undisturbed run)
 
 A POINT is EVENT:STAGE:COUNT. Every run is a fork of this process, which has imported everything and computed nothing.
 Prints one JSON line a run: the point, how it ended, what the stage went on from.
@@ -41,6 +41,8 @@ CHANGES = [
 ]
 
 
+CAUSAL = '{"hidden_size": 16, "num_layers": 2, "num_heads": 2, "window_size": 8, "max_position_embeddings": 128}'
+CAUSAL_CHANGES = [*CHANGES, f"teacher.shape={CAUSAL}", f"student.shape={CAUSAL}"]
 TEXT_CHANGES = [
     "method.rounds=2",
     "method.trajectory_stride=8",
@@ -55,7 +57,8 @@ def recipe_of(name: str, home: Path) -> tuple[Outline, dict[str, Any]]:
         home.mkdir(parents=True, exist_ok=True)
         return TEXT_OUTLINE, text_parameters(home.parent, *TEXT_CHANGES)
     recipe = settings.load_catalogue(RECIPES)["tiny"]
-    return OUTLINE, settings.validate(OUTLINE.parameters, settings.override(recipe.parameters, CHANGES))
+    changes = CAUSAL_CHANGES if name == "causal" else CHANGES
+    return OUTLINE, settings.validate(OUTLINE.parameters, settings.override(recipe.parameters, changes))
 
 
 def run(recipe: str, home: Path, point: str | None, report: Path) -> None:

@@ -27,7 +27,7 @@ POINTS = [
     "checkpoint:llmr:2",
     "rollouts:llmr:2",
     "commit:llmr:1",
-    "progress:decode[seqkd]:1",
+    "progress:decode[pre_distilled]:1",
     "commit:measure:2",
     "commit:evaluate:1",
 ]
@@ -52,6 +52,13 @@ TEXT_POINTS = [
     "commit:dagger_train:1",
     "shard:free_run:2",
     "commit:evaluate:1",
+]
+CAUSAL_POINTS = [
+    "checkpoint:teacher:2",
+    "shard:score:4",
+    "progress:pre_distill:4",
+    "progress:llmr:3",
+    "checkpoint:llmr:2",
 ]
 
 
@@ -149,3 +156,12 @@ def test_killed_anywhere_in_a_round_on_running_text_ends_byte_for_byte_the_same(
     went_on = {row["point"]: row["from"] for row in rows[1:]}
     assert went_on["progress:dagger_train[1]:6"]["dagger_train[1]"] > 1  # not from its first update
     assert list((tmp_path / "killed" / "home" / ".checkpoints").iterdir()) == []
+
+
+def test_causal_models_killed_while_they_learn_and_write_end_byte_for_byte_the_same(tmp_path: Path) -> None:
+    rows = run("causal", tmp_path / "killed" / "home", *CAUSAL_POINTS)
+    assert [row["end"] for row in rows] == [-signal.SIGKILL] * len(CAUSAL_POINTS) + [0]
+    run("causal", tmp_path / "undisturbed" / "home")
+    expected, found = contents(tmp_path / "undisturbed" / "home"), contents(tmp_path / "killed" / "home")
+    assert {"teacher", "score", "pre_distill", "llmr"} <= {path.split("/")[1] for path in expected}
+    assert found == expected

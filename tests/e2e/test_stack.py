@@ -20,7 +20,7 @@ pytestmark = pytest.mark.e2e
 
 PROJECT = Path(__file__).parents[2]
 RECIPES = Path(__file__).parent / "prefect.yaml"
-SYSTEMS = ["teacher", "seqkd", "llmr"]
+SYSTEMS = ["teacher", "pre_distilled", "llmr"]
 STAGES = ["prepare", "teacher", "score", "pre_distill", "llmr"]
 STAGES += [f"{stage}[{system}]" for system in SYSTEMS for stage in ("decode", "measure")] + ["evaluate"]
 READY_SECONDS = 90
@@ -124,13 +124,30 @@ def test_a_deployment_runs_to_its_end_and_prefect_shows_what_came_out(stack: Sta
     assert run["state_type"] == "COMPLETED"
     assert [task["name"].rsplit("-", 1)[0] for task in stack.ask("task_runs", sort="EXPECTED_START_TIME_ASC")] == STAGES
     artifacts = {each["key"]: each for each in stack.ask("artifacts", limit=100) if each["key"]}
-    keys = {re.sub("[^a-z]+", "-", stage).strip("-") for stage in STAGES} | {"comparison", "results"}
+    keys = {re.sub("[^a-z]+", "-", stage).strip("-") for stage in STAGES} | {"comparison", "results", "report"}
     assert keys | {"teacher-curves", "pre-distill-curves", "llmr-curves"} <= set(artifacts)
-    assert {"test split", "teacher", "SeqKD", "LLMR"} == set(json.loads(artifacts["comparison"]["data"])[0])
+    assert {"test split", "teacher", "pre-distilled", "LLMR"} == set(json.loads(artifacts["comparison"]["data"])[0])
     assert "data:image/png;base64," in artifacts["llmr-curves"]["data"]
     assert str(stack.home / "results.duckdb") in artifacts["results"]["data"]
     sql = stack.distill("sql", "select name, state from runs", "--format", "csv")
     assert sql.stdout.splitlines() == ["name,state", "tiny,completed"]
+
+
+def test_a_comparison_on_running_text_runs_as_a_deployment(stack: Stack) -> None:
+    watched = stack.prefect("deployment", "run", "compare/tiny-text", "--watch")
+    assert watched.returncode == 0, watched.stdout + watched.stderr
+    assert stack.newest_run()["state_type"] == "COMPLETED"
+    artifacts = {each["key"]: each for each in stack.ask("artifacts", limit=200) if each["key"]}
+    assert "data:image/png;base64," in artifacts["comparison-figure"]["data"]
+    assert {"next-token", "dad-dagger"} <= set(json.loads(artifacts["comparison"]["data"])[0])
+    sql = stack.distill("sql", "select method, seeds from comparison where metric = 'perplexity'", "--format", "csv")
+    assert sorted(sql.stdout.splitlines()) == [
+        "dad-dagger,2",
+        "method,seeds",
+        "next-token,2",
+        "student,2",
+        "teacher,2",
+    ]
 
 
 def test_a_failing_deployment_exits_with_1_and_the_reason_is_visible(stack: Stack) -> None:

@@ -6,14 +6,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from kd_core.batching import BatchSettings, Sources, TokenRows, updates
 from kd_core.beam_search import BeamSettings, beam_search
 from kd_core.causal import Memory, decode, encode
 from kd_core.causal_steps import CausalStepDecoder
 from kd_core.masking import mask_through_eos, shift_right
+from kd_core.mixed_sampling import sample_mixed
 from kd_core.policy import head_weight, start_tokens
 from kd_core.rewards import RewardSettings
 from kd_core.sampling import SamplingSettings, draw, greedy, sample
 from kd_core.scoring import judge
+from kd_core.train_divergence import ReverseKLSettings, Transfer, train_divergence
+from kd_core.training import OptimizerSettings, TrainState, mixed_seed
 from tests.kd_core.test_gpt_neo import exact_attention, tiny_gpt_neo
 
 __all__ = ["exact_attention"]
@@ -232,3 +236,57 @@ def test_what_does_not_fit_is_refused() -> None:
         CausalStepDecoder(model, memory, 4)
     with pytest.raises(ValueError, match="at least one token of prompt in every row, got an empty prompt"):
         encode(model, *padded([[], [3]]))
+
+
+@pytest.mark.usefixtures("exact_attention")
+def test_a_mixture_is_that_of_both_models_each_after_its_own_prompt() -> None:
+    # the teacher's prompt is another one and ends in another token: its first step must read that one
+    student, teacher, mix = tiny(layers=2, ends=2.0, seed=1), tiny(layers=3, ends=2.0, seed=2), 0.3
+    prompted = [[20, *prompt, 21] for prompt in PROMPTS]
+    with torch.no_grad():
+        memories = encode(student, *padded(PROMPTS)), encode(teacher, *padded(prompted))
+        settings, rng = SamplingSettings(max_new_tokens=6), torch.Generator().manual_seed(4)
+        rollout = sample_mixed(student, memories[0], teacher, memories[1], mix, settings, rng)
+    assert rollout.mask_BT.sum(1).unique().numel() > 1
+    for row, tokens in enumerate(rollout.tokens_BT):
+        written = tokens[rollout.mask_BT[row]]
+        with torch.no_grad():
+            q, p = (
+                stock(model, [prompts[row]], [written.tolist()]).softmax(1)
+                for model, prompts in ((student, PROMPTS), (teacher, prompted))
+            )
+        mixture = (mix * p + (1 - mix) * q).gather(1, written[:, None]).squeeze(1).log()
+        torch.testing.assert_close(rollout.log_prob_BT[row][rollout.mask_BT[row]], mixture, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.usefixtures("exact_attention")
+def test_an_update_by_divergence_follows_the_stock_gradient() -> None:
+    # reverse KL on the student's samples: with plain full logits, on the samples that the loop draws from its seed
+    student, teacher = tiny(layers=2, ends=2.0, seed=1), tiny(layers=3, ends=2.0, seed=2)
+    prompted = [[20, *prompt, 21] for prompt in PROMPTS]
+    sources = Sources(TokenRows.of(PROMPTS), TokenRows.of(prompted))
+    settings = ReverseKLSettings(
+        steps=9,
+        validate_every=0,
+        sampling=SamplingSettings(max_new_tokens=6),
+        batch=BatchSettings(micro_batches=1),
+        optimizer=OptimizerSettings(max_grad_norm=0.0),
+    )
+    (rows,) = next(updates(sources.student.lengths.numpy(), settings.batch, seed=3))
+    prompts = [PROMPTS[row] for row in rows]
+    with torch.no_grad():
+        memory = encode(student, *padded(prompts))
+        drawn = sample(student, memory, settings.sampling, torch.Generator().manual_seed(mixed_seed(3, 0, 0)))
+    responses = [tokens[mask].tolist() for tokens, mask in zip(drawn.tokens_BT, drawn.mask_BT, strict=True)]
+    log_q = stock(student, prompts, responses).log_softmax(1)
+    with torch.no_grad():
+        log_p = stock(teacher, [prompted[row] for row in rows], responses).log_softmax(1)
+    divergence = (log_q.exp() * (log_q - log_p)).sum(1).mean()
+    gradients = torch.autograd.grad(divergence, list(student.parameters()))
+    norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
+
+    state = TrainState.start(student, settings.optimizer)
+    first = next(train_divergence(state, teacher, Transfer(sources, None), sources, settings, seed=3))
+    assert first.values["tokens"] == sum(map(len, responses))
+    assert first.values["loss"] == pytest.approx(float(divergence.detach()), rel=1e-9)
+    assert first.values["grad_norm"] == pytest.approx(float(norm), rel=1e-9)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,8 +14,11 @@ import torch
 
 from kd_core.batching import TokenRows
 from kd_core.models import ModelSettings, load_model, load_tokenizer
+from kd_core.policy import encode
+from kd_core.sampling import greedy
 from kd_core.shapes import GPTNeoShape
 from tasks.compute import LoadedModel, load_artifact, prompt_rows
+from tasks.export import export_run
 from tasks.store import Store
 from tasks.teacher import TeacherSettings
 from tests.tasks.tiny_models import write_causal, write_model
@@ -83,3 +90,19 @@ def test_a_causal_teacher_by_path_teaches_a_causal_student(tmp_path: Path, shape
     assert max(max(ids) for ids in outputs) < 300  # never a padding row of the head's 320
     config = load_artifact(made["llmr"], torch.device("cpu")).model.config
     assert (config.model_type, config.eos_token_id, config.pad_token_id) == ("gpt_neo", 0, 0)
+
+
+def test_a_causal_student_is_exported_with_code_that_runs(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    run, made = run_llmr(store, TeacherSettings(shape=SHAPE, fit=TRAINING, vocab_size=60), ModelSettings(shape=SHAPE))
+    assert export_run(store, run.record, tmp_path / "out") == "AutoModelForCausalLM"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "pipeline_tag: text-generation" in card
+    (code,) = re.findall(r"```python\n(.*?)\n```", card, re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "out", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    student = load_artifact(made["llmr"], torch.device("cpu"))
+    prompt, mask = TokenRows.encode(student.tokenizer, ["hello , how are you ?"], 50).batch(torch.tensor([0]), 0)
+    with torch.no_grad():
+        written = greedy(student.model, encode(student.model, prompt, mask), 6, num_tokens=student.num_tokens)
+    assert ast.literal_eval(done.stdout) == student.tokenizer.batch_decode(written.tokens_BT, skip_special_tokens=True)

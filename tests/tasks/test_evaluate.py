@@ -50,7 +50,8 @@ def evaluated(
     """A run that evaluates the given systems."""
     store, artifacts = made
     with open_run(store, name="evaluation", runtime=RUNTIME) as run:
-        last = evaluate_systems(artifacts["corpus"], artifacts["teacher"], systems, PROMPT, reward, settings)
+        rewarded = replace(settings, reward=reward)
+        last = evaluate_systems(artifacts["corpus"], artifacts["teacher"], systems, PROMPT, rewarded)
     return run, last.path
 
 

@@ -38,7 +38,10 @@ METHOD = LLMRSettings(
     optimizer=OPTIMIZER,
 )
 EVALUATION = EvaluationSettings(
-    decoding=BeamSettings(num_beams=1, no_repeat_ngram_size=0, max_new_tokens=6), resamples=20, max_source_tokens=16
+    decoding=BeamSettings(num_beams=1, no_repeat_ngram_size=0, max_new_tokens=6),
+    reward=METHOD.reward,
+    resamples=20,
+    max_source_tokens=16,
 )
 
 
@@ -77,7 +80,6 @@ def run_llmr(
             teacher=model,
             systems={"teacher": System(model, prompted=True), "seqkd": System(start), "llmr": System(pupil)},
             prompt=guide.prompt,
-            reward=METHOD.reward,
             settings=EVALUATION,
         )
     return run, made

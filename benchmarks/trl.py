@@ -1,0 +1,255 @@
+"""On-policy distillation of causal models: our loop against TRL's `DistillationTrainer`, a step of each in turn.
+
+Needs TRL, in an environment of its own: `make bench-trl`. Both start from the same random GPT-Neos and read the same
+prompts. Both write the same number of tokens a step, because the end of sequence is a token that the models do not
+have; prompts are of one length, so neither computes padding. Both minimise GKD's generalised JSD with the same beta,
+Adam and clipping, in float32, and TRL without the gradient checkpointing that is its default. TRL's own training loop
+runs; at the end of each of its steps a callback runs one of ours.
+"""
+
+import copy
+import itertools
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.common import line
+from kd_core.batching import BatchSettings, Sources, TokenRows
+from kd_core.divergence_head import Divergence, TeacherStates, divergence_loss
+from kd_core.masking import shift_right
+from kd_core.policy import decode, encode, head_weight, start_tokens
+from kd_core.sampling import SamplingSettings
+from kd_core.shapes import GPTNeoShape, build_gpt_neo
+from kd_core.train_divergence import GKDSettings, Transfer, train_divergence
+from kd_core.training import OptimizerSettings, TrainState
+
+STEPS = 12  # of each, the first two not counted
+WARM_UP = 2
+ROWS = 32
+BETA = 0.5
+LEARNING_RATE = 1e-4
+
+
+@dataclass(frozen=True)
+class Size:
+    """Models and lengths of one comparison."""
+
+    teacher: GPTNeoShape
+    student: GPTNeoShape
+    vocab_size: int
+    prompt: int
+    response: int
+
+
+DEMO = Size(  # the demo's shapes and lengths
+    GPTNeoShape(hidden_size=128, num_layers=2, num_heads=4),
+    GPTNeoShape(hidden_size=64, num_layers=2, num_heads=2),
+    vocab_size=2048,
+    prompt=16,
+    response=16,
+)
+LARGER = Size(
+    GPTNeoShape(hidden_size=256, num_layers=6, num_heads=8),
+    GPTNeoShape(hidden_size=128, num_layers=4, num_heads=4),
+    vocab_size=8192,
+    prompt=64,
+    response=64,
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Random models, and prompts as words (TRL tokenises) and as ids."""
+
+    size: Size
+    teacher: Any
+    student: Any
+    prompts: list[list[int]]
+
+    @classmethod
+    def of(cls, size: Size) -> "Pair":
+        """The end of sequence is number V of a vocabulary of V: nobody can write it."""
+        end = size.vocab_size
+        teacher, student = (
+            build_gpt_neo(shape, size.vocab_size, seed, eos_id=end)
+            for seed, shape in ((0, size.teacher), (1, size.student))
+        )
+        with torch.no_grad():  # at the start they are so flat that a divergence of 0.01 nats would prove little
+            for model in (teacher, student):
+                model.lm_head.weight *= 3
+        generator = torch.Generator().manual_seed(0)
+        prompts = torch.randint(0, size.vocab_size, (ROWS * (STEPS + 1), size.prompt), generator=generator)
+        return cls(size, teacher, student, prompts.tolist())
+
+
+def run() -> Iterator[dict[str, Any]]:
+    """The demo's size, and a larger one."""
+    if find_spec("trl") is None:
+        print("trl is not installed here: make bench-trl", file=sys.stderr)
+        return
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # it advises against an end of sequence that nobody can write
+    for size in (DEMO, LARGER):
+        yield from measure(Pair.of(size))
+
+
+def measure(pair: Pair) -> Iterator[dict[str, Any]]:
+    """Check that both give the same loss for the same tokens; time whole steps."""
+    ours, reference, loss = step_times(pair)
+    tokens = ROWS * pair.size.response
+    yield line(
+        "trl",
+        ours,
+        reference,
+        "s/step",
+        what="sample, judge by generalised JSD, learn",
+        rows=ROWS,
+        prompt=pair.size.prompt,
+        response=pair.size.response,
+        vocabulary=pair.size.vocab_size,
+        teacher_parameters=pair.teacher.num_parameters(),
+        student_parameters=pair.student.num_parameters(),
+        our_tokens_per_second=round(tokens / ours),
+        their_tokens_per_second=round(tokens / reference),
+        loss=round(loss, 6),
+        trl=version("trl"),
+    )
+
+
+def step_times(pair: Pair) -> tuple[float, float, float]:
+    """Median seconds of our steps and of TRL's, and the loss that both give for the first batch."""
+    from transformers import PrinterCallback, TrainerCallback
+
+    steps = our_steps(pair)
+    times: dict[str, list[float]] = {"ours": [], "trl": []}
+
+    class InTurn(TrainerCallback):  # type: ignore[misc]
+        """Times TRL's step, then one of ours."""
+
+        def on_step_begin(self, *arguments: Any, **more: Any) -> None:
+            self.begun = time.perf_counter()
+
+        def on_step_end(self, *arguments: Any, **more: Any) -> None:
+            middle = time.perf_counter()
+            row = next(steps)
+            times["trl"].append(middle - self.begun)
+            times["ours"].append(time.perf_counter() - middle)
+            assert row.values["tokens"] == ROWS * pair.size.response, "our samples ended early"
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trl_trainer(pair, folder)
+        loss = check(pair, trainer)
+        trainer.remove_callback(PrinterCallback)  # it prints between the measurements
+        trainer.add_callback(InTurn())
+        trainer.train()
+    medians = (statistics.median(times[name][WARM_UP:]) for name in ("ours", "trl"))
+    return next(medians), next(medians), loss
+
+
+def our_steps(pair: Pair) -> Iterator[Any]:
+    """Our loop, as `distill` runs it with kind gkd."""
+    settings = GKDSettings(
+        steps=10**6,
+        beta=BETA,
+        student_share=1.0,
+        validate_every=0,
+        sampling=SamplingSettings(max_new_tokens=pair.size.response),
+        batch=BatchSettings(micro_batch_rows=ROWS, micro_batch_tokens=10**6, micro_batches=1),
+        optimizer=OptimizerSettings(learning_rate=LEARNING_RATE),
+    )
+    prompts = TokenRows.of(pair.prompts)
+    sources = Sources(prompts, prompts)
+    state = TrainState.start(copy.deepcopy(pair.student), settings.optimizer)
+    return train_divergence(state, copy.deepcopy(pair.teacher), Transfer(sources, None), sources, settings, seed=0)
+
+
+def trl_trainer(pair: Pair, folder: str) -> Any:
+    """TRL's trainer with the same models, prompts and optimizer."""
+    from datasets import Dataset
+    from trl import DistillationConfig, DistillationTrainer
+
+    config = DistillationConfig(
+        output_dir=folder,
+        per_device_train_batch_size=ROWS,
+        max_steps=STEPS,
+        max_completion_length=pair.size.response,
+        beta=BETA,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
+        adam_beta2=0.999,
+        max_grad_norm=1.0,
+        weight_decay=0.0,
+        bf16=False,
+        gradient_checkpointing=False,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+    )
+    return DistillationTrainer(
+        model=copy.deepcopy(pair.student),
+        teacher_model=copy.deepcopy(pair.teacher),
+        args=config,
+        train_dataset=Dataset.from_dict({"prompt": [" ".join(f"w{i}" for i in row) for row in pair.prompts]}),
+        processing_class=word_tokenizer(pair.size.vocab_size),
+    )
+
+
+def word_tokenizer(vocab_size: int) -> Any:
+    """Reads `w17` as 17; its end of sequence, and padding, is number `vocab_size`."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    names = itertools.chain((f"w{i}" for i in range(vocab_size)), ["<end>"])
+    words = Tokenizer(WordLevel({name: i for i, name in enumerate(names)}, unk_token="<end>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", pad_token="<end>", padding_side="left")
+
+
+def check(pair: Pair, trainer: Any) -> float:
+    """The loss of what TRL's student has written; AssertionError unless both give it, and one gradient."""
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([trainer.train_dataset[i] for i in range(ROWS)])
+    prompts, tokens = batch["prompt_ids"], batch["completion_ids"]
+    assert prompts.tolist() == pair.prompts[:ROWS], "TRL reads other prompts"
+    assert tokens.shape == (ROWS, pair.size.response), "TRL's samples ended early"
+    stock = trainer.compute_loss(trainer.model, batch)
+    theirs = torch.autograd.grad(stock, list(trainer.model.parameters()))
+    ours = jsd(pair, prompts, tokens)
+    mine = torch.autograd.grad(ours, list(pair.student.parameters()))
+    torch.testing.assert_close(ours, stock, atol=0.0, rtol=1e-5)
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-3)
+    return float(stock.detach())
+
+
+def jsd(pair: Pair, prompts: Tensor, tokens: Tensor) -> Tensor:
+    """Our loss of given tokens, by the functions that the loop calls. Shapes: (B, S), (B, T) -> scalar."""
+    states = []
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    for model in (pair.student, pair.teacher):
+        memory = encode(model, prompts, torch.ones_like(prompts, dtype=torch.bool))
+        states.append(decode(model, memory, shift_right(tokens, start_tokens(model, memory)), mask)[0])
+    seen = TeacherStates(states[1].detach(), head_weight(pair.teacher).detach())
+    weight_M = states[0].new_full((tokens.numel(),), 1 / tokens.numel())
+    loss, _ = divergence_loss(states[0], head_weight(pair.student), seen, weight_M, Divergence.generalised_jsd(BETA))
+    return loss
+
+
+def version(package: str) -> str:
+    """Which release is measured."""
+    from importlib.metadata import version as installed
+
+    return installed(package)
