@@ -8,6 +8,7 @@ a hash of what it was made from, as the comment on `runs`: a query that finds an
 import fcntl
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -111,14 +112,19 @@ def _table(connection: duckdb.DuckDBPyConnection, name: str, rows: pa.Table) -> 
 
 
 def _over_files(connection: duckdb.DuckDBPyConnection, kind: str, name: str, files: list[Path], columns: str) -> None:
-    """A relation over Parquet files, each row with the runs that used its artifact."""
+    """A relation over Parquet files, each row with the runs that used its artifact.
+
+    Artifacts outlive the code that wrote them: a column that no file has yet is NULL.
+    """
     if not files:
         connection.execute(f"CREATE TABLE {name} ({EMPTY[name]})")
         return
     listed = ", ".join(_literal(path) for path in files)
+    read = f"read_parquet([{listed}], filename = 'file', union_by_name = true)"
+    wanted = dict.fromkeys(re.findall(r'\bf\."?(\w+)', columns))
+    absent = "".join(f", NULL AS {each}" for each in wanted if each not in connection.sql(f"FROM {read}").columns)
     connection.execute(
-        f"CREATE {kind} {name} AS SELECT {columns} "
-        f"FROM read_parquet([{listed}], filename = 'file', union_by_name = true) f "
+        f"CREATE {kind} {name} AS SELECT {columns} FROM (SELECT *{absent} FROM {read}) f "
         # a run may take the same artifact twice: what several cells of a comparison share belongs to none of them
         "JOIN (SELECT run, stage, key, path, min(label) AS label, if(count(DISTINCT cell) = 1, min(cell), '') AS cell "
         "FROM stages GROUP BY run, stage, key, path) s ON s.path = parse_dirpath(f.file) "

@@ -112,6 +112,6 @@ def scrolled(content: Html, label: str) -> Html:
     return tag("div", {"class": "scroll", "role": "region", "tabindex": "0", "aria-label": f"Table: {label}"}, content)
 
 
-def folded(summary: object, *content: object) -> Html:
+def folded(summary: object, *content: object, kind: str | None = None) -> Html:
     """Something behind a line that unfolds it."""
-    return tag("details", tag("summary", summary), *content)
+    return tag("details", {"class": kind}, tag("summary", summary), *content)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tasks.report.differences import BETTER, LEVEL, OTHER, UNDECIDED, WORSE, all_differences, verdict
+from tasks.report.differences import BETTER, LEVEL, OTHER, UNDECIDED, WORSE, all_differences, decided, verdict
 from tasks.report.html import Html, tag
 from tasks.report.names import decimals, fixed, metric, probability, system
 from tasks.report.results import Results, Row
@@ -46,14 +46,23 @@ def _of_run(results: Results, rows: Sequence[Row]) -> Section | None:
 def _of_comparison(results: Results, rows: Sequence[Row]) -> Section | None:
     values = [row for row in results.ask("comparison", VALUES) if row["method"] not in results.references]
     between = [row for row in rows if row["baseline"] not in results.references]
-    facts = []
+    facts: list[Html] = []
+    open_: list[str] = []  # metrics in which chance may be all there is
     for name in dict.fromkeys(row["metric"] for row in rows if metric(row["metric"]).better):
         of_metric = [row for row in values if row["metric"] == name]
         if not of_metric:
             continue
         best = max(of_metric, key=lambda row: metric(row["metric"]).better * row["value"])
         tested = [row for row in between or rows if row["metric"] == name]
-        facts.append(_of_grid(best, tested) if best["x"] is not None else _leader(best, tested))
+        if best["x"] is not None:
+            facts.append(_of_grid(best, tested))
+        elif any(decided(row) for row in tested if best["method"] in (row["method"], row["baseline"])):
+            facts.append(_leader(best, tested))
+        else:
+            open_.append(metric(name).label)
+    if open_:
+        text = f"In {_and(open_)} the first is not decidedly better than any other."
+        facts.append(_card(UNDECIDED, UNDECIDED.capitalize(), text))
     number = len({row["seed"] for row in results.cells})
     seeds = "one seed" if number == 1 else f"{number} seeds"
     lead = (

@@ -119,7 +119,8 @@ def _best(name: str, rows: Sequence[Row | None]) -> float | None:
     ]
     if better == NEITHER or len(values) < 2:
         return None
-    return float(max(values) if better > 0 else min(values))
+    best = max(values) if better > 0 else min(values)
+    return float(best) if values.count(best) == 1 else None
 
 
 def _cell(row: Row | None, digits: int, best: bool, paper: Row | None) -> Html:

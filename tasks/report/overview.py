@@ -14,6 +14,7 @@ from tasks.report.sections import Section
 
 STAGES = "FROM stages WHERE run = $run ORDER BY position"
 LONGEST = 500  # characters of a setting's value, or of a warning
+LONGEST_REASON = 160  # why a stage was built
 LONGEST_COMMAND = 20_000
 MOST_WARNINGS = 50
 NUMBER = re.compile(r"\d[\d.,]*")
@@ -156,10 +157,11 @@ def _stages_of_cells(rows: list[Row]) -> Html:
     parts = [_stages(own)]
     for cell in dict.fromkeys(row["cell"] for row in rows if row["cell"]):
         of_cell = [row for row in rows if row["cell"] == cell]
-        new = [row for row in of_cell if row["key"] not in seen]
-        seen |= {row["key"] for row in new}
+        first = {row["key"]: row for row in reversed(of_cell)}  # the first cell may have been built ahead of its turn
+        new = [row for key, row in first.items() if key not in seen][::-1]
+        seen |= first.keys()
         cost = duration(sum(row["build_seconds"] or 0 for row in new))
-        shared = f", {len(of_cell) - len(new)} shared with runs above" if len(new) < len(of_cell) else ""
+        shared = f", {len(first) - len(new)} shared with runs above" if len(new) < len(first) else ""
         parts.append(
             folded(f"{cell}: {len(new)} stages of its own, {cost} to build{shared}", _stages(new) if new else "")
         )
@@ -176,7 +178,7 @@ def _stages(rows: list[Row]) -> Html:
             duration(row["build_seconds"]),
             short(row["tokens_per_second"]),
             size(row["bytes"]),
-            quoted(row["why"] or "–"),
+            quoted(_cut(row["why"] or "–", LONGEST_REASON)),
             tag("code", row["key"][:12]),
         ]
         for row in rows
@@ -201,8 +203,8 @@ def _parameters(parameters: Mapping[str, Any]) -> Html | None:
     )
 
 
-def _cut(value: Any) -> str:
-    text, left = shortened(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), LONGEST)
+def _cut(value: Any, longest: int = LONGEST) -> str:
+    text, left = shortened(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), longest)
     return f"{text}… ({left} more characters)" if left else text
 
 

@@ -12,6 +12,13 @@ from tasks.store import Store
 
 Row = dict[str, Any]
 
+# a table that was made by a join has no order of its own
+CELLS = """
+SELECT c.* FROM comparison_cells c
+JOIN (SELECT run, cell, min(position) AS place FROM stages GROUP BY run, cell) s ON s.run = c.run AND s.cell = c.cell
+WHERE c.run = $run ORDER BY place
+"""
+
 
 @dataclass(frozen=True)
 class Results:
@@ -43,7 +50,7 @@ class Results:
     @cached_property
     def cells(self) -> list[Row]:
         """The runs of a comparison, in its order: cell, method, x_name, x, seed, system."""
-        return self.ask("comparison_cells", "FROM comparison_cells WHERE run = $run")
+        return self.ask("comparison_cells", CELLS)
 
     @cached_property
     def references(self) -> frozenset[str]:
@@ -61,7 +68,9 @@ class Results:
         rows = [
             row for name, what in (*tables, *views) for row in self.ask(name, f"{what} FROM {name} WHERE run = $run")
         ]
-        return styles(row["method"] for row in rows)
+        methods = [cell["method"] for cell in self.cells]
+        measured_by = sorted(self.references, key=lambda name: (name != "teacher", name)) if methods else []
+        return styles([*measured_by, *methods, *(row["method"] for row in rows)])
 
     @cached_property
     def _known(self) -> frozenset[str]:

@@ -21,9 +21,10 @@ TOKEN_CHARACTERS = 40
 STEPS = 4  # of colour on each side of the centre
 EXTREMES = 10  # tokens at each end of the table
 
-COLUMNS = "step, rollout, id, position, token, q_value, value, reward, gain, log_prob"
+# an artifact of an earlier version has no number: there an input was rolled out once in a step
+COLUMNS = "step, coalesce(rollout, id) AS rollout, id, position, token, q_value, value, reward, gain, log_prob"
 ROLLOUTS = f"""
-SELECT coalesce(cell, '') AS cell, {COLUMNS} FROM rollouts WHERE run = $run ORDER BY cell, step, rollout, position
+SELECT coalesce(cell, '') AS cell, {COLUMNS} FROM rollouts WHERE run = $run ORDER BY ALL
 """
 TOKENS = """
 SELECT token, count(*) AS times, avg(reward) AS reward, avg(q_value - value) AS below
@@ -33,8 +34,9 @@ ORDER BY reward DESC, token
 """
 # of all tokens but the last of each rollout, after which there is no state: its reward is its whole q-value
 SPREAD = """
-SELECT {values} FROM (SELECT *, q_value - value AS below, max(position) OVER (PARTITION BY cell, step, rollout) AS last
-                      FROM rollouts WHERE run = $run) WHERE position < last
+SELECT {values} FROM (
+    SELECT *, q_value - value AS below, max(position) OVER (PARTITION BY cell, step, coalesce(rollout, id)) AS last
+    FROM rollouts WHERE run = $run) WHERE position < last
 """
 
 

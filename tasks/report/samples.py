@@ -65,7 +65,7 @@ def shown_systems(results: Results) -> list[Row]:
     measured_by = [
         row | {"method": system, "system": system}
         for row in found[:1]
-        for system, key in sorted(known)
+        for system, key in sorted(known, key=lambda each: order.index(each[0]))
         if key == row["key"] and system in results.references
     ]
     return (measured_by + found)[:MOST_SYSTEMS]

@@ -92,7 +92,7 @@ def _stage(results: Results, places: Sequence[Row], stage: str, label: str, rows
     first, rest = panels[:MOST_PANELS], panels[MOST_PANELS:]
     drawn: list[Html | None] = [panels_figure("Logged values against the optimizer's step", first, note)]
     drawn.append(folded(f"{len(rest)} more", panels_figure("More of the logged values", rest)) if rest else None)
-    return folded(name, drawn) if results.cells else join([tag("h3", name), drawn])
+    return folded(name, drawn, kind="stage") if results.cells else join([tag("h3", name), drawn])
 
 
 def _panels(results: Results, places: Sequence[Row], rows: Sequence[Row]) -> list[Panel]:

@@ -1,31 +1,31 @@
 """Runs that a report must show and that `fake_runs` has not: comparisons, running text, and hostile texts.
 
-Nothing is trained, but everything goes through real stages, Parquet files and SQL. The relations of comparisons and of
-running text are defined here over the files of these stages, so that a test says exactly what is in them.
+Nothing is trained: stages of the real names write made-up numbers in the real schemas, so that a test says exactly what
+is in the relations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
 from kd_core.training import StepMetrics
-from tasks.evaluate import METRICS, PREDICTIONS
+from tasks.compare import CELLS, COMPARISON, DIFFERENCES
+from tasks.evaluate import PREDICTIONS
+from tasks.exposure import EXCESS_ERROR
 from tasks.llmr import ROLLOUTS
-from tasks.relations import EMPTY, TABLES
+from tasks.measured import METRICS
 from tasks.stage import Build, open_run, stage
 from tasks.store import Store
 from tasks.training import write_log
+from tests.tasks.fake_texts import evaluate as evaluate_text
 
 Row = dict[str, Any]
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-METHODS = ("seqkd", "kl", "rkl", "js", "gkd", "minillm", "llmr")
+METHODS = ("seqkd", "forward_kl", "reverse_kl", "js", "gkd", "minillm", "llmr")
 WARNING = "the teacher is no better than the student: 4.97 against 4.78 nats a token"
 HOSTILE = [
     "<script>document.title='owned'</script>",
@@ -37,45 +37,36 @@ HOSTILE = [
     "👩‍👩‍👧‍👦 e\u0301 שלום مرحبا",
     "javascript:alert(1) &lt;b&gt; &amp; ]]>",
 ]
-_BOUNDS = "value DOUBLE, low DOUBLE, high DOUBLE, n BIGINT"
-COLUMNS = {  # of the relations, without the run that the catalogue adds
-    "excess_error": f"cell VARCHAR, method VARCHAR, length BIGINT, d_student DOUBLE, d_teacher DOUBLE, {_BOUNDS}",
-    "comparison": "name VARCHAR, method VARCHAR, x_name VARCHAR, x DOUBLE, split VARCHAR, metric VARCHAR, "
-    "value DOUBLE, low DOUBLE, high DOUBLE, lowest DOUBLE, highest DOUBLE, seeds BIGINT, n BIGINT, unit VARCHAR, "
-    "note VARCHAR",
-    "comparison_differences": "method VARCHAR, baseline VARCHAR, x_name VARCHAR, x DOUBLE, split VARCHAR, "
-    "metric VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE, p DOUBLE, p_corrected DOUBLE, n BIGINT, unit VARCHAR, "
-    "note VARCHAR",
-    "dagger_rounds": "cell VARCHAR, round BIGINT, step BIGINT, metric VARCHAR, value DOUBLE, n BIGINT",
-    "free_running": f"cell VARCHAR, method VARCHAR, step BIGINT, {_BOUNDS}",
-}
-
-
-@contextmanager
-def relations_defined() -> Iterator[None]:
-    """The relations above over the files of `fake_comparison`."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, columns in COLUMNS.items():
-            listed = ", ".join(f"f.{each.split()[0]}" for each in columns.split(", "))
-            patch.setitem(TABLES, name, ("fake_comparison", f"{name}.parquet", f"s.run, {listed}"))
-            patch.setitem(EMPTY, name, f"run VARCHAR, {columns}")
-        yield
 
 
 @stage
-def fake_comparison(build: Build, kind: str) -> None:
-    """A file for every relation above, and for a grid a warning."""
-    for name, rows in {"dad-dagger": _grid, "llmr": _methods}[kind]().items():
-        pq.write_table(pa.Table.from_pylist(rows), build.dir / f"{name}.parquet")
+def compare(build: Build, kind: str) -> None:
+    """A comparison's three files, and for a grid a warning."""
+    cells = [row | {"system": row["method"].replace("-", "_"), "cell": cell} for cell, row in cells_of(kind).items()]
+    values, differences = {"dad-dagger": _grid, "llmr": _methods}[kind]()
+    for name, rows, schema in (
+        ("comparison", values, COMPARISON),
+        ("comparison_differences", differences, DIFFERENCES),
+        ("comparison_cells", cells, CELLS),
+    ):
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), build.dir / f"{name}.parquet")
     if kind == "dad-dagger":
         build.warn(WARNING)
 
 
 @stage
-def train(build: Build, cell: int) -> None:
-    """A log of 300 updates."""
-    rows = [StepMetrics(k, {"loss": 5 - cell + 3 / k, "validation_loss": 4 + 2 / k}) for k in range(1, 301)]
+def dagger_train(build: Build, method: str, x: float, seed: int) -> None:
+    """A log of 300 updates, and a warning that says a number of its own. Only from round 2 is there a method."""
+    level = {"": 5, "next-token": 4, "dad-dagger": 3}[method] - x + seed
+    rows = [StepMetrics(k, {"loss": level + 3 / k, "validation_loss": level + 2 / k}) for k in range(1, 301)]
     write_log(build.dir / "training_log.parquet", rows)
+    build.warn(f"{seed + 50} % of the updates were large")
+
+
+@stage
+def divergence(build: Build, seed: int) -> None:
+    """A log of ten updates."""
+    write_log(build.dir / "training_log.parquet", [StepMetrics(k, {"loss": seed + 3 / k}) for k in range(1, 11)])
 
 
 @stage
@@ -83,7 +74,7 @@ def llmr(build: Build, texts: list[str], repeats: int) -> None:
     """Rollouts whose tokens are these texts."""
     rows = [
         dict.fromkeys(("q_value", "value", "reward", "gain", "log_prob"), 0.5 - place)
-        | {"step": 10 * k, "id": k, "position": place, "token": text, "token_id": place}
+        | {"step": 10 * k, "rollout": 0, "id": k, "position": place, "token": text, "token_id": place}
         for k in range(repeats)
         for place, text in enumerate(texts)
     ]
@@ -109,15 +100,51 @@ def evaluate(build: Build, texts: list[str], repeats: int) -> None:
     pq.write_table(pa.Table.from_pylist(metrics, schema=METRICS), build.dir / "metrics.parquet")
 
 
+@stage
+def exposure(build: Build, slope: float) -> None:
+    """An excess error that grows by so many per cent with each token."""
+    rows = [
+        {"length": k, "d_student": 1.0 + k, "d_teacher": 1.0, "value": slope * k, "low": slope * k - 2}
+        | {"high": slope * k + 2, "n": 300, "note": ""}
+        for k in range(1, 17)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=EXCESS_ERROR), build.dir / "excess_error.parquet")
+
+
+def cells_of(kind: str) -> dict[str, Row]:
+    """Where each cell of a comparison stands: two methods at five values of alpha, or all methods; three seeds each."""
+    methods, values = {"dad-dagger": (("next-token", "dad-dagger"), ALPHAS), "llmr": (METHODS, (None,))}[kind]
+    return {
+        f"{method}, " + ("" if x is None else f"method.alpha={x:g}, ") + f"seed={seed}": {
+            "method": method, "x_name": None if x is None else "alpha", "x": x, "seed": seed
+        }
+        for x in values
+        for method in methods
+        for seed in (0, 1, 2)
+    }  # fmt: skip
+
+
 def run_comparison(store: Store, kind: str) -> str:
     """The id of a comparison's run: `dad-dagger`, over alpha, or `llmr`, over methods."""
-    parameters = {"dataset": {"source": "papers" if kind == "dad-dagger" else "chitchat"}, "seeds": [0, 1, 2]}
-    with open_run(store, name=f"compare-{kind}", parameters=parameters) as run:
-        for cell in range(3):
-            run.cell = f"seed {cell}"
-            train.labelled("1")(cell=cell)
-        run.cell = ""
-        fake_comparison(kind=kind)
+    name = "dad-dagger-papers" if kind == "dad-dagger" else "llmr-chitchat"
+    cells = cells_of(kind)
+    parameters = {"run": name, "variants": {row["method"]: {} for row in cells.values()}}
+    parameters |= {"seeds": [0, 1, 2]}
+    with open_run(store, name=f"compare/{kind}", parameters=parameters) as run:
+        run.record.dataset = {"source": "papers" if kind == "dad-dagger" else "chitchat"}
+        for cell, row in cells.items():
+            system = row["method"].replace("-", "_")
+            with run.serving(cell):
+                if kind == "dad-dagger":
+                    place = {"x": row["x"], "seed": row["seed"]}
+                    first = dagger_train.labelled("1")(method="", **place)
+                    students = {"round_1": first, system: dagger_train.labelled("2")(method=row["method"], **place)}
+                    evaluate_text(students=students, seed=row["seed"], alpha=row["x"])
+                else:
+                    divergence.labelled(row["method"])(seed=row["seed"])
+        for method, slope in (("seqkd", 2.0), ("llmr", 0.8)) if kind == "llmr" else ():
+            exposure.labelled(method)(slope=slope)
+        compare(kind=kind)
     return run.run_id
 
 
@@ -130,59 +157,38 @@ def run_hostile(store: Store, texts: list[str] = HOSTILE, repeats: int = 1) -> s
     return run.run_id
 
 
-def _grid() -> dict[str, list[Row]]:
+def _grid() -> tuple[list[Row], list[Row]]:
     """Next-token distillation and DaD-DAgger over alpha, between an untrained student and a fine-tuned teacher."""
-    levels = {"perplexity": (60.0, 1.0), "free_running_cross_entropy": (4.0, 0.1), "g_eval": (0.6, -0.02)}
+    levels = {"perplexity": (60.0, 1.0), "free_running_ce": (4.0, 0.1), "g_eval": (0.6, -0.02)}
     compared, apart = [], []
     for metric, (start, step) in levels.items():
         for place, alpha in enumerate(ALPHAS):
             ours, theirs = start + place * step, start + (place + 4) * step
-            compared += [_compared("dad_dagger", metric, ours, alpha), _compared("next_token", metric, theirs, alpha)]
-            apart.append(_apart("dad_dagger", "next_token", metric, ours - theirs, alpha))
+            compared += [_compared("dad-dagger", metric, ours, alpha), _compared("next-token", metric, theirs, alpha)]
+            apart.append(_apart("dad-dagger", "next-token", metric, ours - theirs, alpha))
         compared += [_compared("student", metric, start + 9 * step), _compared("teacher", metric, start - 2 * step)]
-    steps = range(1, 21)
-    free = [
-        {"cell": "", "method": method, "step": k, "value": 3 + slope * k, "low": 2.9 + slope * k, "n": 500}
-        | {"high": 3.1 + slope * k}
-        for method, slope in (("teacher", 0.01), ("next_token", 0.08), ("dad_dagger", 0.04))
-        for k in steps
-    ]
-    rounds = [
-        {"cell": "", "round": r, "step": k, "metric": "left_text", "value": 1 - 0.9**k / r, "n": 500}
-        for r in (1, 2, 3)
-        for k in steps
-    ]
-    rounds += [
-        {"cell": "", "round": r, "step": None, "metric": "validation_loss", "value": 4 - 0.1 * r, "n": 500}
-        for r in (1, 2, 3)
-    ]
-    return {"comparison": compared, "comparison_differences": apart, "free_running": free, "dagger_rounds": rounds}
+    return compared, apart
 
 
-def _methods() -> dict[str, list[Row]]:
-    """All methods on pairs, over three seeds: no setting is varied."""
+def _methods() -> tuple[list[Row], list[Row]]:
+    """All methods on pairs, over three seeds: no setting is varied. In ROUGE-L they are too close to tell."""
+    levels = {"bleu_2": (4.0, 0.2), "distinct_2": (30.0, -1.5), "reward": (-4.0, 0.1), "rouge_l": (20.0, 0.01)}
     compared = [
         _compared(method, metric, start + place * step)
-        for metric, start, step in (("bleu_2", 4.0, 0.2), ("distinct_2", 30.0, -1.5), ("reward", -4.0, 0.1))
+        for metric, (start, step) in levels.items()
         for place, method in enumerate(("teacher", *METHODS))
     ]
     pairs = [(later, earlier) for i, later in enumerate(METHODS) for earlier in METHODS[:i]]
     apart = [
         _apart(*pair, metric, size * (METHODS.index(pair[0]) - METHODS.index(pair[1])))
-        for metric, size in (("bleu_2", 0.2), ("distinct_2", -1.5), ("reward", 0.1))
+        for metric, (_, size) in levels.items()
         for pair in pairs
     ]
-    lengths = [
-        {"cell": "", "method": method, "length": k, "d_student": 1.0 + k, "d_teacher": 1.0, "value": slope * k}
-        | {"low": slope * k - 2, "high": slope * k + 2, "n": 300}
-        for method, slope in (("seqkd", 2.0), ("llmr", 0.8))
-        for k in range(1, 17)
-    ]
-    return {"comparison": compared, "comparison_differences": apart, "excess_error": lengths}
+    return compared, apart
 
 
 def _compared(method: str, metric: str, value: float, x: float | None = None) -> Row:
-    row: Row = {"name": "compare", "method": method, "x_name": None if x is None else "alpha", "x": x, "split": "test"}
+    row: Row = {"method": method, "x_name": None if x is None else "alpha", "x": x, "split": "test"}
     row |= {"metric": metric, "value": value, "low": value - 0.05, "high": value + 0.05, "lowest": value - 0.02}
     return row | {"highest": value + 0.02, "seeds": 3, "n": 1000, "unit": "points", "note": ""}
 
@@ -190,4 +196,12 @@ def _compared(method: str, metric: str, value: float, x: float | None = None) ->
 def _apart(method: str, baseline: str, metric: str, value: float, x: float | None = None) -> Row:
     row: Row = {"method": method, "baseline": baseline, "x_name": None if x is None else "alpha", "x": x}
     row |= {"split": "test", "metric": metric, "value": value, "low": value - 0.25, "high": value + 0.25}
-    return row | {"p": 0.01, "p_corrected": 0.04, "n": 1000, "unit": "points", "note": ""}
+    p = 0.01 if abs(value) > 0.25 else 0.3
+    return row | {
+        "p": p,
+        "p_corrected": 4 * p if p < 0.25 else 1.0,
+        "n": 1000,
+        "unit": "points",
+        "seeds": 3,
+        "note": "",
+    }

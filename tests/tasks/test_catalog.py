@@ -434,6 +434,18 @@ def test_a_damaged_artifact_is_left_out(own: Filled) -> None:
     assert set(values(own.store, "select distinct run from rollouts")) == {own.second, own.paper}
 
 
+def test_a_column_that_no_artifact_has_yet_is_null(own: Filled) -> None:
+    for path in (own.store.root / "artifacts" / "llmr").glob("*/rollouts.parquet"):
+        manifest = path.with_name("manifest.json")
+        content = json.loads(manifest.read_text())
+        pq.write_table(pq.read_table(path).drop_columns("rollout"), path)
+        content["files"]["rollouts.parquet"]["bytes"] = path.stat().st_size
+        manifest.write_text(json.dumps(content))
+    build_catalog(own.store)
+    found = rows(own.store, f"select rollout, position from rollouts where run = '{own.first}' order by position")
+    assert found == [{"rollout": None, "position": position} for position in range(3)]
+
+
 def test_a_file_whose_content_is_not_parquet_is_named_in_one_line(own: Filled) -> None:
     path = own.artifacts[own.first]["evaluate"].path / "metrics.parquet"
     path.write_bytes(b"x" * path.stat().st_size)

@@ -22,7 +22,7 @@ from tasks.report.names import system
 from tasks.report.page import render
 from tasks.report.results import literal, results_of
 from tasks.store import Store, StoreError
-from tests.tasks.fake_reports import ALPHAS, HOSTILE, METHODS, WARNING, relations_defined, run_comparison, run_hostile
+from tests.tasks.fake_reports import ALPHAS, HOSTILE, METHODS, WARNING, run_comparison, run_hostile
 from tests.tasks.fake_runs import ROLLOUT, SOURCES, Filled
 from tests.tasks.html_tree import Node, parse
 
@@ -47,10 +47,9 @@ class Made:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     store = Store(tmp_path_factory.mktemp("reports"))
-    with relations_defined():
-        runs = {"grid": run_comparison(store, "dad-dagger"), "methods": run_comparison(store, "llmr")}
-        runs["hostile"] = run_hostile(store)
-        texts = {name: text_of(store, run) for name, run in runs.items()}
+    runs = {"grid": run_comparison(store, "dad-dagger"), "methods": run_comparison(store, "llmr")}
+    runs["hostile"] = run_hostile(store)
+    texts = {name: text_of(store, run) for name, run in runs.items()}
     return Made(store, **runs, texts=texts)
 
 
@@ -97,10 +96,10 @@ def headings(page: Node) -> list[str]:
 def test_the_metrics_are_what_sql_says(filled: Filled, page: Node) -> None:
     table = page.one("section", id="metrics").one("table", class_="values")
     header, *body = table.rows()
-    assert header == ["metric", "Teacher", "SeqKD", "LLMR"]
+    assert header == ["metric", "Teacher", "Pre-distilled", "LLMR"]
     measured = rows(filled.store, f"FROM metrics WHERE run = '{filled.first}' ORDER BY rowid")
     names = list(dict.fromkeys(row["metric"] for row in measured))
-    assert len(body) == len(names) == 12
+    assert len(body) == len(names) == 16
     for row in measured:
         cell = body[names.index(row["metric"])][header.index(system(row["method"]))]
         assert row["value"] is not None
@@ -109,11 +108,13 @@ def test_the_metrics_are_what_sql_says(filled: Filled, page: Node) -> None:
 
 def test_the_best_student_is_marked_where_one_direction_is_better(filled: Filled, page: Node) -> None:
     marked = {}
-    for name, _, seqkd, llmr in page.one("section", id="metrics").one("table", class_="values").rows()[1:]:
-        marked[name.split(" ")[0]] = ["★" in seqkd, "★" in llmr]
+    for name, _, start, llmr in page.one("section", id="metrics").one("table", class_="values").rows()[1:]:
+        marked[name.split(" ")[0]] = ["★" in start, "★" in llmr]
     values = rows(filled.store, f"FROM metrics WHERE run = '{filled.first}' AND metric = 'reward'")
     reward = {row["method"]: row["value"] for row in values}
-    assert marked["Reward"] == [reward["seqkd"] > reward["llmr"], reward["llmr"] > reward["seqkd"]]
+    assert marked["Reward"] == [
+        reward[a] > reward[b] for a, b in (("pre_distilled", "llmr"), ("llmr", "pre_distilled"))
+    ]
     assert not any(marked["Length" + "tokens"])  # neither longer nor shorter is better
     assert "★" not in "".join(row[1] for row in page.one("table", class_="values").rows())  # the teacher is no student
 
@@ -149,16 +150,16 @@ def test_the_differences_are_what_sql_says(filled: Filled, page: Node) -> None:
 
 def test_in_short_sorts_the_differences_to_the_start(filled: Filled, page: Node) -> None:
     section = page.one("section", id="in-short")
-    assert section.one("p", class_="lead").text.startswith("LLMR against SeqKD")
+    assert section.one("p", class_="lead").text.startswith("LLMR against Pre-distilled")
     decided = rows(
         filled.store,
-        f"SELECT metric FROM differences WHERE run = '{filled.first}' AND method = 'llmr' AND baseline = 'seqkd' "
-        "AND (low > 0 OR high < 0)",
+        f"SELECT metric FROM differences WHERE run = '{filled.first}' AND method = 'llmr' "
+        "AND baseline = 'pre_distilled' AND (low > 0 OR high < 0)",
     )
     texts = [node.text for node in section.all("dd")]
     kinds = [node.text for node in section.all("dt")]
     undecided = texts[kinds.index("Undecided")].count(",") + 1
-    assert undecided == 12 - len(decided)
+    assert undecided == 16 - len(decided)
 
 
 def test_every_rollout_token_has_its_numbers(filled: Filled, page: Node) -> None:
@@ -183,8 +184,9 @@ def test_samples_hold_every_output(filled: Filled, page: Node) -> None:
 
 def test_stages_settings_and_the_command_are_there(filled: Filled, page: Node) -> None:
     section = page.one("section", id="run")
+    stages = rows(filled.store, f"FROM stages WHERE run = '{filled.first}' ORDER BY position")
     assert [row[0] for row in section.one("table", class_="stages").rows()[1:]] == [
-        row["stage"] for row in rows(filled.store, f"FROM stages WHERE run = '{filled.first}' ORDER BY position")
+        f"{row['stage']}[{row['label']}]" if row["label"] else row["stage"] for row in stages
     ]
     assert f"distill resume {filled.first}" in section.text
     assert "method.kind" in section.text
@@ -200,7 +202,7 @@ def test_a_grid_is_drawn_against_its_setting(made: Made) -> None:
     assert len(panels) == 3
     for panel in panels:
         levels = {node.text for node in panel.all("text", class_="name")}
-        assert levels == {"Student, untrained", "Teacher"}
+        assert levels == {"Untrained student", "Teacher"}
         assert len(panel.all("path", class_="band")) == 2  # of the two methods
     (table,) = section.all("table")
     cells = {(row[0], row[1]): row[2:] for row in table.rows()[1:]}
@@ -216,8 +218,10 @@ def test_a_grid_is_drawn_against_its_setting(made: Made) -> None:
 def test_a_grid_says_at_how_many_of_its_values_a_method_is_better(made: Made) -> None:
     section = made.page("grid").one("section", id="in-short")
     told = dict(zip([n.text for n in section.all("dt")], [n.text for n in section.all("dd")], strict=True))
-    assert told["Perplexity"] == "better at 5 of 5 values of alpha"
-    assert told["G-Eval"] == "undecided at 5 of 5 values of alpha"
+    pair = "dad-dagger against next-token"
+    assert told["Perplexity"] == f"best at alpha 0: dad-dagger, 60.00; {pair}: better at 5 of 5 values of alpha"
+    # 0.6 - 0.02 for each place: the higher, the better
+    assert told["G-Eval"] == f"best at alpha 0: dad-dagger, 0.600; {pair}: undecided at 5 of 5 values of alpha"
 
 
 def test_warnings_come_first(made: Made) -> None:
@@ -226,10 +230,98 @@ def test_warnings_come_first(made: Made) -> None:
     assert WARNING in first.text
 
 
-def test_running_freely_is_shown_by_step_and_by_round(made: Made) -> None:
+def test_the_same_warning_with_other_numbers_is_said_once(made: Made) -> None:
+    lines = [node.text for node in made.page("grid").one("section", id="warnings").all("li")]
+    (line,) = [text for text in lines if "updates were large" in text]
+    where = "dagger_train[1], dagger_train[2] in 30 runs"
+    assert line == f"{where}: 50 % of the updates were large (2 more like this, with other numbers)"
+
+
+def test_a_comparison_runs_freely_in_the_mean_over_its_seeds(made: Made) -> None:
     section = made.page("grid").one("section", id="free-running")
-    assert {"round 1", "round 2", "round 3"} <= {node.text for node in section.all("li")}
-    assert "DaD-DAgger: from 3.04 at 1 to 3.8 at 20" in " ".join(node.text for node in section.all("desc"))
+    by_step = section.all("figure")[0]
+    assert [node.text for node in by_step.all("p", class_="plot-title")] == [f"alpha {alpha:g}" for alpha in ALPHAS]
+    assert {node.text for node in by_step.all("li")} == {"Teacher", "Untrained student", "next-token", "dad-dagger"}
+    cells = {(row[0], row[1]): row[2:] for row in by_step.one("table").rows()[1:]}
+    for place, alpha in enumerate(ALPHAS):
+        found = rows(
+            made.store,
+            "SELECT avg(value) AS value, min(value) AS low, max(value) AS high FROM free_running "
+            f"WHERE run = '{made.grid}' AND method = 'dad_dagger' AND step = 3 AND cell LIKE '%alpha={alpha:g},%'",
+        )[0]
+        assert shown(cells["dad-dagger", "3"][place], found["value"], found["low"], found["high"])
+
+
+def test_a_comparisons_rounds_start_from_the_untrained_student(made: Made) -> None:
+    by_round = made.page("grid").one("section", id="free-running").all("figure")[1]
+    cells = {(row[0], row[1]): row[2:] for row in by_round.one("table").rows()[1:]}
+    student, first, last = (
+        rows(
+            made.store,
+            f"SELECT avg(value) AS value FROM free_running WHERE run = '{made.grid}' AND {where} "
+            "AND cell LIKE 'dad-dagger, method.alpha=1,%'",
+        )[0]["value"]
+        for where in ("method = 'student'", "method = 'round_1'", "method = 'dad_dagger'")
+    )
+    for number, value in (("0", student), ("1", first), ("2", last)):
+        assert shown(cells["dad-dagger", number][-1], value)
+
+
+def test_methods_that_share_a_training_share_its_line(made: Made) -> None:
+    first, second = made.page("grid").one("section", id="training").all("details", class_="stage")
+    assert first.all("summary")[0].text == "dagger_train[1]"
+    assert first.all("ul") == []  # one line in each panel: there is nothing to tell apart
+    assert {node.text for node in second.all("li")} == {"next-token", "dad-dagger"}
+    titles = [node.text for node in second.all("p", class_="plot-title")]
+    assert titles == [f"{name}, alpha {alpha:g}" for name in ("validation loss", "loss") for alpha in ALPHAS]
+    # 300 updates in 120 parts, the last one of two: 3 - alpha + seed + 2 / 299.5, in the mean over seeds 0, 1 and 2
+    drawn = second.all("svg", class_="panel")
+    (panel,) = [node for node in drawn if node.all("title")[0].text == "validation loss, alpha 1"]
+    assert "to 3.007 at 300" in panel.one("desc").text
+
+
+def test_stages_of_a_grid_are_folded_run_by_run(made: Made) -> None:
+    section = made.page("grid").one("section", id="run")
+    folds = [node.text for node in section.all("summary") if "seed=" in node.text]
+    assert len(folds) == 2 * len(ALPHAS) * 3
+    assert folds[0].startswith("next-token, method.alpha=0, seed=0: 3 stages of its own")
+    assert folds[3].startswith("dad-dagger, method.alpha=0, seed=0: 2 stages of its own")
+    assert folds[3].endswith("1 shared with runs above")
+
+
+def test_a_comparison_shows_what_its_own_methods_wrote(made: Made) -> None:
+    section = made.page("grid").one("section", id="samples")
+    assert "those with seed 0, alpha 0.5" in section.one("p", class_="lead").text
+    shown_names = [node.text for node in section.all("article")[0].all("dt")]
+    assert shown_names == ["Input", "Reference", "Teacher", "Untrained student", "next-token", "dad-dagger"]
+    assert "dad_dagger 0 0.5" in section.text  # what fake_texts lets that cell write
+
+
+def test_a_run_on_running_text_shows_each_round_by_step(filled: Filled) -> None:
+    page = report(filled.store, filled.text)
+    section = page.one("section", id="free-running")
+    names = {node.text for node in section.all("li")}
+    assert names == {"Teacher", "Untrained student", "Round 1", "DaD-DAgger"}
+    cells = {(row[0], row[1]): row[2:] for row in section.one("table").rows()[1:]}
+    for row in rows(filled.store, f"FROM free_running WHERE run = '{filled.text}'"):
+        value, left = cells[system(row["method"]), str(row["step"])]
+        assert shown(value, row["value"], row["low"], row["high"])
+        assert shown(left, row["left_text"])
+    assert "lengths" not in {node.attributes["id"] for node in page.all("section")}  # all are equally long
+
+
+def test_without_a_setting_the_leader_is_named_with_corrected_p(made: Made) -> None:
+    section = made.page("methods").one("section", id="in-short")
+    told = dict(zip([n.text for n in section.all("dt")], [n.text for n in section.all("dd")], strict=True))
+    # 4 + 7 * 0.2 for the last of seven; 0.2 apart is undecided, 0.4 and more is not
+    assert told["BLEU-2"] == (
+        "LLMR leads with 5.40; better than SeqKD (p = 0.040), Forward KL (p = 0.040), Reverse KL (p = 0.040), "
+        "JS (p = 0.040) and GKD (p = 0.040); undecided against MiniLLM (p = 1.000)"
+    )
+    # 30 - 1.5 for each place: the first method's is the highest, and all differences are decided
+    assert told["Dist-2"].startswith("SeqKD, 28.50: better than Forward KL (p = 0.040), ")
+    assert "undecided" not in told["Dist-2"]
+    assert told["Undecided"] == "In ROUGE-L the first is not decidedly better than any other."
 
 
 def test_methods_are_compared_with_corrected_p_values(made: Made) -> None:
@@ -237,8 +329,10 @@ def test_methods_are_compared_with_corrected_p_values(made: Made) -> None:
     pairs = len(METHODS) * (len(METHODS) - 1) // 2
     section = page.one("section", id="differences")
     assert section.all("summary")[0].text.startswith(f"BLEU-2: {pairs} differences")
-    assert all("0.040" in row.text for row in section.all("tr") if row.all("svg"))
+    found = {row.all("td")[-2].text for row in section.all("tr") if row.all("svg")}
+    assert found == {"0.040", "1.000"}
     assert "Every metric" not in page.text  # nothing was varied
+    assert len(page.one("section", id="methods").all("svg")) == 4
     assert [row[0] for row in page.one("table", class_="values").rows()[1:]] == [
         system(m) for m in ("teacher", *METHODS)
     ]

@@ -10,10 +10,10 @@ import pytest
 from tasks.report import write_report
 from tasks.store import Store
 from tests.tasks.browser import Page, browse, find_browser
-from tests.tasks.fake_reports import relations_defined, run_comparison, run_hostile
+from tests.tasks.fake_reports import run_comparison, run_hostile
 from tests.tasks.fake_runs import Filled
 
-PAGES = ("run", "grid", "methods", "hostile")
+PAGES = ("run", "text", "grid", "methods", "hostile")
 PHONE, DESKTOP = 360, 1280
 
 
@@ -32,10 +32,10 @@ def pages(filled: Filled, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     directory = tmp_path_factory.mktemp("it's a [quoted] place")
     found = {"run": write_report(filled.store, filled.first, directory / "run.html")}
     store = Store(directory / "store")
-    with relations_defined():
-        runs = {"grid": run_comparison(store, "dad-dagger"), "methods": run_comparison(store, "llmr")}
-        runs["hostile"] = run_hostile(store)
-        return found | {name: write_report(store, run, directory / f"{name}.html") for name, run in runs.items()}
+    runs = {"grid": run_comparison(store, "dad-dagger"), "methods": run_comparison(store, "llmr")}
+    runs |= {"hostile": run_hostile(store)}
+    found |= {name: write_report(store, run, directory / f"{name}.html") for name, run in runs.items()}
+    return found | {"text": write_report(filled.store, filled.text, directory / "text.html")}
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -95,7 +95,14 @@ def test_samples_are_paged_searched_and_filtered(browser: Page, pages: dict[str,
 def test_samples_are_sorted_by_what_the_student_gained(browser: Page, pages: dict[str, Path]) -> None:
     browser.open(pages["run"], width=DESKTOP)
     gains = "[...document.querySelectorAll('#sample-list article')].map(each => Number(each.dataset.gain))"
-    assert browser.value(gains) == [3, -1, 5.5, 3.5, 0.5, -1.5]  # LLMR's reward minus SeqKD's, as in fake_runs.WRITTEN
+    assert browser.value(gains) == [
+        3,
+        -1,
+        5.5,
+        3.5,
+        0.5,
+        -1.5,
+    ]  # LLMR's reward minus the start's, as in fake_runs.WRITTEN
     browser.value(_chosen("sample-sort", "up"))
     assert browser.value(gains) == [5.5, 3.5, 3, 0.5, -1, -1.5]
     browser.value(_chosen("sample-sort", "down"))

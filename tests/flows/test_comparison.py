@@ -1,0 +1,58 @@
+"""Comparisons: the run that is compared is looked up in the catalogue that named the comparison."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows import cli
+from flows.comparison import named
+from tests.tasks.tiny_texts import PARAMETERS, write_texts
+
+GRID: dict[str, Any] = {
+    "run": "tiny",
+    "variants": {"plain": {"method.kind": "next_token"}, "ours": {}},
+    "sweep": "method.alpha",
+    "values": [0.0, 1.0],
+    "seeds": [0],
+}
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A catalogue of a name that is found only where it is given, with a tiny run and a comparison of it."""
+    monkeypatch.setenv("DISTILL_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    run = {"name": "tiny", "entrypoint": "flows/distill_text.py:distill_text"}
+    run |= {"parameters": PARAMETERS | {"dataset": write_texts(tmp_path)}}
+    grid = {"name": "tiny", "entrypoint": "flows/compare.py:compare", "parameters": GRID}
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"deployments": [run, grid]}))
+    return path
+
+
+def test_the_run_is_looked_up_in_the_file_that_was_given(catalogue: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "compare/tiny", "--prefect-file", "mine.yaml"]) == 0
+    stages = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert stages.count("evaluate") == 4  # two variants at two values
+    assert stages[-1] == "compare"
+
+
+def test_a_catalogue_that_the_parameters_name_comes_first(catalogue: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["plan", "compare/tiny", "--prefect-file", str(catalogue), "--set", "catalogue=nowhere.yaml"]
+    assert cli.main(arguments) == 1
+    assert capsys.readouterr().err.startswith("error: there is no catalogue of runs at nowhere.yaml\n")
+
+
+def test_without_a_file_the_projects_own_catalogue_is_read(catalogue: Path) -> None:
+    with pytest.raises(ValueError, match="there is no run called 'tiny'"):
+        named("tiny", None)
+    assert named("tiny", str(catalogue)).parameters["windows"] == {"context": 8, "stride": 7}
+
+
+def test_a_comparison_of_a_comparison_is_refused(catalogue: Path) -> None:
+    with pytest.raises(ValueError, match="compare/tiny is a comparison itself\nname a run of the flow distill"):
+        named("compare/tiny", str(catalogue))
