@@ -134,7 +134,11 @@ def test_a_damaged_artifact_is_named_and_built_anew(home: Path, capsys: pytest.C
         "score": "damaged",
         "pre_distill": "hit",
         "llmr": "hit",
-        **{f"{stage}[{system}]": "hit" for system in ("teacher", "pre_distilled", "llmr") for stage in ("decode", "measure")},
+        **{
+            f"{stage}[{system}]": "hit"
+            for system in ("teacher", "pre_distilled", "llmr")
+            for stage in ("decode", "measure")
+        },
         "evaluate": "hit",
     }
     assert distill("run", "tiny") == 0
