@@ -21,7 +21,7 @@ from tasks.language_model import LanguageModelSettings, TeacherModelSettings, la
 from tasks.preflight import check_models, check_positions
 from tasks.stage import PlanRow
 from tasks.store import Artifact
-from tasks.tokens import tokens
+from tasks.tokens import check_lengths, tokens
 
 
 def pipeline(
@@ -42,8 +42,9 @@ def pipeline(
     first round, which runs over several seeds and methods share. Returns the artifact of the last stage.
     """
     corpus = tokens(dataset=dataset, vocabulary=teacher.vocabulary(), seed=data_seed, limit=limit)
-    guide_base = language_model.labelled("teacher")(corpus=corpus, settings=teacher, seed=data_seed)
+    check_lengths(corpus, windows.longest + 1, windows.context + max(method.horizon, evaluation.horizon))
     start = language_model.labelled("student")(corpus=corpus, settings=student, seed=data_seed)
+    guide_base = language_model.labelled("teacher")(corpus=corpus, settings=teacher, seed=data_seed)
 
     def kept(model: Artifact, settings: LanguageModelSettings, role: str) -> Artifact | None:
         if method.features == "none" or settings.trainable == "all":

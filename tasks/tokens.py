@@ -66,6 +66,23 @@ def _tokenizer(build: Build, vocabulary: Vocabulary, texts: list[str]) -> Tokeni
     return train_tokenizer((line for text in texts for line in text.splitlines()), vocabulary.size)
 
 
+def check_lengths(corpus: Artifact, window: int, trajectory: int) -> None:
+    """Every split has room for a window and its target, and those that are run free from for a trajectory.
+
+    Raises ValueError before anything is trained if one has not. A corpus that is only planned has no lengths yet.
+    """
+    if not corpus.path.exists():
+        return
+    stats = corpus.manifest().stats
+    for split in SHARES:
+        least, what = (window, "a window") if split == "validation" else (max(window, trajectory), "a trajectory")
+        if stats[f"{split}_tokens"] < least:
+            raise ValueError(
+                f"{split} has {stats[f'{split}_tokens']} tokens, which is shorter than {what} of {least}\n"
+                "give a longer text, or lower windows.context"
+            )
+
+
 def encode(build: Build, tokenizer: Tokenizer, documents: list[str], unit: str) -> Any:
     """All documents one after another, each with the end token. Shapes: -> (N,) int64."""
     end = np.array([tokenizer.eos_token_id], dtype=np.int64)

@@ -122,11 +122,11 @@ def test_every_choice_runs_to_its_metrics(own: Store, changes: Sequence[str]) ->
 
 def test_features_that_are_not_kept_change_nothing_but_a_rounding(own: Store) -> None:
     losses = []
-    for features in ("float32", "none"):
-        _, evaluation = run_text(own, "method.rounds=2", f"method.features={features}")
+    for features in ("float32", "none"):  # one round: in a second one, a rounding may choose another token
+        _, evaluation = run_text(own, "method.rounds=1", f"method.features={features}")
         rows = pq.read_table(evaluation.path / "metrics.parquet").to_pylist()
-        losses.append([row["value"] for row in rows])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+        losses += [row["value"] for row in rows if (row["system"], row["metric"]) == ("dad_dagger", "cross_entropy")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_splits_are_contiguous_and_no_token_is_in_two(first: tuple[Store, Run, Artifact]) -> None:
@@ -218,7 +218,8 @@ def test_a_teacher_that_is_better_is_not_complained_of(first: tuple[Store, Run, 
         (["method.kind=dad", "method.alpha=0.5"], "dad has alpha 1, got 0.5\n"),
         (["method.horizon=1"], "horizon must be at least 2"),
         (["teacher.fit.alpha=0.5"], "fit.alpha must be 1"),
-        (["limit=60"], "a text of 6 tokens has no window of 8 tokens and one to predict"),
+        (["limit=60"], "validation has 6 tokens, which is shorter than a window of 9\n"),
+        (["limit=110"], "test has 11 tokens, which is shorter than a trajectory of 12\n"),
         (["limit=5"], "which leaves validation empty|which leaves test empty"),
         (["dataset.pretraining_path=null"], "needs text to be trained on\n"),
         (["student.shape=null", "student.pretrain=null", "student.name=/nowhere"], "does not exist"),
@@ -239,10 +240,10 @@ def test_another_vocabulary_is_refused_before_anything_starts(first: tuple[Store
             heard.append(stage)
 
     # a teacher with a tokenizer of its own, trained here, and a named student that reads other tokens
-    changes = ["student.shape=null", "student.pretrain=null", f"student.name={model}", "teacher.vocab_size=40"]
+    changes = ["student.shape=null", "student.pretrain=null", f"student.name={model}", "teacher.vocab_size=32"]
     with pytest.raises(ValueError, match="different tokenizers"):
         run_text(own, *changes, reporter=Watch())
-    assert not any(stage.startswith("dagger") for stage in heard)
+    assert heard == ["tokens", "language_model[student]"]
 
 
 def test_a_named_student_with_the_same_vocabulary_goes_on_from_its_weights(
