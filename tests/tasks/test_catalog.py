@@ -467,7 +467,7 @@ def test_a_reader_of_the_old_file_keeps_reading_and_a_new_one_sees_the_new(own: 
         run_stages(own.store, seed=9)
         assert count(own.store, "runs") == RUNS + 1
         assert first is not None
-        assert len(cursor.fetchall()) == 5 * 2000 - 1
+        assert len(cursor.fetchall()) == RUNS * 2000 - 1
         assert reader.execute("select count(*) from runs").fetchall() == [(RUNS,)]
         assert reader.execute("select count(*) from predictions").fetchall() == [(PREDICTIONS,)]
 
