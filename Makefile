@@ -8,7 +8,7 @@ STAMP := .venv/installed
 .PHONY: help setup demo test check bench bench-trl
 
 help: ## what there is
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 setup: $(STAMP) ## install into .venv (skipped when nothing has changed)
 

@@ -8,8 +8,10 @@ from tasks.model_card import model_card
 from tasks.model_family import family_of
 from tasks.runs import RunRecord
 from tasks.store import Artifact, Store, StoreError, file_hash, sync
+from tasks.text_card import text_card
 
 STUDENT_STAGES = (
+    "dagger_train",
     "llmr",
     "divergence",
     "minillm",
@@ -31,7 +33,8 @@ def export_run(store: Store, record: RunRecord, directory: Path) -> str:
     try:
         partial.mkdir(parents=True)
         _copy_model(artifact, partial)
-        (partial / "README.md").write_text(model_card(store, record, artifact), encoding="utf-8")
+        card = text_card if artifact.stage == "dagger_train" else model_card
+        (partial / "README.md").write_text(card(store, record, artifact), encoding="utf-8")
         for path in (*partial.iterdir(), partial):
             sync(path)
         partial.replace(target)
@@ -50,7 +53,9 @@ def _student(store: Store, record: RunRecord) -> Artifact:
             "wait for its end" if record.status == "running" else f"`distill resume {record.run_id}` goes on with it"
         )
         raise StoreError(f"{record.run_id} has no finished student: it is {record.status}\n{advice}")
-    keys = {each.stage: each.key for each in record.stages}
+    if any(each.cell for each in record.stages):
+        raise StoreError(f"{record.run_id} is a comparison of many students\nrun the one that you want by itself")
+    keys = {each.stage: each.key for each in record.stages}  # of several rounds, the last
     stage = next((stage for stage in STUDENT_STAGES if stage in keys), None)
     if stage is None:
         raise StoreError(

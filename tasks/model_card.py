@@ -52,17 +52,17 @@ LICENCE = (
 def model_card(store: Store, record: RunRecord, student: Artifact) -> str:
     """README.md for the student of a run: YAML front matter, then Markdown."""
     found = {each.stage: store.artifact(each.stage, each.key) for each in record.stages}
-    manifests = {stage: manifest for stage, each in found.items() if (manifest := _manifest(each)) is not None}
-    kind = _settings_of(manifests, student.stage, "settings").get("kind", student.stage)
+    manifests = {stage: manifest for stage, each in found.items() if (manifest := read_manifest(each)) is not None}
+    kind = settings_of(manifests, student.stage, "settings").get("kind", student.stage)
     method, family = METHODS[kind], family_of(student)
     sections = {
         "What it is": _what(record, manifests, method, family),
         "Data": _data(record, manifests.get("prepare")),
         "Teacher": _teacher(record, manifests),
-        "Method and settings": f"{METHOD_TEXT[kind]}\n\n{_settings(manifests)}",
-        "Metrics": _metrics(found.get("evaluate"), manifests.get("evaluate"), _own_system(store, record, student)),
+        "Method and settings": f"{METHOD_TEXT[kind]}\n\n{settings_text(manifests)}",
+        "Metrics": metrics_text(found.get("evaluate"), manifests.get("evaluate"), _own_system(store, record, student)),
         "How to use": _usage(manifests, family),
-        "How it was made": _making(record, manifests, student),
+        "How it was made": making_text(record, manifests, student),
         "Licence": LICENCE,
     }
     body = "\n\n".join(f"## {heading}\n\n{text}" for heading, text in sections.items())
@@ -70,24 +70,26 @@ def model_card(store: Store, record: RunRecord, student: Artifact) -> str:
     return f"---\n{front}---\n\n# {escape(record.name)}: a student distilled by {method}\n\n{body}\n"
 
 
-def _manifest(artifact: Artifact) -> Manifest | None:
+def read_manifest(artifact: Artifact) -> Manifest | None:
+    """An artifact's manifest, if it is there."""
     try:
         return artifact.manifest()
     except (OSError, ValueError, KeyError, TypeError):
         return None  # gone since: the card says less
 
 
-def _settings_of(manifests: Mapping[str, Manifest], stage: str, name: str) -> dict[str, Any]:
+def settings_of(manifests: Mapping[str, Manifest], stage: str, name: str) -> dict[str, Any]:
+    """A setting of a stage as its key has it."""
     manifest = manifests.get(stage)
     return (manifest.key_record["settings"].get(name) or {}) if manifest else {}
 
 
 def _front_matter(manifests: Mapping[str, Manifest], method: str, family: Family) -> dict[str, Any]:
     front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": family.pipeline_tag}
-    start = _settings_of(manifests, "pre_distill", "student")
+    start = settings_of(manifests, "pre_distill", "student")
     if "hub" in start:
         front |= {"base_model": start["hub"]}
-    dataset = _settings_of(manifests, "prepare", "dataset")
+    dataset = settings_of(manifests, "prepare", "dataset")
     if dataset.get("source") == "hub" and "/" in str(dataset.get("name")):  # a local one is named by its hash
         front |= {"datasets": [dataset["name"]]}
     return front | {"tags": [family.tag, "distillation", "knowledge-distillation", method.lower().replace(" ", "-")]}
@@ -96,12 +98,12 @@ def _front_matter(manifests: Mapping[str, Manifest], method: str, family: Family
 def _what(record: RunRecord, manifests: Mapping[str, Manifest], method: str, family: Family) -> str:
     trained = manifests.get("pre_distill")
     size = f" of {trained.stats['parameters']:,} parameters" if trained and "parameters" in trained.stats else ""
-    start = _settings_of(manifests, "pre_distill", "student")
-    origin = f", from {_model(start, record, 'student')}" if start else ""
+    start = settings_of(manifests, "pre_distill", "student")
+    origin = f", from {model_text(start, record, 'student')}" if start else ""
     return f"{family.description}{size}, trained by {method}{origin}."
 
 
-def _model(settings: Mapping[str, Any], record: RunRecord, role: str) -> str:
+def model_text(settings: Mapping[str, Any], record: RunRecord, role: str) -> str:
     """A model as its identity names it, a local one with the last part of the path that the run was given."""
     if "hub" in settings:
         revision = settings.get("revision")
@@ -124,7 +126,7 @@ def _data(record: RunRecord, manifest: Manifest | None) -> str:
         named = [Path(given[field]).name for field in ("path", "train", "validation", "test") if given.get(field)]
     source = ", ".join(escape(each) for each in (dataset["source"], *named) if each)
     rows = [
-        [split, *(_integer(stats.get(f"{split}_{unit}")) for unit in ("pairs", "dialogues"))]
+        [split, *(integer(stats.get(f"{split}_{unit}")) for unit in ("pairs", "dialogues"))]
         for split in ("train", "validation", "test")
     ]
     lowered = " All texts were lower-cased." if dataset.get("lowercase") else ""
@@ -141,12 +143,12 @@ def _teacher(record: RunRecord, manifests: Mapping[str, Manifest]) -> str:
     )
     score = manifests.get("score")
     prompt = f"\n\nIt reads:\n\n{fenced(score.key_record['settings']['prompt'])}" if score else ""
-    return (
-        f"The teacher is {_model(settings, record, 'teacher')}.{fitted}{prompt}\n\nThe student reads the source alone."
-    )
+    described = f"The teacher is {model_text(settings, record, 'teacher')}.{fitted}{prompt}"
+    return f"{described}\n\nThe student reads the source alone."
 
 
-def _settings(manifests: Mapping[str, Manifest]) -> str:
+def settings_text(manifests: Mapping[str, Manifest]) -> str:
+    """Every stage's settings, as JSON."""
     settings = {stage: manifest.key_record["settings"] for stage, manifest in manifests.items()}
     return fenced(json.dumps(settings, indent=2, ensure_ascii=False), "json")
 
@@ -155,20 +157,20 @@ def _own_system(store: Store, record: RunRecord, student: Artifact) -> str:
     """What the evaluation calls these weights: the system whose outputs they wrote."""
     for each in record.stages:
         if each.stage == "decode":
-            manifest = _manifest(store.artifact(each.stage, each.key))
+            manifest = read_manifest(store.artifact(each.stage, each.key))
             if manifest is not None and manifest.key_record["inputs"]["writer"] == student.key:
                 return each.label
     return ""
 
 
-def _metrics(artifact: Artifact | None, manifest: Manifest | None, own: str) -> str:
+def metrics_text(artifact: Artifact | None, manifest: Manifest | None, own: str) -> str:
     """All systems with their intervals, then what the student gained on the others, and what a stage warned of."""
     if artifact is None or manifest is None:
         return "Not evaluated." if artifact is None else ABSENT
     rows = pq.read_table(artifact.path / "metrics.parquet").to_pylist()
     counts = sorted({row["n"] for row in rows})
     head = (
-        f"On the {escape(rows[0]['split'])} split, n = {' or '.join(map(_integer, counts))} outputs; in brackets the "
+        f"On the {escape(rows[0]['split'])} split, n = {' or '.join(map(integer, counts))} outputs; in brackets the "
         "95 % interval of a bootstrap over outputs. All systems decode alike. These weights are the column "
         f"{_system(own)}."
     )
@@ -178,9 +180,7 @@ def _metrics(artifact: Artifact | None, manifest: Manifest | None, own: str) -> 
     differences = [row for row in differences if row["system"] == own]
     if differences:
         others = list(dict.fromkeys(row["baseline"] for row in reversed(differences)))
-        headers = [
-            f"minus {_system(each)}{', the start' if each == 'seqkd' and own != 'seqkd' else ''}" for each in others
-        ]
+        headers = [f"minus {_system(each)}{', the start' if each == 'pre_distilled' else ''}" for each in others]
         text += ["Paired differences of these weights, on the same resamples:"]
         text += [_grid(differences, "baseline", others, headers, sign="+")]
     notes: dict[tuple[str, str], list[str]] = {}
@@ -215,7 +215,7 @@ def _value(row: Mapping[str, Any] | None, sign: str) -> str:
 
 
 def _usage(manifests: Mapping[str, Manifest], family: Family) -> str:
-    settings = _settings_of(manifests, "decode", "settings")
+    settings = settings_of(manifests, "decode", "settings")
     decoding = settings.get("decoding", {})
     chosen = {
         name: decoding[name] for name in ("max_new_tokens", "num_beams", "no_repeat_ngram_size") if decoding.get(name)
@@ -226,14 +226,15 @@ def _usage(manifests: Mapping[str, Manifest], family: Family) -> str:
     return fenced(family.usage.format(cut=cut, decoding=arguments), "python")
 
 
-def _making(record: RunRecord, manifests: Mapping[str, Manifest], student: Artifact) -> str:
+def making_text(record: RunRecord, manifests: Mapping[str, Manifest], student: Artifact) -> str:
+    """Stages, versions, machine, warnings."""
     made = manifests[student.stage]
     system = str(made.machine.get("platform", "")).split("-")[0]  # the kernel's full name may be its owner's choice
     parts = [f"{name} {made.machine[name]}" for name in MACHINE if made.machine.get(name) is not None]
     machine = ", ".join([system, *parts] if system else parts)
     versions = ", ".join(f"{name} {number}" for name, number in made.versions.items())
     rows = [
-        [each.stage, f"`{each.key}`", _seconds(manifests.get(each.stage)), escape(each.outcome)]
+        [each.stage, f"`{each.key}`", seconds(manifests.get(each.stage)), escape(each.outcome)]
         for each in record.stages
     ]
     warnings = [text for manifest in manifests.values() for text in manifest.stats.get("warnings", [])]
@@ -252,9 +253,10 @@ def _system(name: str) -> str:
     return SYSTEMS.get(name, escape(name))
 
 
-def _integer(value: Any) -> str:
+def integer(value: Any) -> str:
+    """A number with its thousands apart, or a dash."""
     return "–" if value is None else f"{value:,}"
 
 
-def _seconds(manifest: Manifest | None) -> str:
+def seconds(manifest: Manifest | None) -> str:
     return "–" if manifest is None else f"{manifest.seconds:.1f}"

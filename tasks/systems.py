@@ -10,13 +10,14 @@ METHODS = {
     "minillm": "MiniLLM",
     "llmr": "LLMR",
 }
-SYSTEMS = METHODS | {
-    "teacher": "teacher",
-    "student": "untrained student",
-    "next_token": "next token",
-    "dad": "DaD",
-    "imitkd": "ImitKD",
-    "dad_dagger": "DaD-DAgger",
-    "pre_distilled": "pre-distilled",
-    "prompting_student": "prompted student",
-}
+METHODS_ON_TEXT = {"next_token": "next token", "dad": "DaD", "imitkd": "ImitKD", "dad_dagger": "DaD-DAgger"}
+SYSTEMS = (
+    METHODS
+    | METHODS_ON_TEXT
+    | {
+        "teacher": "teacher",
+        "student": "untrained student",
+        "pre_distilled": "pre-distilled",
+        "prompting_student": "prompted student",
+    }
+)

@@ -112,11 +112,11 @@ def test_the_card_says_what_the_store_knows(made: Made, tmp_path: Path) -> None:
     parameters = artifacts["seqkd"].manifest().stats["parameters"]
     assert f"of {parameters:,} parameters, trained by LLMR" in body
     assert "On the test split, n = 8 outputs" in body
-    assert re.search(r"\| metric \| teacher \| SeqKD \| LLMR \|", body)
+    assert re.search(r"\| metric \| teacher \| pre-distilled \| LLMR \|", body)
     number = r"-?[\d.]+"
     interval = rf"{number} \\\[{number}, {number}\\\]"
     assert re.search(rf"\| reward \(nats/token\) \| {interval} \| {interval} \| {interval} \|", body)
-    assert "| metric | minus SeqKD, the start | minus teacher |" in body
+    assert "| metric | minus pre-distilled, the start | minus teacher |" in body
     assert all(each.key in body for each in artifacts.values())
     assert "transformers 5" in body
 

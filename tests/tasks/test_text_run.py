@@ -15,6 +15,7 @@ import torch
 from kd_core.models import load_model, load_tokenizer
 from kd_core.windows import contexts, window_targets
 from tasks.catalog import query
+from tasks.export import export_run
 from tasks.progress import NullReporter
 from tasks.stage import Run
 from tasks.store import Artifact, Store
@@ -183,6 +184,17 @@ def test_labels_say_their_size_and_what_they_lose(first: tuple[Store, Run, Artif
     assert 0 < stats["bytes_per_token"] < 1000
     assert stats["kl_to_dense"] > 0
     assert 0 < stats["mass_elsewhere"] < 1
+
+
+def test_the_last_rounds_student_can_be_taken_away(first: tuple[Store, Run, Artifact], tmp_path: Path) -> None:
+    store, run, _ = first
+    assert export_run(store, run.record, tmp_path / "out") == "AutoModelForCausalLM"
+    weights = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert weights == (made(first, "dagger_train[3]").path / "model" / "model.safetensors").read_bytes()
+    card = (tmp_path / "out" / "README.md").read_text()
+    for text in ("a student distilled by DaD-DAgger", "| pretraining |", "Fine-tuned on the text", "perplexity"):
+        assert text in card
+    assert str(store.root) not in card
 
 
 class Listener(NullReporter):

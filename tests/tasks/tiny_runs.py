@@ -78,7 +78,7 @@ def run_llmr(
         made["evaluate"] = evaluate_systems(
             corpus=corpus,
             teacher=model,
-            systems={"teacher": System(model, prompted=True), "seqkd": System(start), "llmr": System(pupil)},
+            systems={"teacher": System(model, prompted=True), "pre_distilled": System(start), "llmr": System(pupil)},
             prompt=guide.prompt,
             settings=EVALUATION,
         )
