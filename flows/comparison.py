@@ -19,6 +19,8 @@ from tasks.compare import compare as compare_stage
 from tasks.stage import PlanRow, current_run
 from tasks.store import Artifact
 
+REFERENCES = {"teacher", "student", "pre_distilled"}  # what every run has besides its own method
+
 
 @dataclass(frozen=True)
 class Task:
@@ -80,6 +82,9 @@ def _tasks(
     for name, given in (("variants", variants), ("seeds", seeds)):
         if not given:
             raise ValueError(f"{name} must not be empty\na comparison needs at least one of each")
+    taken = REFERENCES & set(variants)
+    if taken:
+        raise ValueError(f"a variant cannot be called {min(taken)}: a system of every run is\ncall it something else")
     if (sweep is None) != (not values):
         raise ValueError("sweep (a setting) and values go together, got one without the other")
     base = named(run, catalogue)

@@ -1,5 +1,6 @@
 """The stage `compare`: a grid of runs as one table, each method over its seeds, and what differs between methods."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -42,6 +43,9 @@ CELLS = pa.schema(
 )
 
 
+ALARM = 0.05  # corrected p
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """One run of the grid: which variant, at which x (alpha, say), with which seed."""
@@ -58,29 +62,45 @@ def compare(build: Build, results: Mapping[str, Artifact], cells: tuple[Cell, ..
 
     A variant is its run's last system; the systems before it (teacher, start) are references, the same at every x.
     """
+    variants = {cell.variant for cell in cells}
     values: list[dict[str, Any]] = []
     differences: list[tuple[float | None, MethodDifference]] = []
     split, evaluated = "", {}
     for x in dict.fromkeys(cell.x for cell in cells):
-        grid: dict[tuple[str, int], Measured] = {}
+        references: dict[tuple[str, int], Measured] = {}
+        compared: dict[tuple[str, int], Measured] = {}
         for cell in (each for each in cells if each.x == x):
             path = results[cell.name].path / "replicates.parquet"
-            *references, last, split = systems(path)
-            for name in references:
-                grid.setdefault((name, cell.seed), read_replicates(path, name))
-            grid[cell.variant, cell.seed], evaluated[cell.name] = read_replicates(path, last), last
-        grid = dict(sorted(grid.items(), key=lambda item: [each.variant for each in cells].count(item[0][0]) > 0))
-        variants = {cell.variant for cell in cells}
-        for value in method_values(grid):
-            place = x if value.method in variants else None
-            values.append(_value_row(value, x_name if place is not None else None, place, split))
-        differences += [(x, each) for each in method_differences(grid) if each.method in variants]
-        build.record(**{f"cells at {x}" if x is not None else "cells": sum(cell.x == x for cell in cells)})
+            *others, last, split = systems(path)
+            for name in others:
+                references.setdefault((name, cell.seed), read_replicates(path, name))
+            compared[cell.variant, cell.seed], evaluated[cell.name] = read_replicates(path, last), last
+        for value in method_values(references | compared):
+            place = (x_name, x) if value.method in variants else (None, None)
+            values.append(_value_row(value, *place, split))
+        found = method_differences(references | compared)
+        differences += [(x, each) for each in found if each.method in variants]
     rows = [_difference_row(each, x_name, x, split) for x, each in corrected(differences)]
     pq.write_table(pa.Table.from_pylist(_once(values), schema=COMPARISON), build.dir / "comparison.parquet")
     pq.write_table(pa.Table.from_pylist(rows, schema=DIFFERENCES), build.dir / "comparison_differences.parquet")
     placed = [_cell_row(cell, x_name, evaluated[cell.name]) for cell in cells]
     pq.write_table(pa.Table.from_pylist(placed, schema=CELLS), build.dir / "comparison_cells.parquet")
+    build.record(cells=len(cells))
+    _warn_of_the_floor(build, differences, next(iter(compared.values())))
+
+
+def _warn_of_the_floor(
+    build: Build, differences: list[tuple[float | None, MethodDifference]], measured: Measured
+) -> None:
+    """No p is below 2 / (resamples + 1): corrected for many differences, nothing may be left to be found."""
+    counts = Counter(each.mean.metric for _, each in differences if each.p is not None)
+    resamples = len(next(iter(measured.samples.values()))) - 1
+    most = max(counts.values(), default=0)
+    if most * 2 / (resamples + 1) > ALARM:
+        build.warn(
+            f"with {resamples} resamples no difference among {most} can have a corrected p below {ALARM}; "
+            f"set evaluation.resamples to {round(2 * most / ALARM)} or more"
+        )
 
 
 def systems(path: Any) -> list[str]:

@@ -56,3 +56,37 @@ def test_without_a_file_the_projects_own_catalogue_is_read(catalogue: Path) -> N
 def test_a_comparison_of_a_comparison_is_refused(catalogue: Path) -> None:
     with pytest.raises(ValueError, match="compare/tiny is a comparison itself\nname a run of the flow distill"):
         named("compare/tiny", str(catalogue))
+
+
+def test_a_variant_that_is_called_like_a_system_of_every_run_is_refused(
+    catalogue: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = '{"teacher": {}}'
+    assert cli.main(["plan", "compare/tiny", "--prefect-file", "mine.yaml", "--set", f"variants={wrong}"]) == 1
+    assert "a variant cannot be called teacher" in capsys.readouterr().err
+
+
+def test_a_wrong_setting_of_one_cell_is_refused_with_its_name(
+    catalogue: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["plan", "compare/tiny", "--prefect-file", "mine.yaml", "--set", "values=[0.5, 1.5]"]) == 1
+    said = capsys.readouterr().err
+    assert "ours, method.alpha=1.5, seed=0: method" in said
+    assert "alpha must be in [0, 1], got 1.5" in said
+
+
+def test_cells_side_by_side_make_the_artifacts_that_cells_one_after_another_do(
+    catalogue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = ["--set", "values=[]", "--set", "sweep=null", "--set", "seeds=[0, 1]"]
+    sets += ["--set", 'settings={"method.rounds": 2, "evaluation.rounds": false}', "--threads", "1"]
+    command = ["run", "compare/tiny", "--prefect-file", "mine.yaml", *sets]
+    tables = []
+    for number, workers in enumerate((2, 1)):
+        monkeypatch.setenv("DISTILL_HOME", str(tmp_path / f"home-{number}"))
+        assert cli.main([*command, "--set", f"workers={workers}"]) == 0, capsys.readouterr().err
+        said = capsys.readouterr().out
+        (path,) = (tmp_path / f"home-{number}" / "artifacts" / "compare").glob("*/comparison.parquet")
+        tables.append(path.read_bytes())
+        assert "no difference among" in said  # 40 resamples cannot tell so many apart, and the run says so
+    assert tables[0] == tables[1]
