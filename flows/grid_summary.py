@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.figures import WANTED
-from flows.summary import Grid, decimals, difference, in_order, interval, read, system
+from flows.summary import Grid, decimals, difference, in_order, interval, read, system, why_undefined
 
 HOLDS = 0.05  # corrected p below which a difference is starred
 
@@ -24,21 +24,18 @@ def methods(directory: Path) -> Grid:
     rows = read(directory / "comparison.parquet")
     names, points = in_order(rows, "method"), [x for x in in_order(rows, "x") if x is not None] or [None]
     found = {(row["metric"], row["method"], row["x"]): row for row in rows}
-    notes = [
-        f"{row['metric']}, {system(row['method'])}: {row['note']}"
-        for row in rows
-        if row["value"] is None and row["note"]
-    ]
     x_name = next((row["x_name"] for row in rows if row["x_name"]), None)
     cells = []
     for metric in in_order(rows, "metric"):
         for x in points:
             of_row = [found.get((metric, name, x), found.get((metric, name, None))) for name in names]
+            if all(row is None or row["value"] is None for row in of_row):
+                continue  # the notes say why
             digits = decimals([row["value"] for row in of_row if row])
             place = [] if x is None else [f"{x:g}"]
             cells.append([metric, *place, *(interval(row, digits) for row in of_row)])
     swept = [] if x_name is None else [x_name]
-    return Grid([f"{rows[0]['split']} split", *swept, *map(system, names)], cells, notes)
+    return Grid([f"{rows[0]['split']} split", *swept, *map(system, names)], cells, why_undefined(rows, "method"))
 
 
 def tested(directory: Path) -> Grid:

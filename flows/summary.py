@@ -28,18 +28,28 @@ def comparison(evaluation: Path) -> Grid:
     rows = read(evaluation / "metrics.parquet")
     systems, metrics = in_order(rows, "system"), in_order(rows, "metric")
     found = {(row["metric"], row["system"]): row for row in rows}
-    notes = [
-        f"{row['metric']}, {system(row['system'])}: {row['note']}"
-        for row in rows
-        if row["value"] is None and row["note"]
-    ]
     cells = []
     for metric in metrics:
         of_metric = [found.get((metric, name)) for name in systems]
+        if all(row is None or row["value"] is None for row in of_metric):
+            continue  # the notes say why
         digits = decimals([row["value"] for row in of_metric if row])
         unit = next((row["unit"] for row in of_metric if row and row["unit"]), "")
         cells.append([f"{metric} ({unit})" if unit else metric, *(interval(row, digits) for row in of_metric)])
-    return Grid([f"{rows[0]['split']} split", *map(system, systems)], cells, notes)
+    return Grid([f"{rows[0]['split']} split", *map(system, systems)], cells, why_undefined(rows, "system"))
+
+
+def why_undefined(rows: Sequence[dict[str, Any]], column: str) -> list[str]:
+    """A line per metric and reason that leaves it undefined; the systems are named where it is not all of them."""
+    named: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row["value"] is None and row["note"]:
+            named.setdefault((row["metric"], row["note"]), []).append(system(row[column]))
+    everyone = {system(row[column]) for row in rows}
+    return [
+        f"{metric}: {note}" if set(of) == everyone else f"{metric}, {', '.join(dict.fromkeys(of))}: {note}"
+        for (metric, note), of in named.items()
+    ]
 
 
 def differences(evaluation: Path) -> Grid:
@@ -52,6 +62,8 @@ def differences(evaluation: Path) -> Grid:
     cells = []
     for metric in in_order(rows, "metric"):
         of_metric = [found.get((metric, *pair)) for pair in pairs]
+        if all(row is None or row["value"] is None for row in of_metric):
+            continue
         digits = decimals([row["value"] for row in of_metric if row])
         cells.append([metric, *(difference(row, digits) for row in of_metric)])
     headers = ["difference", *(f"{system(name)} − {system(baseline)}" for name, baseline in pairs)]
