@@ -112,6 +112,16 @@ VIEWS = {
         "r.run, r.name, s.cell, s.label AS method, r.dataset, r.seed, f.length, f.d_student, f.d_teacher, "
         "f.value, f.low, f.high, f.n, f.note",
     ),
+    "overlap_findings": (
+        "prepare",
+        "overlaps.parquet",
+        "s.run, f.item, f.partner, f.score, f.decision, f.reason, f.split",
+    ),
+    "split_overlaps": (
+        "prepare",
+        "split_overlaps.parquet",
+        "s.run, f.time, f.split, f.other, f.items, f.overlapping, f.share, f.threshold",
+    ),
     "dropped": ("prepare", "dropped.parquet", "s.run, f.split, f.dialogue, f.source, f.target, f.reason"),
 }
 # What an empty relation looks like before any run has filled it: a view over no file at all would be an error.
@@ -143,6 +153,10 @@ EMPTY = {
     "pairs": "run VARCHAR, split VARCHAR, id BIGINT, dialogue VARCHAR, source VARCHAR, target VARCHAR",
     "excess_error": "run VARCHAR, name VARCHAR, cell VARCHAR, method VARCHAR, dataset VARCHAR, seed BIGINT, "
     "length INTEGER, d_student DOUBLE, d_teacher DOUBLE, value DOUBLE, low DOUBLE, high DOUBLE, n BIGINT, note VARCHAR",
+    "overlap_findings": "run VARCHAR, item VARCHAR, partner VARCHAR, score DOUBLE, decision VARCHAR, reason VARCHAR, "
+    "split VARCHAR",
+    "split_overlaps": 'run VARCHAR, "time" VARCHAR, split VARCHAR, other VARCHAR, items BIGINT, overlapping BIGINT, '
+    "share DOUBLE, threshold DOUBLE",
     "dropped": "run VARCHAR, split VARCHAR, dialogue VARCHAR, source VARCHAR, target VARCHAR, reason VARCHAR",
 }
 # DaD and ImitKD are DaD-DAgger with alpha 1 and 0, and stand in its row of the paper's tables.

@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.cleaning import DROPPED_SCHEMA
+from data.split_overlap import SPLIT_OVERLAP_SCHEMA
+from data.wen import OVERLAP_SCHEMA
 from kd_core.metrics.bootstrap import Measured, Resamples
 from kd_core.metrics.excess_error import excess_error
 from kd_core.metrics.outputs import Outputs, References, evaluate_outputs
@@ -76,6 +78,11 @@ def prepare(build: Build, name: str) -> None:
     pairs = [{"id": i, "dialogue": f"d{i}", "source": text, "target": REFERENCES[i]} for i, text in enumerate(SOURCES)]
     for split in ("train", "test"):
         pq.write_table(pa.Table.from_pylist(pairs, schema=PAIRS), build.dir / f"{split}.parquet")
+    found = ("d1", "d3", 0.9, "dropped", "overlaps with its partner by more than 0.75", None)
+    overlaps = [dict(zip(OVERLAP_SCHEMA.names, found, strict=True))]
+    pq.write_table(pa.Table.from_pylist(overlaps, schema=OVERLAP_SCHEMA), build.dir / "overlaps.parquet")
+    shares = [dict(zip(SPLIT_OVERLAP_SCHEMA.names, ("before", "test", "train", 10, 1, 0.1, 0.75), strict=True))]
+    pq.write_table(pa.Table.from_pylist(shares, schema=SPLIT_OVERLAP_SCHEMA), build.dir / "split_overlaps.parquet")
     build.record(train_pairs=100, dropped_train=2)
 
 
