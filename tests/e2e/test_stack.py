@@ -136,8 +136,10 @@ def test_a_deployment_runs_to_its_end_and_prefect_shows_what_came_out(stack: Sta
 def test_a_comparison_on_running_text_runs_as_a_deployment(stack: Stack) -> None:
     watched = stack.prefect("deployment", "run", "compare/tiny-text", "--watch")
     assert watched.returncode == 0, watched.stdout + watched.stderr
-    assert stack.newest_run()["state_type"] == "COMPLETED"
-    artifacts = {each["key"]: each for each in stack.ask("artifacts", limit=200) if each["key"]}
+    run = stack.newest_run()
+    assert run["state_type"] == "COMPLETED"
+    made = stack.ask("artifacts", limit=200, flow_runs={"id": {"any_": [run["id"]]}})
+    artifacts = {each["key"]: each for each in made if each["key"]}
     assert "data:image/png;base64," in artifacts["comparison-figure"]["data"]
     assert {"next-token", "dad-dagger"} <= set(json.loads(artifacts["comparison"]["data"])[0])
     sql = stack.distill("sql", "select method, seeds from comparison where metric = 'perplexity'", "--format", "csv")
