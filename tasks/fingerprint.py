@@ -21,6 +21,7 @@ INFRASTRUCTURE = frozenset(
         "tasks.judge_endpoint",
         "tasks.judgements",
         "tasks.keys",
+        "tasks.machine",
         "tasks.progress",
         "tasks.runs",
         "tasks.stage",

@@ -10,25 +10,21 @@
 Under `planning=True` the same calls build nothing and say of each stage whether it would be a hit, and if not, why.
 """
 
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from tasks.checkpoints import Checkpoints
 from tasks.keys import KeyRecord, explain, key_of, key_record
+from tasks.machine import machine, versions
 from tasks.progress import NullReporter, Reporter
 from tasks.runs import DISTILL, RunRecord, StageRun, utc_now
-from tasks.store import Artifact, FileRecord, Manifest, Store, StoreError
-
-RECORDED_VERSIONS = ("torch", "transformers", "tokenizers", "pyarrow", "datasets", "numpy")
+from tasks.store import Artifact, FileRecord, Manifest, Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +236,7 @@ class Stage:
                     seconds=time.monotonic() - begun,
                     created=utc_now(),
                     versions=versions(),
-                    machine=machine(run.runtime),
+                    machine=machine(run.runtime.device, run.runtime.threads),
                 )
 
             run.store.commit(artifact, staged, describe)
@@ -296,41 +292,3 @@ def _as_prefect_task(name: str, body: Callable[[], Artifact]) -> Artifact:
         raise mistakes[0]
     artifact: Artifact = state.result()
     return artifact
-
-
-def versions() -> dict[str, str]:
-    """Python and the libraries whose numbers these are. From their metadata: nothing heavy is imported to know them."""
-    found = {"python": platform.python_version()}
-    for package in RECORDED_VERSIONS:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def machine(runtime: RuntimeSettings) -> dict[str, Any]:
-    """What the run computed on, without saying whose it is."""
-    torch = sys.modules.get("torch")
-    threads = torch.get_num_threads() if torch is not None else runtime.threads
-    return {
-        "platform": platform.platform(terse=True),
-        "cpus": os.cpu_count(),
-        "threads": threads,
-        "device": runtime.device,
-    }
-
-
-__all__ = [
-    "Build",
-    "PlanRow",
-    "Run",
-    "RuntimeSettings",
-    "Stage",
-    "StoreError",
-    "current_run",
-    "machine",
-    "open_run",
-    "stage",
-    "versions",
-]
