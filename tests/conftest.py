@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING
 
 import pytest
+from absl import logging as absl_logging
 
 if TYPE_CHECKING:
     from tests.tasks.fake_runs import Filled
+
+# rouge-score brings absl's log handler, which closes the stream that it began with whenever Prefect sets up logging: in
+# a test that would be what pytest captures standard error with.
+absl_logging.get_absl_handler().python_handler.stream = io.StringIO()
 
 
 @pytest.fixture(scope="session")
