@@ -75,7 +75,7 @@ def test_described_causal_models_go_through_every_stage(tmp_path: Path) -> None:
     table = pq.read_table(made["evaluate"].path / "metrics.parquet")
     assert set(table["system"].to_pylist()) == {"teacher", "pre_distilled", "llmr"}
     _, same = run_llmr(Store(tmp_path / "again"), described, ModelSettings(shape=SHAPE))
-    for name in ("teacher", "pre_distilled", "llmr"):
+    for name in ("teacher", "seqkd", "llmr"):
         first, second = (each[name].path / "model" / "model.safetensors" for each in (made, same))
         assert first.read_bytes() == second.read_bytes(), name
 
