@@ -190,7 +190,7 @@ def test_a_teacher_and_a_student_by_path_go_through_every_stage(tmp_path: Path) 
     assert end.lm_head.weight is end.shared.weight
     assert not torch.equal(start.shared.weight, end.shared.weight)
     systems = set(pq.read_table(made["evaluate"].path / "metrics.parquet")["system"].to_pylist())
-    assert systems == {"teacher", "seqkd", "llmr"}
+    assert systems == {"teacher", "pre_distilled", "llmr"}
 
 
 def test_a_student_trains_in_float32_whatever_it_was_loaded_as(tmp_path: Path) -> None:
