@@ -11,6 +11,7 @@ from kd_core.beam_search import BeamSettings, beam_search
 from kd_core.causal import Memory, decode, encode
 from kd_core.causal_steps import CausalStepDecoder
 from kd_core.masking import mask_through_eos, shift_right
+from kd_core.metrics.excess_error import Reader, prefix_kl
 from kd_core.mixed_sampling import sample_mixed
 from kd_core.policy import head_weight, start_tokens
 from kd_core.rewards import RewardSettings
@@ -223,6 +224,20 @@ def test_rewards_equal_those_of_the_stock_logits() -> None:
         for t, token in enumerate(response):
             after = logits[t + 1].max() if token != EOS else torch.zeros((), dtype=logits.dtype)
             torch.testing.assert_close(judged.reward_BT[row, t], logits[t, token] - after, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.usefixtures("exact_attention")
+def test_the_kl_after_every_prefix_is_that_of_the_stock_logits() -> None:
+    # the teacher reads another prompt than the student; nothing is added after an output's end
+    teacher, student = tiny(layers=3, seed=2), tiny(layers=2, seed=1)
+    prompted = [[20, *prompt, 21] for prompt in PROMPTS]
+    tokens, mask = padded(RESPONSES)
+    found = prefix_kl(Reader(teacher, *padded(prompted)), Reader(student, *padded(PROMPTS)), tokens, mask)
+    with torch.no_grad():
+        log_p, log_q = (stock(m, each).log_softmax(1) for m, each in ((teacher, prompted), (student, PROMPTS)))
+    expected = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
+    torch.testing.assert_close(found[mask], expected, atol=1e-9, rtol=1e-9)
+    assert (found[~mask] == 0).all()
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from flows.evaluation import measure_exposure
 from kd_core.batching import TokenRows
 from kd_core.models import ModelSettings, load_model, load_tokenizer
 from kd_core.policy import encode
@@ -19,10 +20,12 @@ from kd_core.sampling import greedy
 from kd_core.shapes import GPTNeoShape
 from tasks.compute import LoadedModel, load_artifact, prompt_rows
 from tasks.export import export_run
+from tasks.exposure import ExposureSettings
+from tasks.stage import open_run
 from tasks.store import Store
 from tasks.teacher import TeacherSettings
 from tests.tasks.tiny_models import write_causal, write_model
-from tests.tasks.tiny_runs import TRAINING, run_llmr
+from tests.tasks.tiny_runs import METHOD, RUNTIME, TRAINING, run_llmr
 
 torch.set_num_threads(1)  # tensors this small only lose by being shared out
 
@@ -74,6 +77,15 @@ def test_described_causal_models_go_through_every_stage(tmp_path: Path) -> None:
     assert not torch.equal(start.lm_head.weight, end.lm_head.weight)
     table = pq.read_table(made["evaluate"].path / "metrics.parquet")
     assert set(table["system"].to_pylist()) == {"teacher", "pre_distilled", "llmr"}
+    with open_run(Store(tmp_path), name="exposure", runtime=RUNTIME):
+        settings = ExposureSettings(rows=4, max_length=3, max_source_tokens=40, resamples=20)
+        models = made["corpus"], made["teacher"], "llmr", made["llmr"]
+        curve = pq.read_table(
+            measure_exposure(*models, "{source}", METHOD.reward, settings).path / "excess_error.parquet"
+        )
+    assert curve["length"].to_pylist() == [1, 2, 3]
+    assert curve["value"][0].as_py() == pytest.approx(0, abs=1e-5)  # before the first token there is no prefix
+    assert curve["d_student"][2].as_py() > curve["d_student"][0].as_py() > 0
     _, same = run_llmr(Store(tmp_path / "again"), described, ModelSettings(shape=SHAPE))
     for name in ("teacher", "seqkd", "llmr"):
         first, second = (each[name].path / "model" / "model.safetensors" for each in (made, same))
