@@ -89,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
     report = command("report", "write a run's report: one HTML page that opens anywhere, without a network")
     report.add_argument("run", nargs="?", metavar="RUN", help="a run's id, or a name for its last run; the last of all")
     report.add_argument("--output", type=Path, metavar="FILE", help="where to (the store's reports/RUN.html)")
+    report.add_argument("--figures", type=Path, metavar="DIR", help="draw its comparison and excess error as PNG here")
     return top
 
 

@@ -152,7 +152,8 @@ def export(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """`distill report`: one HTML page about a run."""
+    """`distill report`: one HTML page about a run, and its figures as pictures where they are wanted."""
+    from flows.figures import write_figures
     from tasks.report import write_report
     from tasks.runs import read_runs
 
@@ -162,6 +163,8 @@ def report(arguments: argparse.Namespace) -> int:
         raise ValueError("there are no runs yet\nstart one with: distill run llmr-chitchat")
     record = records[-1] if arguments.run is None else _find_run(records, arguments.run)
     print(write_report(store, record.run_id, arguments.output))
+    if arguments.figures is not None:
+        print(*write_figures(store, record, arguments.figures), sep="\n")
     return 0
 
 

@@ -1,11 +1,17 @@
-"""A comparison as one picture: each metric against the swept setting, or method by method where nothing was swept."""
+"""A run as pictures: its metrics against the swept setting or method by method, and excess error by length."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+from tasks.catalog import query
+from tasks.report.results import literal
+from tasks.runs import RunRecord
+from tasks.store import Store
 
 COLOURS = ("#3b6fb6", "#d1741c", "#3a8f4d", "#a2488f", "#7a6a2f", "#4aa3a8", "#b33a3a", "#666666")
 WANTED = (
@@ -45,6 +51,73 @@ def comparison_png(comparison: Path, title: str, metrics: Sequence[str] = WANTED
         panel.grid(alpha=0.25)
         if swept and number == 1:
             panel.legend(fontsize=8)
+    return _png(figure)
+
+
+def excess_error_png(curves: Mapping[str, Mapping[str, Mapping[int, float]]], title: str) -> bytes:
+    """A PNG of ExError% against the length in tokens: method -> cell -> length -> value.
+
+    One line a method, the mean of its cells where they all have a value; each cell thin behind it. Source: LLMR,
+    Figure 2. Raises ValueError where there is no curve.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if not curves:
+        raise ValueError("no excess error was measured\nset exposure, for instance exposure.rows=500")
+    figure = Figure(figsize=(7.0, 4.2), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    panel = figure.add_subplot()
+    for (method, cells), colour in zip(curves.items(), COLOURS * (1 + len(curves) // len(COLOURS)), strict=False):
+        for curve in cells.values():
+            panel.plot(list(curve), list(curve.values()), color=colour, linewidth=0.8, alpha=0.35)
+        lengths = sorted(set.intersection(*(set(curve) for curve in cells.values())))
+        means = [fmean(curve[length] for curve in cells.values()) for length in lengths]
+        panel.plot(lengths, means, color=colour, linewidth=2, label=method)
+    panel.axhline(0, color="#999999", linewidth=0.8)
+    panel.set_xlabel("length, tokens", fontsize=9)
+    panel.set_ylabel("excess error, %", fontsize=9)
+    panel.set_title(title, fontsize=11)
+    panel.tick_params(labelsize=8)
+    panel.grid(alpha=0.25)
+    panel.legend(fontsize=8)
+    return _png(figure)
+
+
+def excess_error_curves(store: Store, run: str) -> dict[str, dict[str, dict[int, float]]]:
+    """A run's excess error as `excess_error_png` takes it; a comparison's variants under the names that they have."""
+    rows = query(
+        store,
+        "SELECT coalesce(c.method, e.method) AS method, e.cell, e.length, e.value FROM excess_error e "
+        "LEFT JOIN comparison_cells c ON c.run = e.run AND c.cell = e.cell AND c.system = e.method "
+        f"WHERE e.run = {literal(run)} AND e.value IS NOT NULL ORDER BY e.seed, e.cell, e.length",
+    ).to_pylist()
+    curves: dict[str, dict[str, dict[int, float]]] = {}
+    for row in rows:
+        curves.setdefault(row["method"], {}).setdefault(row["cell"], {})[row["length"]] = row["value"]
+    return curves
+
+
+def write_figures(store: Store, run: RunRecord, directory: Path) -> list[Path]:
+    """What there is to draw of a run, as PNG files named after it in `directory`. Raises ValueError for nothing."""
+    pictures = {}
+    for stage in run.stages:
+        if stage.stage == "compare":
+            table = store.artifact(stage.stage, stage.key).path / "comparison.parquet"
+            pictures["comparison"] = comparison_png(table, run.run_id)
+    curves = excess_error_curves(store, run.run_id)
+    if curves:
+        pictures["excess-error"] = excess_error_png(curves, run.run_id)
+    if not pictures:
+        raise ValueError(f"{run.run_id} is no comparison and has no excess error\nits report has its other figures")
+    directory.mkdir(parents=True, exist_ok=True)
+    files = {directory / f"{run.run_id}-{name}.png": picture for name, picture in pictures.items()}
+    for path, picture in files.items():
+        path.write_bytes(picture)
+    return list(files)
+
+
+def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -20,7 +20,7 @@ from prefect.artifacts import (
 
 from flows import grid_summary, summary
 from flows.curves import curves_png
-from flows.figures import comparison_png
+from flows.figures import comparison_png, excess_error_curves, excess_error_png
 from tasks.progress import Reporter
 from tasks.runs import StageRun
 from tasks.stage import Run
@@ -111,6 +111,9 @@ def publish_results(run: Run, evaluation: Artifact, store: Store) -> None:
     if compared:
         picture = comparison_png(evaluation.path / "comparison.parquet", run.run_id)
         _publish_picture("comparison-figure", f"The comparison {run.run_id}", picture)
+    curves = excess_error_curves(store, run.run_id)
+    if curves:
+        _publish_picture("excess-error", f"Excess error of {run.run_id}", excess_error_png(curves, run.run_id))
     results = store.root / "results.duckdb"
     create_link_artifact(
         results.as_uri(),

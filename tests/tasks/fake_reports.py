@@ -26,6 +26,7 @@ Row = dict[str, Any]
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 METHODS = ("seqkd", "forward_kl", "reverse_kl", "js", "gkd", "minillm", "llmr")
+SLOPES = {"seqkd": 2.0, "reverse_kl": 1.2, "llmr": 0.8}  # of the excess error
 WARNING = "the teacher is no better than the student: 4.97 against 4.78 nats a token"
 HOSTILE = [
     "<script>document.title='owned'</script>",
@@ -142,8 +143,8 @@ def run_comparison(store: Store, kind: str) -> str:
                     evaluate_text(students=students, seed=row["seed"], alpha=row["x"])
                 else:
                     divergence.labelled(row["method"])(seed=row["seed"])
-        for method, slope in (("seqkd", 2.0), ("llmr", 0.8)) if kind == "llmr" else ():
-            exposure.labelled(method)(slope=slope)
+                    if system in SLOPES:
+                        exposure.labelled(system)(slope=SLOPES[system] + 0.1 * row["seed"])
         compare(kind=kind)
     return run.run_id
 
