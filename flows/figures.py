@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from tasks.catalog import query
+from tasks.report.curves import EXCESS_ERROR
 from tasks.report.results import literal
 from tasks.runs import RunRecord
 from tasks.store import Store
@@ -55,9 +56,9 @@ def comparison_png(comparison: Path, title: str, metrics: Sequence[str] = WANTED
 
 
 def excess_error_png(curves: Mapping[str, Mapping[str, Mapping[int, float]]], title: str) -> bytes:
-    """A PNG of ExError% against the length in tokens: method -> cell -> length -> value.
+    """A PNG of ExError% against the length in tokens: method -> student -> length -> value.
 
-    One line a method, the mean of its cells where they all have a value; each cell thin behind it. Source: LLMR,
+    One line a method, the mean of its students where they all have a value; each of them thin behind it. Source: LLMR,
     Figure 2. Raises ValueError where there is no curve.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -68,11 +69,11 @@ def excess_error_png(curves: Mapping[str, Mapping[str, Mapping[int, float]]], ti
     figure = Figure(figsize=(7.0, 4.2), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     panel = figure.add_subplot()
-    for (method, cells), colour in zip(curves.items(), COLOURS * (1 + len(curves) // len(COLOURS)), strict=False):
-        for curve in cells.values():
+    for (method, students), colour in zip(curves.items(), COLOURS * (1 + len(curves) // len(COLOURS)), strict=False):
+        for curve in students.values():
             panel.plot(list(curve), list(curve.values()), color=colour, linewidth=0.8, alpha=0.35)
-        lengths = sorted(set.intersection(*(set(curve) for curve in cells.values())))
-        means = [fmean(curve[length] for curve in cells.values()) for length in lengths]
+        lengths = sorted(set.intersection(*(set(curve) for curve in students.values())))
+        means = [fmean(curve[length] for curve in students.values()) for length in lengths]
         panel.plot(lengths, means, color=colour, linewidth=2, label=method)
     panel.axhline(0, color="#999999", linewidth=0.8)
     panel.set_xlabel("length, tokens", fontsize=9)
@@ -86,16 +87,11 @@ def excess_error_png(curves: Mapping[str, Mapping[str, Mapping[int, float]]], ti
 
 def excess_error_curves(store: Store, run: str) -> dict[str, dict[str, dict[int, float]]]:
     """A run's excess error as `excess_error_png` takes it; a comparison's variants under the names that they have."""
-    rows = query(
-        store,
-        "SELECT coalesce(c.method, e.method) AS method, e.cell, e.length, e.value FROM excess_error e "
-        "LEFT JOIN comparison_cells c ON c.run = e.run AND c.cell = e.cell AND c.system = e.method "
-        f"WHERE e.run = {literal(run)} AND e.value IS NOT NULL ORDER BY e.seed, e.cell, e.length",
-    ).to_pylist()
     curves: dict[str, dict[str, dict[int, float]]] = {}
-    for row in rows:
-        curves.setdefault(row["method"], {}).setdefault(row["cell"], {})[row["length"]] = row["value"]
-    return curves
+    for row in query(store, EXCESS_ERROR.replace("$run", literal(run))).to_pylist():
+        name = row["method"] if row["x"] is None else f"{row['method']} ({row['x_name']} {row['x']:g})"
+        curves.setdefault(name, {}).setdefault(row["student"], {})[row["length"]] = row["value"]
+    return dict(sorted(curves.items(), key=lambda item: (item[0] != "pre_distilled", item[0])))
 
 
 def write_figures(store: Store, run: RunRecord, directory: Path) -> list[Path]:
@@ -104,10 +100,10 @@ def write_figures(store: Store, run: RunRecord, directory: Path) -> list[Path]:
     for stage in run.stages:
         if stage.stage == "compare":
             table = store.artifact(stage.stage, stage.key).path / "comparison.parquet"
-            pictures["comparison"] = comparison_png(table, run.run_id)
+            pictures["comparison"] = comparison_png(table, run.name)
     curves = excess_error_curves(store, run.run_id)
     if curves:
-        pictures["excess-error"] = excess_error_png(curves, run.run_id)
+        pictures["excess-error"] = excess_error_png(curves, run.name)
     if not pictures:
         raise ValueError(f"{run.run_id} is no comparison and has no excess error\nits report has its other figures")
     directory.mkdir(parents=True, exist_ok=True)

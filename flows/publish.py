@@ -109,11 +109,11 @@ def publish_results(run: Run, evaluation: Artifact, store: Store) -> None:
         description=f"{run.run_id}, {grid.headers[0]}, 95 % intervals",
     )
     if compared:
-        picture = comparison_png(evaluation.path / "comparison.parquet", run.run_id)
+        picture = comparison_png(evaluation.path / "comparison.parquet", run.record.name)
         _publish_picture("comparison-figure", f"The comparison {run.run_id}", picture)
     curves = excess_error_curves(store, run.run_id)
     if curves:
-        _publish_picture("excess-error", f"Excess error of {run.run_id}", excess_error_png(curves, run.run_id))
+        _publish_picture("excess-error", f"Excess error of {run.run_id}", excess_error_png(curves, run.record.name))
     results = store.root / "results.duckdb"
     create_link_artifact(
         results.as_uri(),

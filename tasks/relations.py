@@ -110,7 +110,7 @@ VIEWS = {
         "exposure",
         "excess_error.parquet",
         "r.run, r.name, s.cell, s.label AS method, r.dataset, r.seed, f.length, f.d_student, f.d_teacher, "
-        "f.value, f.low, f.high, f.n, f.note",
+        "f.value, f.low, f.high, f.n, f.note, s.key",
     ),
     "overlap_findings": (
         "prepare",
@@ -152,7 +152,8 @@ EMPTY = {
     'position INTEGER, context INTEGER[], target INTEGER, "left" BOOLEAN',
     "pairs": "run VARCHAR, split VARCHAR, id BIGINT, dialogue VARCHAR, source VARCHAR, target VARCHAR",
     "excess_error": "run VARCHAR, name VARCHAR, cell VARCHAR, method VARCHAR, dataset VARCHAR, seed BIGINT, "
-    "length INTEGER, d_student DOUBLE, d_teacher DOUBLE, value DOUBLE, low DOUBLE, high DOUBLE, n BIGINT, note VARCHAR",
+    "length INTEGER, d_student DOUBLE, d_teacher DOUBLE, value DOUBLE, low DOUBLE, high DOUBLE, n BIGINT, "
+    "note VARCHAR, key VARCHAR",
     "overlap_findings": "run VARCHAR, item VARCHAR, partner VARCHAR, score DOUBLE, decision VARCHAR, reason VARCHAR, "
     "split VARCHAR",
     "split_overlaps": 'run VARCHAR, "time" VARCHAR, split VARCHAR, other VARCHAR, items BIGINT, overlapping BIGINT, '

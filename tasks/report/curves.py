@@ -1,6 +1,7 @@
 """Systems side by side: each metric against a setting or method by method, quality against variety, error by length."""
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from tasks.report.charts import Level, Panel, Point, Series, dots, scatter
 from tasks.report.figures import figure, folded, panels_figure, points, table
@@ -12,6 +13,15 @@ from tasks.report.results import Results, Row
 from tasks.report.sections import Section
 
 VALUES = "FROM comparison WHERE run = $run AND value IS NOT NULL"
+# The students' curves by the names that a comparison gives them. What its cells share belongs to none of them: such a
+# student has the name of its system.
+EXCESS_ERROR = """
+SELECT coalesce(c.method, e.method) AS method, c.x_name, c.x, e.key AS student, e.length, e.value, e.low, e.high
+FROM excess_error e
+LEFT JOIN comparison_cells c ON c.run = e.run AND c.cell = e.cell AND c.system = e.method
+WHERE e.run = $run AND e.value IS NOT NULL
+ORDER BY student, e.length
+"""
 
 
 def against_setting(results: Results) -> Section | None:
@@ -98,29 +108,45 @@ def quality_against_variety(results: Results) -> Section | None:
 
 def excess_error(results: Results) -> Section | None:
     """ExError by length: how much error comes from writing by oneself."""
-    rows = results.ask("excess_error", "FROM excess_error WHERE run = $run AND value IS NOT NULL")
+    rows = results.ask("excess_error", EXCESS_ERROR)
     if not rows:
         return None
-    panel = Panel("ExError (%) by length", "tokens written", "ExError", _by(rows, "length", results.styles))
+    students: dict[str, set[str]] = {}
+    lines: dict[str, dict[int, list[Row]]] = {}
+    style = {}
+    for row in rows:
+        name = system(row["method"], f"{row['x_name']} {row['x']:g}" if row["x"] is not None else "")
+        style[name] = results.styles[row["method"]]
+        students.setdefault(name, set()).add(row["student"])
+        lines.setdefault(name, {}).setdefault(row["length"], []).append(row)
+    series = [
+        Series(name, style[name], [_mean(length, each) for length, each in sorted(lines[name].items())])
+        for name in sorted(lines, key=style.__getitem__)
+    ]
+    most = max(map(len, students.values()))
+    band = "its 95 % band" if most == 1 else f"mean of up to {most} seeds, from the lowest to the highest of them"
     lead = (
         "How much larger the student's error gets on its own text than on the teacher's, as the text grows. "
         "0 would mean no exposure bias; a line that rises says that errors accumulate."
     )
-    return Section(
-        "exerror", "Excess error by length", panels_figure("Excess error, with its 95 % band", [panel]), lead
-    )
+    panel = Panel("ExError (%) by length", "tokens written", "ExError", series)
+    return Section("exerror", "Excess error by length", panels_figure(f"Excess error, {band}", [panel]), lead)
+
+
+def _mean(length: int, students: Sequence[Row]) -> Point:
+    """One student's point with its interval; of several their mean, from the lowest to the highest."""
+    if len(students) == 1:
+        return Point(length, students[0]["value"], students[0]["low"], students[0]["high"])
+    values = [row["value"] for row in students]
+    return Point(length, fmean(values), min(values), max(values))
 
 
 def _by(rows: Sequence[Row], x: str, style: dict[str, int]) -> list[Series]:
-    """A line for each method, and for each of its cells where there are several; then the legend names the methods."""
-    keyed: dict[tuple[str, str], list[Row]] = {}
+    """A line for each method."""
+    keyed: dict[str, list[Row]] = {}
     for row in rows:
-        keyed.setdefault((row["method"], row.get("cell") or ""), []).append(row)
-    several = len({cell for _, cell in keyed}) > 1
-    found = [
-        Series(system(name, cell if several else ""), style[name], points(of_line, x), system(name) if several else "")
-        for (name, cell), of_line in keyed.items()
-    ]
+        keyed.setdefault(row["method"], []).append(row)
+    found = [Series(system(name), style[name], points(of_line, x)) for name, of_line in keyed.items()]
     return [series for series in found if series.points]
 
 

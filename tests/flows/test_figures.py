@@ -42,11 +42,13 @@ def test_a_run_without_pictures_says_where_its_figures_are(
     assert not (tmp_path / "figures").exists()
 
 
-def test_the_curves_of_a_comparison_are_one_for_each_cell(store: Store) -> None:
+def test_the_curves_of_a_comparison_are_one_for_each_student(store: Store) -> None:
     curves = excess_error_curves(store, run_comparison(store, "llmr"))
-    assert set(curves) == {"seqkd", "reverse_kl", "llmr"}
-    assert set(curves["reverse_kl"]) == {f"reverse_kl, seed={seed}" for seed in range(3)}
-    assert curves["reverse_kl"]["reverse_kl, seed=1"] == pytest.approx({k: 1.3 * k for k in range(1, 17)})
+    assert list(curves) == ["pre_distilled", "llmr", "reverse_kl", "seqkd"]
+    assert sorted(curve[10] for curve in curves["pre_distilled"].values()) == pytest.approx([25, 26, 27])
+    middle = sorted(curves["reverse_kl"].values(), key=lambda curve: curve[16])
+    assert len(middle) == 3
+    assert middle[1] == pytest.approx({k: 1.3 * k for k in range(1, 17)})
 
 
 def test_the_mean_is_taken_where_every_cell_has_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
