@@ -13,6 +13,7 @@ from tasks.report.names import fixed, short
 from tasks.report.results import Results, Row
 from tasks.report.sections import Section
 
+MOST_ROLLOUTS = 24  # more are a long way to scroll, on a phone most of all
 MOST_TOKENS = 4_000  # of all rollouts shown
 MOST_BYTES = 400_000  # of all rollouts shown
 MOST_OF_ONE = 256  # tokens of one rollout
@@ -113,7 +114,7 @@ def _rollouts(rows: Sequence[Row]) -> list[tuple[tuple[str, int, int], list[Row]
 def _bounded(found: list[tuple[tuple[str, int, int], list[Row]]]) -> list[tuple[tuple[str, int, int], list[Row]]]:
     """As many rollouts as the page can hold, spread over training, the first and the last among them."""
     longest = max(min(len(rows), MOST_OF_ONE) for _, rows in found)
-    return thinned(found, max(2, MOST_TOKENS // longest))
+    return thinned(found, min(MOST_ROLLOUTS, max(2, MOST_TOKENS // longest)))
 
 
 def _colours(results: Results) -> dict[str, Colours]:

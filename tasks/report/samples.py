@@ -11,10 +11,12 @@ from tasks.report.sections import Section
 SAMPLES = 200  # inputs at most
 SAMPLE_BYTES = 400_000  # of all samples together
 TEXT_CHARACTERS = 1_500  # of one text
-MOST_SYSTEMS = 8
+MOST_SYSTEMS = 10
+# A comparison comes by a cell's stages more than once: when it builds them, and when it reads what was built.
 OF_CELLS = """
-SELECT c.*, s.key FROM comparison_cells c JOIN stages s ON s.run = c.run AND s.cell = c.cell
-WHERE c.run = $run AND s.stage = 'evaluate' ORDER BY s.position
+SELECT c.*, s.key FROM comparison_cells c
+JOIN (SELECT cell, key, min(position) AS position FROM stages WHERE run = $run AND stage = 'evaluate' GROUP BY ALL) s
+ON s.cell = c.cell WHERE c.run = $run ORDER BY s.position
 """
 PAGE = 6  # samples; without the script the others are behind a line that unfolds them
 
