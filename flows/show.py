@@ -8,6 +8,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,12 @@ def size(num_bytes: float) -> str:
 
 
 def answer(rows: Any, form: str) -> None:
-    """Print an Arrow table as a table, CSV or JSON."""
+    """Print an Arrow table as a table, CSV or JSON. Columns of one name are numbered: a, a_1."""
+    names: list[str] = []
+    for name in rows.column_names:
+        numbered = (f"{name}_{k}" for k in count(1))
+        names.append(next(each for each in chain([name], numbered) if each not in names))
+    rows = rows.rename_columns(names)
     if form == "json":
         print(json.dumps(rows.to_pylist(), indent=1, ensure_ascii=False, default=str))
     elif form == "csv":

@@ -124,6 +124,15 @@ def test_an_answer_is_csv_or_json_on_request(capsys: pytest.CaptureFixture[str])
     assert json.loads(capsys.readouterr().out) == [{"name": "a, b", "value": 1.5}, {"name": None, "value": 2.0}]
 
 
+@pytest.mark.parametrize("form", ["table", "csv", "json"])
+def test_columns_of_one_name_are_all_shown(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    show.answer(pa.table([[11], [22], [33], [44]], names=["a", "a", "a_1", "a"]), form)
+    shown = capsys.readouterr().out
+    assert [shown.count(text) for text in ("11", "22", "33", "44")] == [1, 1, 1, 1]
+    if form == "csv":
+        assert shown.startswith("a,a_1,a_1_1,a_2\n")
+
+
 def test_what_to_try_next_can_be_typed_as_it_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / ".venv" / "bin" / "distill"
     path.parent.mkdir(parents=True)
