@@ -14,7 +14,9 @@ from tasks.report.results import literal
 from tasks.runs import RunRecord
 from tasks.store import Store
 
-COLOURS = ("#3b6fb6", "#d1741c", "#3a8f4d", "#a2488f", "#7a6a2f", "#4aa3a8", "#b33a3a", "#666666")
+COLOURS = (
+    "#3b6fb6", "#d1741c", "#3a8f4d", "#a2488f", "#7a6a2f", "#4aa3a8", "#b33a3a", "#666666", "#d9a400", "#1f2a5c",
+)  # fmt: skip
 WANTED = (
     "perplexity", "free_running_ce", "g_eval", "bleu_2", "bleu_4", "rouge_l", "reward", "distinct_2", "per", "wer",
 )  # fmt: skip
