@@ -23,10 +23,9 @@ from kd_core.budget import Budget
 from kd_core.divergence_head import Divergence, divergence_loss
 from kd_core.masking import shift_right, truncated_rows
 from kd_core.policy import Memory, Model, decode, head_weight, start_tokens
-from kd_core.rewards import RewardSettings
 from kd_core.sampling import Rollout, sample
 from kd_core.training import StepMetrics, TrainState, autocast, mixed_seed
-from kd_core.validation import encode_rows, teacher_states, validate_divergences, validate_rewards
+from kd_core.validation import encode_rows, teacher_states, validate
 
 Writer = Literal["teacher", "student"]
 GKD_DRAW = 2**32  # the draw of an update's writer; its micro-batches are numbered far below
@@ -169,9 +168,7 @@ def train_divergence(
         values |= {"loss": loss, "grad_norm": norm, "tokens": float(count)}
         values |= {name: total / values[name.replace("term", "tokens")] for name, total in sums.items()}
         if settings.validates_at(state.step):
-            limit, rows = settings.sampling.max_new_tokens, settings.validation_rows
-            values |= validate_rewards(student, teacher, validation, RewardSettings(), limit, rows, num_tokens)
-            values |= validate_divergences(student, teacher, validation, limit, rows, num_tokens)
+            values |= validate(student, teacher, validation, settings, num_tokens)
         yield StepMetrics(state.step, values)
 
 

@@ -35,10 +35,10 @@ from kd_core.lm_head import token_log_probs, weighted_nll
 from kd_core.masking import shift_right
 from kd_core.mixed_sampling import sample_mixed
 from kd_core.policy import Model, decode, head_weight, start_tokens
-from kd_core.rewards import RewardSettings, reward_to_go
+from kd_core.rewards import reward_to_go
 from kd_core.sampling import Rollout, sample
 from kd_core.training import StepMetrics, TrainState, autocast, mixed_seed
-from kd_core.validation import encode_rows, teacher_states, validate_divergences, validate_rewards
+from kd_core.validation import encode_rows, teacher_states, validate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,9 +139,7 @@ def train_minillm(
         state.in_flight = _pack(experience) if state.step % reuse else {}
         values |= sums | {"grad_norm": norm, "max_ratio": max_ratio}
         if settings.validates_at(state.step):
-            limit, rows = settings.sampling.max_new_tokens, settings.validation_rows
-            values |= validate_rewards(student, teacher, validation, RewardSettings(), limit, rows, num_tokens)
-            values |= validate_divergences(student, teacher, validation, limit, rows, num_tokens)
+            values |= validate(student, teacher, validation, settings, num_tokens)
         yield StepMetrics(state.step, values)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kd_core.batching import Sources, TokenRows
+from kd_core.budget import Budget
 from kd_core.divergence_head import Divergence, TeacherStates, divergence_loss
 from kd_core.masking import shift_right
 from kd_core.policy import Memory, Model, decode, encode, head_weight, start_tokens
@@ -21,6 +22,15 @@ from kd_core.sampling import Rollout, SamplingSettings, greedy, sample
 from kd_core.scoring import judge
 
 BATCH_ROWS = 64
+
+
+def validate(
+    student: Model, teacher: Model, sources: Sources, settings: Budget, num_tokens: int | None = None
+) -> dict[str, float]:
+    """What the log of a method that samples or imitates has of the validation set: rewards (Eq. 1) and divergences."""
+    limit, rows = settings.sampling.max_new_tokens, settings.validation_rows
+    rewards = validate_rewards(student, teacher, sources, RewardSettings(), limit, rows, num_tokens)
+    return rewards | validate_divergences(student, teacher, sources, limit, rows, num_tokens)
 
 
 @torch.no_grad()
