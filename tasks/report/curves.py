@@ -113,15 +113,18 @@ def excess_error(results: Results) -> Section | None:
         return None
     students: dict[str, set[str]] = {}
     lines: dict[str, dict[int, list[Row]]] = {}
-    style = {}
+    method = {}
     for row in rows:
         name = system(row["method"], f"{row['x_name']} {row['x']:g}" if row["x"] is not None else "")
-        style[name] = results.styles[row["method"]]
+        method[name] = row["method"]
         students.setdefault(name, set()).add(row["student"])
         lines.setdefault(name, {}).setdefault(row["length"], []).append(row)
+    order = list(results.styles)
     series = [
-        Series(name, style[name], [_mean(length, each) for length, each in sorted(lines[name].items())])
-        for name in sorted(lines, key=style.__getitem__)
+        Series(
+            name, results.styles[method[name]], [_mean(length, each) for length, each in sorted(lines[name].items())]
+        )
+        for name in sorted(lines, key=lambda name: order.index(method[name]))
     ]
     most = max(map(len, students.values()))
     band = "its 95 % band" if most == 1 else f"mean of up to {most} seeds, from the lowest to the highest of them"
