@@ -111,13 +111,11 @@ def excess_error(results: Results) -> Section | None:
     rows = results.ask("excess_error", EXCESS_ERROR)
     if not rows:
         return None
-    students: dict[str, set[str]] = {}
     lines: dict[str, dict[int, list[Row]]] = {}
     method = {}
     for row in rows:
         name = system(row["method"], f"{row['x_name']} {row['x']:g}" if row["x"] is not None else "")
         method[name] = row["method"]
-        students.setdefault(name, set()).add(row["student"])
         lines.setdefault(name, {}).setdefault(row["length"], []).append(row)
     order = list(results.styles)
     series = [
@@ -126,7 +124,7 @@ def excess_error(results: Results) -> Section | None:
         )
         for name in sorted(lines, key=lambda name: order.index(method[name]))
     ]
-    most = max(map(len, students.values()))
+    most = max(len(students) for line in lines.values() for students in line.values())
     band = "its 95 % band" if most == 1 else f"mean of up to {most} seeds, from the lowest to the highest of them"
     lead = (
         "How much larger the student's error gets on its own text than on the teacher's, as the text grows. "
