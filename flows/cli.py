@@ -76,9 +76,12 @@ def parser() -> argparse.ArgumentParser:
     resume = command("resume", "run the last unfinished run again, with its recorded parameters")
     resume.add_argument("run", nargs="?", metavar="RUN", help="this one instead of the last")
     _runtime_arguments(resume)
-    command("verify", "check every file of every artifact against its recorded hash")
-    gc = command("gc", "remove what no run of the last days refers to, after listing it")
+    command("verify", "check every file against its recorded hash; move aside what is damaged and all built from it")
+    gc = command("gc", "remove what no run of the last days refers to, and what dead builds left, after listing it")
     gc.add_argument("--days", type=float, default=30, help="runs younger than this keep what they use (30)")
+    gc.add_argument(
+        "--grace", type=float, default=1, metavar="HOURS", help="what was used in the last hours stays in any case (1)"
+    )
     gc.add_argument("--yes", action="store_true", help="remove without asking")
     sql = command("sql", "ask the results in SQL (DuckDB)")
     sql.add_argument("query", help='for instance "from runs"')

@@ -60,16 +60,17 @@ def ls(arguments: argparse.Namespace) -> int:
 
 def status(arguments: argparse.Namespace) -> int:
     """`distill status`: every run, or the stages of one."""
-    from tasks.runs import read_runs
+    from tasks.runs import scan_runs
 
-    records = read_runs(_store())
+    records, unreadable = scan_runs(_store())
+    print(*unreadable, sep="\n", end="\n" if unreadable else "", file=sys.stderr)
     if arguments.run is not None:
         _show_run(_find_run(records, arguments.run))
         return 0
     rows = [[each.run_id, each.status, _stages(each), _duration(each)] for each in records]
     if not rows:
-        print("no runs yet; start one with: distill run llmr-chitchat")
-        return 0
+        print("no run can be read" if unreadable else "no runs yet; start one with: distill run llmr-chitchat")
+        return 1 if unreadable else 0
     show.table(["run", "state", "stages", "time"], rows)
     if records[-1].status in UNFINISHED:
         print("go on with the last one: distill resume")
@@ -97,13 +98,21 @@ def resume(arguments: argparse.Namespace) -> int:
 def verify(arguments: argparse.Namespace) -> int:
     """`distill verify`: exit code 1 if anything is not what it was."""
     from tasks import maintenance
+    from tasks.runs import scan_runs
 
     store, count = _store(), 0
     for problem in maintenance.verify(store):
         count += 1
         print(f"{problem.artifact.path}: {problem.what}")
+        for moved in problem.moved:
+            print(f"  {moved}")
+        if not problem.moved:
+            print("  left there: somebody is at it; call this again when it has ended")
+    unreadable = scan_runs(store)[1]
+    print(*unreadable, sep="\n", end="\n" if unreadable else "")
     if count:
-        print(f"damaged: {count}; the next run that needs one moves it aside and builds it anew")
+        print(f"damaged: {count}; a run that needs what was moved aside builds it anew")
+    if count or unreadable:
         return 1
     print(f"all {sum(1 for _ in store.artifacts())} artifacts are what they were when they were made")
     return 0
@@ -114,29 +123,30 @@ def gc(arguments: argparse.Namespace) -> int:
     from tasks import maintenance
 
     store = _store()
-    garbage = maintenance.unreferenced(store, arguments.days)
+    garbage = maintenance.unreferenced(store, arguments.days, arguments.grace)
     if not garbage:
-        print(f"every artifact is used by a run of the last {arguments.days:g} days")
+        print(f"every artifact is used by a run of the last {arguments.days:g} days, or was in the last hours")
         return 0
-    show.table(
-        ["stage", "key", "size"],
-        [[each.artifact.stage, each.artifact.key[:12], show.size(each.bytes)] for each in garbage],
-    )
+    show.table(["what", "name", "size"], [[each.what, each.path.name[:40], show.size(each.bytes)] for each in garbage])
     total = show.size(sum(each.bytes for each in garbage))
     if not arguments.yes and not _agreed(f"delete these {len(garbage)}, {total} in all? [y/N] "):
         print("nothing was deleted; --yes deletes without asking")
         return 0
-    print(f"freed {show.size(maintenance.delete(store, garbage))}")
+    count, freed = maintenance.delete(store, garbage, arguments.days)
+    kept = f"; {len(garbage) - count} are in use by now and stay" if count < len(garbage) else ""
+    print(f"freed {show.size(freed)}{kept}")
     return 0
 
 
 def sql(arguments: argparse.Namespace) -> int:
-    """`distill sql`: one query against results.duckdb."""
+    """`distill sql`: one query against results.duckdb. An empty answer is an error where something is left out."""
     from tasks import catalog
 
     store = _store()
-    show.answer(catalog.query(store, arguments.query), arguments.format)
-    return 0
+    answer, missing = catalog.query(store, arguments.query), catalog.left_out(store)
+    show.answer(answer, arguments.format)
+    print(*missing, sep="\n", end="\n" if missing else "", file=sys.stderr)
+    return 1 if missing and not answer.num_rows else 0
 
 
 def export(arguments: argparse.Namespace) -> int:
@@ -155,12 +165,13 @@ def report(arguments: argparse.Namespace) -> int:
     """`distill report`: one HTML page about a run, and its figures as pictures where they are wanted."""
     from flows.figures import write_figures
     from tasks.report import write_report
-    from tasks.runs import read_runs
+    from tasks.runs import scan_runs
 
     store = _store()
-    records = read_runs(store)
+    records, unreadable = scan_runs(store)
+    print(*unreadable, sep="\n", end="\n" if unreadable else "", file=sys.stderr)
     if not records:
-        raise ValueError("there are no runs yet\nstart one with: distill run llmr-chitchat")
+        raise ValueError("there are no runs that can be read\nstart one with: distill run llmr-chitchat")
     record = records[-1] if arguments.run is None else _find_run(records, arguments.run)
     print(write_report(store, record.run_id, arguments.output))
     if arguments.figures is not None:

@@ -89,7 +89,8 @@ def execute(
             reporter.warning(remark)
     with opened(reporter, planning=planning) as run:
         last = outline.pipeline(**settings)
-    if not planning:
-        build_catalog(store)
-        write_report(store, run.run_id)
+        if not planning:  # a run that was killed before its results were written has not completed
+            run.record.end("completed")
+            build_catalog(store, ending=run.record)
+            write_report(store, run.run_id, ending=run.record)
     return run, last

@@ -37,7 +37,8 @@ def build_cells(run: Run, entrypoint: str, cells: Sequence[tuple[str, dict[str, 
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     with ProcessPoolExecutor(workers, context, _end_with_parent, (os.getpid(),)) as pool:
         jobs = [
-            pool.submit(_build, run.store.root, entrypoint, name, parameters, runtime) for name, parameters in cells[1:]
+            pool.submit(_build, run.store.root, entrypoint, name, parameters, runtime, run.run_id)
+            for name, parameters in cells[1:]
         ]
         try:
             for done, job in enumerate(as_completed(jobs), start=2):
@@ -48,9 +49,11 @@ def build_cells(run: Run, entrypoint: str, cells: Sequence[tuple[str, dict[str, 
             raise
 
 
-def _build(root: Path, entrypoint: str, name: str, parameters: dict[str, Any], runtime: RuntimeSettings) -> str:
-    """One cell in a process of its own. Its stages are recorded by the comparison, which finds them in the store."""
-    with open_run(Store(root), name=name, runtime=runtime, reporter=NullReporter(), recorded=False):
+def _build(
+    root: Path, entrypoint: str, name: str, parameters: dict[str, Any], runtime: RuntimeSettings, comparison: str
+) -> str:
+    """One cell in a process of its own, recorded as a part of the comparison, which then finds all in the store."""
+    with open_run(Store(root), name="cell", runtime=runtime, reporter=NullReporter(), part_of=comparison):
         outline_of(entrypoint).pipeline(**parameters)
     return name
 

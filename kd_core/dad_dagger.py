@@ -10,7 +10,7 @@ and in the data already. [the text; Algorithm 1 as printed starts there] Packed,
 predictions, after H + 1 to H + T - 1 tokens.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -47,20 +47,20 @@ def aggregate(
     packed: bool = False,
     num_tokens: int | None = None,
     batch_rows: int = 64,
-    skip_rows: int = 0,
+    batches: Iterable[int] | None = None,
 ) -> Iterator[Aggregated]:
     """Let the student run free from every start, and yield what that adds to the data, a batch of trajectories each.
 
     Shapes: (N,) ids, (B,) positions -> `Aggregated` of `horizon` - 1 predictions a trajectory. A trajectory's random
-    numbers depend on the seed and its place among the starts alone, so that a killed run goes on at `skip_rows`.
+    numbers depend on the seed and its place among the starts alone: `batches` names those wanted, by default all.
     Raises ValueError for a horizon below 2: its windows would all be true.
     """
     if horizon < 2:
         raise ValueError(f"horizon must be at least 2 for a student's own token to be seen, got {horizon}")
     generator = torch.Generator().manual_seed(seed)
     uniform_BT = torch.rand((len(start_B), horizon), generator=generator).to(text_N.device)
-    for first in range(skip_rows, len(start_B), batch_rows):
-        rows = slice(first, first + batch_rows)
+    for number in range(-(-len(start_B) // batch_rows)) if batches is None else batches:
+        rows = slice(number * batch_rows, (number + 1) * batch_rows)
         yield _batch(student, text_N, start_B[rows], context, uniform_BT[rows], sampling, packed, num_tokens)
 
 

@@ -11,28 +11,28 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.csv
 
-from tasks.relations import DAGGER_ROUNDS, EMPTY, LINEAGE, PAPER_VS_OURS, RUNS, STAGES, TABLES, VIEWS
-from tasks.runs import RunRecord, read_runs
-from tasks.store import Artifact, Manifest, Store, StoreError
+from tasks.catalog_rows import lineage_rows, run_row, stage_rows
+from tasks.files import file_hash, read_json, stamp, write_json
+from tasks.relations import DAGGER_ROUNDS, EMPTY, LEFT_OUT, LINEAGE, PAPER_VS_OURS, RUNS, STAGES, TABLES, VIEWS
+from tasks.runs import RunRecord, scan_runs
+from tasks.store import MANIFEST, Artifact, Manifest, Store, StoreError
 
 DATABASE = "results.duckdb"
 PUBLISHED = Path(__file__).resolve().parents[1] / "data" / "published_results.csv"
 CODE = (Path(__file__), Path(__file__).with_name("relations.py"), PUBLISHED)
 
 
-def build_catalog(store: Store) -> Path:
+def build_catalog(store: Store, *, ending: RunRecord | None = None) -> Path:
     """Rebuild results.duckdb and return its path. Two processes that end at once take turns.
 
-    Raises StoreError in one line where DuckDB cannot write it, or cannot read an artifact.
+    `ending` is a run as it will be recorded once its results are there. What is damaged is left out, and named in the
+    relation `left_out`. Raises StoreError in one line where DuckDB cannot write the file.
     """
     target = store.root / DATABASE
     fresh = target.with_name(f".{DATABASE}.partial")  # one name: what a killed build has left is overwritten
@@ -42,14 +42,15 @@ def build_catalog(store: Store) -> Path:
             with duckdb.connect() as connection:
                 connection.execute(f"ATTACH {_literal(fresh)} AS results (STORAGE_VERSION 'v1.2.0')")
                 connection.execute("USE results")
-                runs = read_runs(store)
-                state = _state(store, runs)  # before it is read: what changes meanwhile makes the results stale
-                _fill(connection, store, runs)
+                runs, unreadable = _runs(store, ending)
+                state = _state(store, runs, unreadable)  # before it is read: what changes meanwhile makes it stale
+                _fill(connection, store, runs, [{"what": each, "stage": None, "key": None} for each in unreadable])
                 connection.execute(f"COMMENT ON TABLE runs IS '{state}'")
                 connection.execute("USE memory")
                 connection.execute("DETACH results")
             _wal(target).unlink(missing_ok=True)
             fresh.replace(target)
+            write_json(_memo(store), {"sha256_of_file": file_hash(target), "stamp": stamp(target)})
         except duckdb.Error as error:
             message = f"{DATABASE} could not be built: {_first_line(error)}"
             raise StoreError(f"{message}\n`distill verify` names damaged artifacts") from None
@@ -67,12 +68,17 @@ def query(store: Store, sql: str) -> pa.Table:
         return ask(sql)
 
 
+def left_out(store: Store) -> list[str]:
+    """What the results lack because it is damaged or cannot be read, a line each."""
+    return [str(what) for what in query(store, "SELECT what FROM left_out").column("what").to_pylist()]
+
+
 @contextmanager
-def questions(store: Store) -> Iterator[Callable[[str], pa.Table]]:
+def questions(store: Store, *, ending: RunRecord | None = None) -> Iterator[Callable[[str], pa.Table]]:
     """Many queries of the results as they are now, whatever happens meanwhile. Each raises what `query` does."""
     path = store.root / DATABASE
-    if _recorded_state(path) != _state(store, read_runs(store)):
-        build_catalog(store)
+    if not _is_as_written(store) or _recorded_state(path) != _state(store, *_runs(store, ending)):
+        build_catalog(store, ending=ending)
     with _reading(path) as connection:
 
         def ask(sql: str) -> pa.Table:
@@ -87,22 +93,45 @@ def questions(store: Store) -> Iterator[Callable[[str], pa.Table]]:
 
 def relations() -> list[str]:
     """What can be asked."""
-    return ["runs", "stages", "lineage", *TABLES, *VIEWS, "published", "paper_vs_ours", "dagger_rounds"]
+    return ["runs", "stages", "lineage", *TABLES, *VIEWS, "published", "paper_vs_ours", "dagger_rounds", "left_out"]
 
 
-def _fill(connection: duckdb.DuckDBPyConnection, store: Store, runs: list[RunRecord]) -> None:
-    manifests = {artifact.path: manifest for artifact in store.artifacts() if (manifest := _manifest(store, artifact))}
-    _table(connection, "runs", pa.Table.from_pylist([_run_row(run) for run in runs], schema=RUNS))
-    stages = [row for run in runs for row in _stage_rows(store, run, manifests)]
+def _fill(
+    connection: duckdb.DuckDBPyConnection, store: Store, runs: list[RunRecord], missing: list[dict[str, str | None]]
+) -> None:
+    manifests = _manifests(store, missing)
+    _table(connection, "runs", pa.Table.from_pylist([run_row(run) for run in runs], schema=RUNS))
+    stages = [row for run in runs for row in stage_rows(store, run, manifests)]
     _table(connection, "stages", pa.Table.from_pylist(stages, schema=STAGES))
-    _table(connection, "lineage", pa.Table.from_pylist(_lineage(manifests), schema=LINEAGE))
+    _table(connection, "lineage", pa.Table.from_pylist(lineage_rows(manifests), schema=LINEAGE))
     _table(connection, "published", pyarrow.csv.read_csv(PUBLISHED))
-    for name, (stage, pattern, columns) in TABLES.items():
-        _over_files(connection, "TABLE", name, _files(manifests, stage, pattern), columns)
-    for name, (stage, pattern, columns) in VIEWS.items():
-        _over_files(connection, "VIEW", name, _files(manifests, stage, pattern), columns)
+    for kind, relations_ in (("TABLE", TABLES), ("VIEW", VIEWS)):
+        for name, (stage, pattern, columns) in relations_.items():
+            files = _readable(connection, _files(manifests, stage, pattern), missing)
+            _over_files(connection, kind, name, files, columns)
     connection.execute(PAPER_VS_OURS)
     connection.execute(DAGGER_ROUNDS)
+    _table(connection, "left_out", pa.Table.from_pylist(missing, schema=LEFT_OUT))
+
+
+def _readable(
+    connection: duckdb.DuckDBPyConnection, files: list[Path], missing: list[dict[str, str | None]]
+) -> list[Path]:
+    """The files that DuckDB can read. One that it cannot is left out, and named, and the others are still asked."""
+    try:
+        if files:
+            connection.execute(
+                f"SELECT 1 FROM read_parquet([{', '.join(map(_literal, files))}], union_by_name = true) LIMIT 0"
+            )
+        return files
+    except duckdb.Error as error:
+        if len(files) == 1:
+            place = {"stage": files[0].parts[-3], "key": files[0].parts[-2]}
+            missing.append({"what": f"{files[0]} cannot be read: {_first_line(error)}", **place})
+            return []
+        half = len(files) // 2
+        parts = [_readable(connection, part, missing) for part in (files[:half], files[half:])]
+        return [path for part in parts for path in part]
 
 
 def _table(connection: duckdb.DuckDBPyConnection, name: str, rows: pa.Table) -> None:
@@ -142,87 +171,64 @@ def _files(manifests: dict[Path, Manifest], stage: str, pattern: str) -> list[Pa
     ]
 
 
-def _run_row(run: RunRecord) -> dict[str, Any]:
-    seconds, dataset = None, run.dataset or run.parameters.get("dataset")
-    if run.finished:
-        seconds = (_time(run.finished) - _time(run.started)).total_seconds()
-    return {
-        "run": run.run_id,
-        "name": run.name,
-        "method": (run.parameters.get("method") or {}).get("kind"),
-        "dataset": dataset_name(dataset) if dataset else None,
-        "seed": run.parameters.get("seed"),
-        "state": run.status,
-        "started": _time(run.started),
-        "finished": _time(run.finished) if run.finished else None,
-        "seconds": seconds,
-        "error": run.error,
-        "parameters": json.dumps(run.parameters, ensure_ascii=False),
-    }
+def _manifests(store: Store, missing: list[dict[str, str | None]]) -> dict[Path, Manifest]:
+    """Of every artifact that is what it was. Others are named in `missing`."""
+    found = {}
+    for artifact in store.artifacts():
+        try:
+            damage = store.damage(artifact)
+            if damage is None:
+                found[artifact.path] = artifact.manifest()
+                continue
+        except FileNotFoundError:  # it has just been deleted
+            continue
+        except OSError as error:
+            damage = f"it cannot be read: {error.strerror}"
+        what = f"{artifact.stage} {artifact.key[:8]} is left out: {damage}; a run that needs it builds it anew"
+        missing.append({"what": what, "stage": artifact.stage, "key": artifact.key})
+    return found
 
 
-def dataset_name(dataset: dict[str, Any]) -> str:
-    """What a data set is called in the results: its hub name, the folder of its files, or the package."""
-    if dataset.get("source") == "hub":
-        return str(dataset.get("name")).rstrip("/").rpartition("/")[2]
-    path = dataset.get("path") or dataset.get("train")
-    if dataset.get("source") in ("files", "file") and path:
-        return Path(path).stem if dataset.get("path") else Path(path).absolute().parent.name
-    return str(dataset.get("source"))
+def _runs(store: Store, ending: RunRecord | None) -> tuple[list[RunRecord], list[str]]:
+    """All records, that of a run which is about to end as it will be, and what is said of those that cannot be read."""
+    records, unreadable = scan_runs(store)
+    if ending is not None:
+        records = [ending if each.run_id == ending.run_id else each for each in records]
+    return records, unreadable
 
 
-def _stage_rows(store: Store, run: RunRecord, manifests: dict[Path, Manifest]) -> Iterator[dict[str, Any]]:
-    for position, stage in enumerate(run.stages):
-        path = store.artifact(stage.stage, stage.key).path
-        row = vars(stage) | {"run": run.run_id, "position": position, "path": str(path)}
-        manifest = manifests.get(path)
-        if manifest is not None:  # gc may have removed it
-            row |= {
-                "build_seconds": manifest.seconds,
-                "tokens_per_second": manifest.stats.get("tokens_per_second"),
-                "bytes": sum(file.bytes for file in manifest.files.values()),
-                "built": _time(manifest.created),
-                "stats": json.dumps(manifest.stats, ensure_ascii=False),
-                "machine": json.dumps(manifest.machine, ensure_ascii=False),
-                "versions": json.dumps(manifest.versions, ensure_ascii=False),
-            }
-        yield row
-
-
-def _lineage(manifests: dict[Path, Manifest]) -> list[dict[str, Any]]:
-    stage_of = {manifest.key: manifest.stage for manifest in manifests.values()}
-    return [
-        {"stage": each.stage, "key": each.key, "input": name, "input_stage": stage_of.get(key), "input_key": key}
-        for each in manifests.values()
-        for name, key in each.key_record["inputs"].items()
-    ]
-
-
-def _manifest(store: Store, artifact: Artifact) -> Manifest | None:
-    """None for an artifact that is damaged, which `distill verify` names, or that has just been deleted."""
-    try:
-        return None if store.damage(artifact) else artifact.manifest()
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _state(store: Store, runs: list[RunRecord]) -> str:
+def _state(store: Store, runs: list[RunRecord], unreadable: list[str]) -> str:
     """A hash of what the results are made from: every run as it stands now, the artifacts there are, this code.
 
     A crash changes no file and a deleted artifact no record, so their times do not tell.
     """
-    of_runs = [asdict(run) | {"status": run.status} for run in runs]
-    artifacts = [(str(artifact.path), _changed(artifact.path)) for artifact in store.artifacts()]
+    of_runs = [run.as_recorded() | {"status": run.status} for run in runs]
+    artifacts = [(str(artifact.path), _changed(artifact)) for artifact in store.artifacts()]
     code = [hashlib.sha256(path.read_bytes()).hexdigest() for path in CODE]
-    return hashlib.sha256(json.dumps([of_runs, artifacts, code]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([of_runs, unreadable, artifacts, code]).encode()).hexdigest()
 
 
-def _changed(path: Path) -> int | None:
-    """When a directory last gained or lost a file, in ns; None if it has just gone."""
+def _changed(artifact: Artifact) -> list[list[int]]:
+    """When an artifact last gained or lost a file, and when what is asked of it was last written to."""
     try:
-        return path.stat().st_mtime_ns
-    except FileNotFoundError:
-        return None
+        asked = [path for path in sorted(artifact.path.iterdir()) if path.suffix == ".parquet" or path.name == MANIFEST]
+        return [stamp(path) for path in (artifact.path, *asked)]
+    except FileNotFoundError:  # it has just gone
+        return []
+
+
+def _is_as_written(store: Store) -> bool:
+    """Whether results.duckdb holds what was put there. It is read again only if it has been touched since."""
+    path = store.root / DATABASE
+    try:
+        memo = read_json(_memo(store))
+        return bool(memo["stamp"] == stamp(path) or memo["sha256_of_file"] == file_hash(path))
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _memo(store: Store) -> Path:
+    return store.root / ".checked" / f"{DATABASE}.json"
 
 
 def _recorded_state(path: Path) -> str | None:
@@ -269,10 +275,6 @@ def _wal(database: Path) -> Path:
 def _literal(value: Path) -> str:
     """A path as an SQL string: DDL takes no parameters."""
     return "'" + str(value).replace("'", "''") + "'"
-
-
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,14 +1,15 @@
 """What a stage saves while it works, so that a kill costs seconds: whole or not there, the last two kept."""
 
-import json
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tasks.store import Store, StoreError, file_hash, sync, write_json
+from tasks.files import file_hash, read_json, sync, write_json
+from tasks.store import Store, StoreError
 
 HASHES = "hashes.json"
+INPUTS = "inputs.json"
 KEPT = 2
 
 
@@ -20,6 +21,10 @@ class Checkpoints:
         self._store, self._every, self._warn = store, every_seconds, warn
         self._saved_at = time.monotonic()
         directory.mkdir(parents=True, exist_ok=True)
+
+    def note_inputs(self, keys: list[str]) -> None:
+        """Write down which artifacts the stage reads: where one of them was damaged, what is here is suspect."""
+        write_json(self.dir / INPUTS, {"keys": keys})
 
     def due(self) -> bool:
         """Whether the time set for a checkpoint has passed since the last."""
@@ -80,7 +85,7 @@ class Checkpoints:
     @staticmethod
     def _problem(path: Path) -> str | None:
         try:
-            hashes = json.loads((path / HASHES).read_text())
+            hashes = read_json(path / HASHES)
             return next((f"{name} has changed" for name, sha in hashes.items() if file_hash(path / name) != sha), None)
         except (OSError, ValueError) as error:
             return f"{type(error).__name__}: {error}"

@@ -17,9 +17,9 @@ from tasks.compute import LoadedModel, device_of, load_artifact
 from tasks.dagger_settings import AggregationSettings
 from tasks.label_files import write_labels
 from tasks.stage import Build, stage
-from tasks.store import Artifact, atomic_write
+from tasks.store import Artifact
 from tasks.tokens import read_tokens
-from tasks.window_files import FeatureDType, trunk_path, write_trunk
+from tasks.window_files import FeatureDType, trunk_names, write_trunk
 
 SHARD_TRAJECTORIES = 64  # that run side by side; a shard is written whole, and never again
 
@@ -46,7 +46,8 @@ def dagger_aggregate(
     stride = settings.trajectory_stride or windows.context + settings.horizon
     start_B = trajectory_starts(len(text_N), windows.context, settings.horizon, stride).to(device)
     shards = range(0, len(start_B), SHARD_TRAJECTORIES)
-    done = sum((build.checkpoints.dir / _name("aggregated", shard)).exists() for shard in range(len(shards)))
+    names = [_names(shard, labels=guide is not None, features=features is not None) for shard in range(len(shards))]
+    missing = [shard for shard, files in enumerate(names) if not build.shards.whole(*files)]
     rolled = aggregate(
         pupil.model,
         text_N,
@@ -58,17 +59,21 @@ def dagger_aggregate(
         packed=windows.mode == "packed",
         num_tokens=pupil.num_tokens,
         batch_rows=SHARD_TRAJECTORIES,
-        skip_rows=done * SHARD_TRAJECTORIES,
+        batches=missing,
     )
-    for shard, part in enumerate(rolled, start=done):
+    for shard, part in zip(missing, rolled, strict=True):
         if guide is not None and labels is not None:
             _answer(build, guide, part, labels, windows, shard, mixed_seed(seed, number, shard))
         if features is not None:
-            write_trunk(build.checkpoints.dir, "aggregated", shard, part.below, features)
+            write_trunk(build.shards, "aggregated", shard, part.below, features)
         table = aggregated_table(part, number, windows.context)
-        atomic_write(build.checkpoints.dir / _name("aggregated", shard), partial(pq.write_table, table))  # the last
+        build.shards.write(_name("aggregated", shard), partial(pq.write_table, table))
         build.progress(min(len(start_B), (shard + 1) * SHARD_TRAJECTORIES), len(start_B), "trajectories")
-    _collect(build, len(shards), with_labels=guide is not None, with_features=features is not None)
+    for files in names:
+        build.shards.collect(*files)
+    parts = [pq.read_table(build.dir / _name("aggregated", shard), columns=["left"]) for shard in range(len(shards))]
+    left = pa.concat_tables(parts)["left"]
+    build.record(predictions=len(left), left_the_text=sum(left.to_pylist()) / len(left))
 
 
 def _answer(
@@ -90,23 +95,13 @@ def _answer(
     made = make_labels(hidden_ME, weight_VE, labels, uniform_MN)
     place = aggregated_table(part, 0, windows.context).select(["trajectory", "step"])
     write = partial(write_labels, labels=made, place=place, vocab_size=len(weight_VE))
-    atomic_write(build.checkpoints.dir / _name("labels", shard), write)
+    build.shards.write(_name("labels", shard), write)
 
 
-def _collect(build: Build, num_shards: int, *, with_labels: bool, with_features: bool) -> None:
-    """Move the shards into the artifact, and count."""
-    names = [_name("aggregated", shard) for shard in range(num_shards)]
-    if with_labels:
-        names += [_name("labels", shard) for shard in range(num_shards)]
-    if with_features:
-        parts = [(part, shard) for part in ("normed", "last") for shard in range(num_shards)]
-        names += [trunk_path(build.dir, "aggregated", part, shard).name for part, shard in parts]
-    for name in names:
-        (build.dir / name).hardlink_to(build.checkpoints.dir / name)
-    left = pa.concat_tables(
-        [pq.read_table(build.dir / _name("aggregated", shard), columns=["left"]) for shard in range(num_shards)]
-    )["left"]
-    build.record(predictions=len(left), left_the_text=sum(left.to_pylist()) / len(left))
+def _names(shard: int, *, labels: bool, features: bool) -> list[str]:
+    """The files of a shard."""
+    kinds = ["aggregated", "labels"] if labels else ["aggregated"]
+    return [_name(kind, shard) for kind in kinds] + list(trunk_names("aggregated", shard) if features else ())
 
 
 def _name(kind: str, shard: int) -> str:

@@ -21,7 +21,7 @@ from kd_core.scoring import judge
 from kd_core.training import mixed_seed
 from tasks.compute import LoadedModel, device_of, load_artifact, prompt_rows, read_split
 from tasks.stage import Build, stage
-from tasks.store import Artifact, atomic_write
+from tasks.store import Artifact
 
 BATCH_ROWS = 64
 SHARD_BATCHES = 8  # a shard is written whole, and never again: what a kill can cost
@@ -93,14 +93,14 @@ def decode(
     shards = order.split(BATCH_ROWS * SHARD_BATCHES)
     tables, done = [], 0
     for number, rows in enumerate(shards):
-        path = build.checkpoints.dir / f"outputs-{number:05d}.parquet"
-        if not path.exists():
+        name = f"outputs-{number:05d}.parquet"
+        if not build.shards.whole(name):
             found: list[dict[str, Any]] = []
             for batch in rows.split(BATCH_ROWS):
                 found += _write(model, judge_model, sources, judged, batch, split["id"], reward, settings)
                 build.progress(done + len(found), len(order), "outputs")
-            atomic_write(path, partial(pq.write_table, pa.Table.from_pylist(found, schema=OUTPUTS)))
-        tables.append(pq.read_table(path))
+            build.shards.write(name, partial(pq.write_table, pa.Table.from_pylist(found, schema=OUTPUTS)))
+        tables.append(pq.read_table(build.shards.dir / name))
         done += len(rows)
     table = pa.concat_tables(tables).take(order.argsort().numpy())
     pq.write_table(table, build.dir / "outputs.parquet")

@@ -4,10 +4,11 @@ import os
 import shutil
 from pathlib import Path
 
+from tasks.files import file_hash, sync
 from tasks.model_card import model_card
 from tasks.model_family import family_of
 from tasks.runs import RunRecord
-from tasks.store import Artifact, Store, StoreError, file_hash, sync
+from tasks.store import Artifact, Store, StoreError
 from tasks.text_card import text_card
 
 STUDENT_STAGES = (

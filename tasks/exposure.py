@@ -20,7 +20,7 @@ from kd_core.sampling import SamplingSettings
 from tasks.compute import LoadedModel, device_of, load_artifact, prompt_rows, read_split
 from tasks.decode import DecodeSettings
 from tasks.stage import Build, stage
-from tasks.store import Artifact, atomic_write
+from tasks.store import Artifact
 
 BATCH_ROWS = 64
 
@@ -92,10 +92,10 @@ def exposure(
     curves: dict[str, list[Floats]] = {"student": [], "teacher": []}
     for side, outputs in (("student", student_outputs), ("teacher", teacher_outputs)):
         for sample, artifact in outputs.items():
-            path = build.checkpoints.dir / f"{side}-{sample}.npy"
-            if not path.exists():
-                atomic_write(path, partial(_save, _accumulated(*read, artifact, settings.max_length)))
-            curves[side].append(np.load(path))
+            name = f"{side}-{sample}.npy"
+            if not build.shards.whole(name):
+                build.shards.write(name, partial(_save, _accumulated(*read, artifact, settings.max_length)))
+            curves[side].append(np.load(build.shards.dir / name))
             build.progress(sum(map(len, curves.values())), 2 * settings.samples, "sets of prefixes")
     means: dict[str, Floats] = {side: np.mean(each, axis=0) for side, each in curves.items()}
     resamples = Resamples(num_outputs=len(sources), num_resamples=settings.resamples, seed=settings.seed)

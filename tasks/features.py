@@ -8,7 +8,7 @@ from tasks.compute import device_of, load_artifact
 from tasks.stage import Build, stage
 from tasks.store import Artifact
 from tasks.tokens import read_tokens
-from tasks.window_files import FeatureDType, trunk_path, write_trunk
+from tasks.window_files import FeatureDType, trunk_names, write_trunk
 
 SHARD_WINDOWS = 256  # a shard is written whole, and never again
 BATCH_WINDOWS = 32
@@ -26,12 +26,10 @@ def features(build: Build, corpus: Artifact, model: Artifact, windows: WindowSet
         for number, target_M in enumerate(targets[split].split(SHARD_WINDOWS)):
             build.progress(done, total, "windows")
             done += len(target_M)
-            if not trunk_path(build.checkpoints.dir, split, "last", number).exists():
+            names = trunk_names(split, number)
+            if not build.shards.whole(*names):
                 batches = contexts(text_N, target_M, windows.context, windows.width).split(BATCH_WINDOWS)
                 parts = [trunk(loaded, ids_BL.to(loaded.device), windows.width) for ids_BL in batches]
-                write_trunk(build.checkpoints.dir, split, number, Trunk.cat(parts), dtype)
-            for part in ("normed", "last"):
-                path = trunk_path(build.checkpoints.dir, split, part, number)
-                (build.dir / path.name).hardlink_to(path)
-                size += path.stat().st_size
+                write_trunk(build.shards, split, number, Trunk.cat(parts), dtype)
+            size += build.shards.collect(*names)
     build.record(windows=total, bytes_per_window=size / total)

@@ -17,6 +17,7 @@ INFRASTRUCTURE = frozenset(
     {
         "kd_core.model_files",
         "tasks.checkpoints",
+        "tasks.files",
         "tasks.fingerprint",
         "tasks.judge_endpoint",
         "tasks.judgements",
@@ -24,6 +25,7 @@ INFRASTRUCTURE = frozenset(
         "tasks.machine",
         "tasks.progress",
         "tasks.runs",
+        "tasks.shards",
         "tasks.stage",
         "tasks.store",
     }

@@ -15,7 +15,7 @@ from kd_core.sampling import SamplingSettings
 from kd_core.windows import contexts, free_running, trajectory_starts, window_targets
 from tasks.compute import LoadedModel, device_of, load_artifact
 from tasks.stage import Build, stage
-from tasks.store import Artifact, atomic_write
+from tasks.store import Artifact
 from tasks.tokens import read_tokens
 
 BATCH_WINDOWS = 256
@@ -55,15 +55,15 @@ def free_run(build: Build, corpus: Artifact, model: Artifact, settings: FreeRunS
     starts = len(trajectory_starts(len(text_N), settings.context, settings.horizon, settings.start_stride))
     total, done = windows + starts * settings.horizon, 0
     for name, parts in (("windows", _told), ("steps", _free)):
-        path = build.checkpoints.dir / f"{name}.parquet"
-        if not path.exists():
+        file = f"{name}.parquet"
+        if not build.shards.whole(file):
             tables = []
             for table in parts(loaded, text_N, settings):
                 tables.append(table)
                 build.progress(done + sum(map(len, tables)), total, "predictions")
-            atomic_write(path, partial(pq.write_table, pa.concat_tables(tables)))
+            build.shards.write(file, partial(pq.write_table, pa.concat_tables(tables)))
         done += windows
-        (build.dir / path.name).hardlink_to(path)
+        build.shards.collect(file)
 
 
 def _told(loaded: LoadedModel, text_N: torch.Tensor, settings: FreeRunSettings) -> Iterator[pa.Table]:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tasks.store import sync
+from tasks.files import sync
 
 POLL_SECONDS = 0.1
 

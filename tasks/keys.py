@@ -18,16 +18,22 @@ def key_record(stage: str, module: str, arguments: Mapping[str, Any]) -> KeyReco
 
     Raises TypeError for an argument that has no canonical form.
     """
-    inputs: dict[str, str] = {}
-    settings: dict[str, Any] = {}
-    for name, value in arguments.items():
-        if isinstance(value, Artifact):
-            inputs[name] = value.key
-        elif isinstance(value, dict) and value and all(isinstance(item, Artifact) for item in value.values()):
-            inputs |= {f"{name}.{part}": item.key for part, item in value.items()}
-        else:
-            settings[name] = canonical(value, name)
+    inputs = {name: each.key for name, each in inputs_of(arguments).items()}
+    settings = {name: canonical(value, name) for name, value in arguments.items() if not _inputs(name, value)}
     return {"stage": stage, "settings": settings, "inputs": inputs, "code": code_identity(module)}
+
+
+def inputs_of(arguments: Mapping[str, Any]) -> dict[str, Artifact]:
+    """The artifacts among a stage's arguments, those of a dict as `name.part`."""
+    return {part: each for name, value in arguments.items() for part, each in _inputs(name, value).items()}
+
+
+def _inputs(name: str, value: Any) -> dict[str, Artifact]:
+    if isinstance(value, Artifact):
+        return {name: value}
+    if isinstance(value, dict) and value and all(isinstance(item, Artifact) for item in value.values()):
+        return {f"{name}.{part}": item for part, item in value.items()}
+    return {}
 
 
 def key_of(record: KeyRecord) -> str:

@@ -1,7 +1,9 @@
 """The stage `label`: the teacher's distribution after every true window, in Parquet, and what keeping it so loses."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import pyarrow as pa
 import torch
@@ -16,7 +18,7 @@ from kd_core.windows import WindowSettings
 from tasks.compute import LoadedModel, device_of, load_artifact
 from tasks.label_files import write_labels
 from tasks.stage import Build, stage
-from tasks.store import Artifact, atomic_write
+from tasks.store import Artifact
 from tasks.tokens import read_tokens
 from tasks.window_files import window_set
 
@@ -49,13 +51,12 @@ def label(
         for number, index in enumerate(torch.arange(len(each)).split(SHARD_WINDOWS)):
             build.progress(done, total, "windows")
             done += len(index)
-            path = build.checkpoints.dir / f"{split}-{number:05d}.parquet"
-            if not path.exists():
+            name = f"{split}-{number:05d}.parquet"
+            if not build.shards.whole(name):
                 position_M = (target_M[index, None] + torch.arange(windows.width)).flatten()
                 place = pa.table({"position": pa.array(position_M.numpy(), pa.int32())})
-                reader.write(path, index, place)
-            (build.dir / path.name).hardlink_to(path)
-            size += path.stat().st_size
+                build.shards.write(name, reader.writer(index, place))
+            size += build.shards.collect(name)
     predictions = sum(each.target_MP.numel() for each in sets.values())
     build.record(windows=total, bytes_per_token=size / predictions)
     _measure(build, Reader(loaded, sets["validation"], settings, mixed_seed(seed, len(SPLITS))))
@@ -81,14 +82,13 @@ class Reader:
         """The head, down to the tokens that the tokenizer can name."""
         return head_weight(self.teacher.model, self.teacher.num_tokens)
 
-    def write(self, path: object, index: Tensor, place: pa.Table) -> None:
-        """The labels of some windows as a Parquet file."""
+    def writer(self, index: Tensor, place: pa.Table) -> Callable[[Path], None]:
+        """What writes the labels of some windows as a Parquet file."""
         hidden_ME = self.hidden(index)
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, int(index[0])))
         uniform_MN = torch.rand((len(hidden_ME), self.settings.draws), generator=generator)
         labels = make_labels(hidden_ME, self.weight_VE, self.settings, uniform_MN.to(hidden_ME.device))
-        vocab_size = len(self.weight_VE)
-        atomic_write(path, partial(write_labels, labels=labels, place=place, vocab_size=vocab_size))  # type: ignore[arg-type]
+        return partial(write_labels, labels=labels, place=place, vocab_size=len(self.weight_VE))
 
 
 def _measure(build: Build, reader: Reader) -> None:

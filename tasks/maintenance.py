@@ -1,71 +1,158 @@
-"""Looking after a store: are its artifacts what they were, and which does nobody refer to any more."""
+"""Looking after a store: are its artifacts what they were, and what is there that nobody needs any more."""
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
-from tasks.runs import read_runs
-from tasks.store import Artifact, Store, file_hash
+from tasks.quarantine import Moved, quarantine
+from tasks.runs import RunRecord, parts_of, process_start, scan_runs
+from tasks.store import Artifact, Store, StoreError
+
+HOUR, DAY = 3600.0, 86400.0
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One artifact that is not what its manifest says."""
+    """One artifact that is not what its manifest says, and what was moved aside for it."""
 
     artifact: Artifact
     what: str
+    moved: list[Moved]
 
 
 def verify(store: Store, progress: Callable[[int, int], None] = lambda done, total: None) -> Iterator[Problem]:
-    """Compare every file of every artifact with the hash it had when it was made."""
+    """Compare every file of every artifact with the hash it had when it was made.
+
+    What is damaged is moved aside, with everything that was built from it since; a run that needs it builds it anew.
+    One that somebody is building or reading now is named and left where it is.
+    """
     artifacts = list(store.artifacts())
     for done, artifact in enumerate(artifacts):
         progress(done, len(artifacts))
-        what = store.damage(artifact) or _changed_file(artifact)
+        what = store.damage(artifact, thorough=True) if artifact.path.exists() else None
         if what is not None:
-            yield Problem(artifact, what)
+            with store.try_lock(artifact) as held:
+                yield Problem(artifact, what, quarantine(store, artifact, what) if held else [])
     progress(len(artifacts), len(artifacts))
-
-
-def _changed_file(artifact: Artifact) -> str | None:
-    for name, record in artifact.manifest().files.items():
-        if file_hash(artifact.path / name) != record.sha256:
-            return f"{name} is not what it was: its content has changed"
-    return None
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """An artifact that no recent run refers to."""
+    """Something that no recent run refers to: an artifact, or what unfinished or damaged work has left."""
 
-    artifact: Artifact
+    what: str  # a stage, or the directory of the store that it lies in
+    path: Path
     bytes: int
+    artifact: Artifact | None = None  # whose lock says whether somebody is at it
 
 
-def unreferenced(store: Store, days: float) -> list[Garbage]:
-    """Artifacts that no run of the last `days` days refers to; what a run that is still going has used is kept too.
+def unreferenced(store: Store, days: float, grace_hours: float = 1.0) -> list[Garbage]:
+    """What no run of the last `days` days refers to, and what is left of builds that have ended.
 
-    Raises ValueError for a negative number of days.
+    What a run that is still going has used is kept, its cells in other processes too, and so is what was used in the
+    last `grace_hours`, by whomever. Raises ValueError for a negative number, StoreError if a run record cannot be read:
+    nobody knows what that run has used.
     """
-    if days < 0:
-        raise ValueError(f"days must be 0 or more, got {days}")
-    since = (datetime.now(UTC) - timedelta(days=days)).isoformat()
-    recent = (run for run in read_runs(store) if run.started >= since or run.status == "running")
-    kept = {(stage.stage, stage.key) for run in recent for stage in run.stages}
-    return [
-        Garbage(artifact, sum(path.stat().st_size for path in artifact.path.rglob("*") if path.is_file()))
+    for name, value in (("days", days), ("grace", grace_hours)):
+        if not 0 <= value <= 36500:
+            raise ValueError(f"{name} must be 0 or more, and less than a century, got {value:g}")
+    kept = _kept(store, days)
+    garbage = [
+        Garbage(artifact.stage, artifact.path, _size(artifact.path), artifact)
         for artifact in store.artifacts()
-        if (artifact.stage, artifact.key) not in kept
+        if (artifact.stage, artifact.key) not in kept and time.time() - store.used(artifact) >= grace_hours * HOUR
     ]
+    return [*garbage, *_left_behind(store, days, grace_hours)]
 
 
-def delete(store: Store, garbage: list[Garbage]) -> int:
-    """Delete artifacts, each under its lock; returns the bytes that this freed."""
-    freed = 0
+def delete(store: Store, garbage: list[Garbage], days: float) -> tuple[int, int]:
+    """Delete what nobody holds and no run has come to need meanwhile; returns how many and the bytes this freed."""
+    count, freed = 0, 0
     for item in garbage:
-        with store.lock(item.artifact, lambda who: None):
-            # out of artifacts/ first: a reader never sees one that is half deleted
-            shutil.rmtree(store.set_aside(item.artifact.path))
-            freed += item.bytes
-    return freed
+        if item.artifact is None:
+            count, freed = count + 1, freed + item.bytes
+            _remove(item.path)
+            continue
+        with store.try_lock(item.artifact) as held:
+            needed = item.path == item.artifact.path and (item.artifact.stage, item.artifact.key) in _kept(store, days)
+            if not held or needed or not item.path.exists():
+                continue
+            # out of its place first: a reader never sees an artifact that is half deleted
+            _remove(store.set_aside(item.path))
+            if item.path == item.artifact.path:
+                store.forget(item.artifact)
+            count, freed = count + 1, freed + item.bytes
+    return count, freed
+
+
+def _kept(store: Store, days: float) -> set[tuple[str, str]]:
+    """Stage and key of everything that a recent run refers to, or one that is still going."""
+    records, unreadable = scan_runs(store)
+    if unreadable:
+        raise StoreError(
+            f"{unreadable[0]}: what that run has used is not known, so nothing is removed\n"
+            "put the file right, or delete it to give up what only that run has used"
+        )
+    since = (datetime.now(UTC) - timedelta(days=days)).isoformat()
+    recent = [run for run in records if run.started >= since or run.status == "running"]
+    parts: list[RunRecord] = [part for run in recent for part in parts_of(store, run.run_id)]
+    return {(stage.stage, stage.key) for run in [*recent, *parts] for stage in run.stages}
+
+
+def _left_behind(store: Store, days: float, grace_hours: float) -> Iterator[Garbage]:
+    """Staging that a killed process left, checkpoints of what is finished or given up, damaged things, torn records."""
+    for path in sorted((store.root / ".staging").iterdir()):
+        artifact = _artifact_of(store, path.name.rpartition("-")[0])
+        if _is_free(store, artifact):
+            yield Garbage(".staging", path, _size(path), artifact)
+    for path in sorted((store.root / ".checkpoints").iterdir()):
+        artifact = _artifact_of(store, path.name)
+        given_up = _age(path) >= max(days * DAY, grace_hours * HOUR)
+        if (artifact.path.exists() or given_up) and _is_free(store, artifact):
+            yield Garbage(".checkpoints", path, _size(path), artifact)
+    for path in sorted((store.root / ".damaged").iterdir()):
+        if _age(path) >= max(days * DAY, grace_hours * HOUR):
+            yield Garbage(".damaged", path, _size(path))
+    for path in sorted((store.root / "runs").glob(".*.partial")):
+        if not process_start(int(number) if (number := path.name.split(".")[-2]).isdigit() else 0):
+            yield Garbage("runs", path, _size(path))
+
+
+def _artifact_of(store: Store, name: str) -> Artifact:
+    stage, _, key = name.rpartition("-")
+    return store.artifact(stage, key)
+
+
+def _is_free(store: Store, artifact: Artifact) -> bool:
+    with store.try_lock(artifact) as held:
+        return held
+
+
+def _age(path: Path) -> float:
+    """Seconds since anything in a directory was last written or moved here."""
+    times = []
+    for each in (path, *path.rglob("*")):
+        with suppress(OSError):
+            stat = each.stat()
+            times.append(max(stat.st_mtime, stat.st_ctime))
+    return time.time() - max(times, default=0.0)
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else path.rglob("*")
+    total = 0
+    for each in files:
+        with suppress(OSError):  # it has just gone
+            total += each.stat().st_size if each.is_file() else 0
+    return total
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -47,6 +47,7 @@ LINEAGE = pa.schema(
         ("input_key", pa.string()),
     ]
 )
+LEFT_OUT = pa.schema([("what", pa.string()), ("stage", pa.string()), ("key", pa.string())])  # damaged, or unreadable
 
 # relation -> (stage, its files, select list); `f` is the Parquet file's row, `s` the row of `stages` that it belongs to
 _MEASURED = "f.split, f.metric, f.value, f.low, f.high, f.n, f.unit, f.note"
@@ -160,14 +161,22 @@ EMPTY = {
     "share DOUBLE, threshold DOUBLE",
     "dropped": "run VARCHAR, split VARCHAR, dialogue VARCHAR, source VARCHAR, target VARCHAR, reason VARCHAR",
 }
-# DaD and ImitKD are DaD-DAgger with alpha 1 and 0, and stand in its row of the paper's tables.
+# DaD and ImitKD are DaD-DAgger with alpha 1 and 0, and stand in its row of the papers' tables. A comparison's cell has
+# the alpha that it was swept to, or that its variant sets, or all cells do.
 PAPER_VS_OURS = """
 CREATE VIEW paper_vs_ours AS
 WITH ours AS (
-    SELECT m.*, CASE WHEN m.method IN ('dad', 'imitkd') THEN 'dad_dagger' ELSE m.method END AS called,
-           CASE m.method WHEN 'dad' THEN 1 WHEN 'imitkd' THEN 0
-                ELSE coalesce(TRY_CAST(r.parameters ->> '$.method.alpha' AS DOUBLE), 0.5) END AS alpha
+    SELECT m.* EXCLUDE (seed), coalesce(m.seed, c.seed) AS seed,
+           CASE WHEN m.method IN ('dad', 'imitkd') THEN 'dad_dagger' ELSE m.method END AS called,
+           CASE m.method WHEN 'dad' THEN 1 WHEN 'imitkd' THEN 0 ELSE coalesce(
+               CASE WHEN c.x_name = 'alpha' THEN c.x END,
+               TRY_CAST((((r.parameters -> 'variants') -> c.method) ->> 'method.alpha') AS DOUBLE),
+               TRY_CAST((r.parameters -> 'settings') ->> 'method.alpha' AS DOUBLE),
+               TRY_CAST(r.parameters ->> '$.method.alpha' AS DOUBLE),
+               0.5
+           ) END AS alpha
     FROM metrics m JOIN runs r ON r.run = m.run
+    LEFT JOIN comparison_cells c ON c.run = m.run AND c.cell = m.cell
     WHERE m.split = 'test'
 )
 SELECT p.paper, p.place, p.row, p.dataset, p.metric, p.alpha, p.value AS paper_value,

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -19,7 +19,7 @@ from kd_core.policy import encode
 from kd_core.token_labels import TokenLabels, top_k_labels
 from tasks.compute import LoadedModel, device_of, load_artifact, prompt_rows, read_split
 from tasks.stage import Build, stage
-from tasks.store import Artifact, atomic_write
+from tasks.store import Artifact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ def score(build: Build, corpus: Artifact, teacher: Artifact, prompt: str, settin
     """Write outputs-*.parquet (and labels-*.parquet), shard by shard; finished shards survive a kill."""
     rows = read_split(corpus, "train", ("id", "source"), settings.max_rows)
     shards = range(0, len(rows["id"]), settings.shard_rows)
-    missing = [start for start in shards if not _shard_path(build, settings, start, "outputs").exists()]
+    missing = [start for start in shards if not build.shards.whole(*_names(settings, start), _seconds(settings, start))]
     if missing:
         loaded = load_artifact(teacher, device_of(build.runtime))
         sources = prompt_rows(loaded, prompt, rows["source"], settings.max_source_tokens)
@@ -77,13 +77,14 @@ def _write_shard(
         build.progress(int(index[0]) + len(by_row), len(ids), "inputs")
     table = pa.Table.from_pylist([by_row[row] for row in index.tolist()], schema=OUTPUTS)
     seconds = str(time.monotonic() - begun)
-    if labels:
+    start = int(index[0])
+    outputs, *rest = _names(settings, start)
+    for name in rest:
         label_rows = [{"id": ids[row], **token} for row in index.tolist() for token in labels[row].rows()]
-        label_table = pa.Table.from_pylist(label_rows, schema=LABELS)
-        atomic_write(_shard_path(build, settings, int(index[0]), "labels"), lambda p: pq.write_table(label_table, p))
+        build.shards.write(name, partial(pq.write_table, pa.Table.from_pylist(label_rows, schema=LABELS)))
     # beside the shard and not in it: the same inputs give the same bytes
-    atomic_write(_seconds_path(build, settings, int(index[0])), lambda p: p.write_text(seconds))
-    atomic_write(_shard_path(build, settings, int(index[0]), "outputs"), lambda p: pq.write_table(table, p))
+    build.shards.write(_seconds(settings, start), lambda path: path.write_text(seconds, encoding="ascii"))
+    build.shards.write(outputs, partial(pq.write_table, table))
 
 
 def _decode(
@@ -115,23 +116,22 @@ def _collect(build: Build, settings: ScoreSettings, shards: range) -> None:
     """Move the shards into the artifact and record rates and sizes."""
     tokens, seconds, size = 0, 0.0, 0
     for start in shards:
-        for kind in ("outputs", "labels") if settings.labels != "none" else ("outputs",):
-            path = _shard_path(build, settings, start, kind)
-            target = build.dir / path.name
-            target.hardlink_to(path)
-            size += target.stat().st_size
-        table = pq.read_table(build.dir / _shard_path(build, settings, start, "outputs").name, columns=["token_ids"])
+        names = _names(settings, start)
+        size += build.shards.collect(*names)
+        table = pq.read_table(build.dir / names[0], columns=["token_ids"])
         tokens += pc.sum(pc.list_value_length(table["token_ids"])).as_py()
-        seconds += float(_seconds_path(build, settings, start).read_text())
+        seconds += float((build.shards.dir / _seconds(settings, start)).read_text(encoding="ascii"))
     build.record(tokens=tokens, tokens_per_second=tokens / max(seconds, 1e-9), bytes_per_token=size / max(tokens, 1))
 
 
-def _seconds_path(build: Build, settings: ScoreSettings, start: int) -> Path:
-    return _shard_path(build, settings, start, "seconds").with_suffix(".txt")
+def _names(settings: ScoreSettings, start: int) -> list[str]:
+    """The files of the shard that begins at a row: the outputs, then the labels where there are any."""
+    kinds = ["outputs", "labels"] if settings.labels != "none" else ["outputs"]
+    return [f"{kind}-{start // settings.shard_rows:05d}.parquet" for kind in kinds]
 
 
-def _shard_path(build: Build, settings: ScoreSettings, start: int, kind: str) -> Path:
-    return build.checkpoints.dir / f"{kind}-{start // settings.shard_rows:05d}.parquet"
+def _seconds(settings: ScoreSettings, start: int) -> str:
+    return f"seconds-{start // settings.shard_rows:05d}.txt"
 
 
 OUTPUTS = pa.schema(

@@ -10,21 +10,24 @@
 Under `planning=True` the same calls build nothing and say of each stage whether it would be a hit, and if not, why.
 """
 
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tasks.checkpoints import Checkpoints
-from tasks.keys import KeyRecord, explain, key_of, key_record
+from tasks.keys import KeyRecord, explain, inputs_of, key_of, key_record
 from tasks.machine import machine, versions
+from tasks.messages import first_line
+from tasks.prefect_task import as_prefect_task
 from tasks.progress import NullReporter, Reporter
-from tasks.runs import DISTILL, RunRecord, StageRun, utc_now
-from tasks.store import Artifact, FileRecord, Manifest, Store
+from tasks.quarantine import contents_of, make_room, problem_of
+from tasks.runs import DISTILL, RunRecord, StageRun, end_parts, utc_now
+from tasks.shards import Shards
+from tasks.store import Artifact, FileRecord, Manifest, Store, StoreError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +68,6 @@ class Run:
     runtime: RuntimeSettings
     reporter: Reporter
     planning: bool = False
-    recorded: bool = True
     plan: list[PlanRow] = field(default_factory=list)
     cell: str = ""  # of a comparison: which of its runs the stages now serve
 
@@ -110,40 +112,42 @@ def open_run(
     runtime: RuntimeSettings | None = None,
     reporter: Reporter | None = None,
     planning: bool = False,
-    recorded: bool = True,
+    part_of: str = "",
 ) -> Iterator[Run]:
-    """A run, recorded at its start, after each stage and at its end. A plan is recorded nowhere."""
+    """A run, recorded at its start, after each stage and at its end. A plan is recorded nowhere.
+
+    `part_of` names the run whose work this process does. Raises StoreError where the store's disk cannot be used.
+    """
     record = RunRecord.start(name, parameters or {}, flow)
-    recorded = recorded and not planning
-    run = Run(store, record, runtime or RuntimeSettings(), reporter or NullReporter(), planning, recorded)
-    if recorded:
-        record.save(store)
-    token = _current.set(run)
-    try:
-        yield run
-        record.state = "completed"
-    except BaseException as error:
-        record.state, record.error = "failed", first_line(error)
-        raise
-    finally:
-        _current.reset(token)
-        run.reporter.close()
-        if recorded:
-            _save_end(run)
+    record.part_of = part_of
+    run = Run(store, record, runtime or RuntimeSettings(), reporter or NullReporter(), planning)
+    with nullcontext() if planning else record.going_on(store):
+        if not planning:
+            store.check_disk()
+            record.save(store)
+        token = _current.set(run)
+        try:
+            yield run
+            if record.state == "running":
+                record.end("completed")
+        except BaseException as error:
+            record.end("failed", first_line(error))
+            raise
+        finally:
+            _current.reset(token)
+            run.reporter.close()
+            if not planning:
+                _save_end(run)
 
 
 def _save_end(run: Run) -> None:
-    run.record.finished = utc_now()
     try:
         run.record.save(run.store)
     except OSError as error:  # a full disk: the reason the run failed must not be hidden by this one
         run.reporter.warning(f"the record of {run.run_id} could not be written: {error}")
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+        return
+    if run.record.state == "completed":
+        end_parts(run.store, run.run_id)
 
 
 class Build:
@@ -158,6 +162,7 @@ class Build:
         self.checkpoints = Checkpoints(
             run.store, run.store.checkpoint_dir(artifact), run.runtime.checkpoint_seconds, run.reporter.warning
         )
+        self.shards = Shards(self.checkpoints.dir, self.dir, run.reporter.warning)
 
     def progress(self, done: float, total: float, unit: str = "", **metrics: float) -> None:
         """Tell how far the stage is, and its metrics as they stand."""
@@ -191,42 +196,64 @@ class Stage:
         record = key_record(self.name, self.function.__module__, arguments)
         artifact = run.store.artifact(self.name, key_of(record))
         if run.planning:
-            run.plan.append(self._plan(run, artifact, record))
+            run.plan.append(self._plan(run, artifact, record, arguments))
             return artifact
-        return _as_prefect_task(self.shown, lambda: self._resolve(run, artifact, record, arguments))
+        return as_prefect_task(self.shown, lambda: self._resolve(run, artifact, record, arguments))
 
-    def _plan(self, run: Run, artifact: Artifact, record: KeyRecord) -> PlanRow:
+    def _plan(self, run: Run, artifact: Artifact, record: KeyRecord, arguments: dict[str, Any]) -> PlanRow:
         if not artifact.path.exists():
             return PlanRow(self.shown, artifact.key, "miss", explain(run.store, self.name, record))
-        damage = run.store.damage(artifact)
-        return PlanRow(self.shown, artifact.key, "damaged" if damage else "hit", damage or "")
+        problem = problem_of(run.store, artifact, inputs_of(arguments))
+        return PlanRow(self.shown, artifact.key, "damaged" if problem else "hit", problem or "")
 
     def _resolve(self, run: Run, artifact: Artifact, record: KeyRecord, arguments: dict[str, Any]) -> Artifact:
-        begun, outcome, why = time.monotonic(), "hit", ""
-        if not _is_whole(run.store, artifact):
-            waiting = f"{self.shown} {artifact.key[:8]} is being built by"
-            with run.store.lock(artifact, lambda who: run.reporter.warning(f"{waiting} {who}; waiting")) as waited:
-                if waited and _is_whole(run.store, artifact):
-                    outcome = "waited"
-                else:
-                    outcome, why = "built", _reason(run, artifact, record)
-                    run.reporter.stage_started(self.shown, artifact.key, why)
-                    self._build(run, artifact, record, arguments)
-        seconds = time.monotonic() - begun
-        finished = StageRun(self.name, artifact.key, outcome, seconds, why, self.label, run.cell)
+        """Find it or build it. The key's lock is held until the use is recorded, so that nobody takes it away before.
+
+        Those who find it hold the lock together; what is not there, or not whole, is looked at again by whoever holds
+        it alone.
+        """
+        begun, inputs = time.monotonic(), inputs_of(arguments)
+        with run.store.try_lock(artifact, shared=True) as held:
+            if held and artifact.path.exists() and problem_of(run.store, artifact, inputs) is None:
+                return self._used(run, artifact, "hit", begun)
+        waiting = f"{self.shown} {artifact.key[:8]} is being built by"
+        with run.store.lock(artifact, lambda who: run.reporter.warning(f"{waiting} {who}; waiting")) as waited:
+            there = artifact.path.exists()
+            problem = problem_of(run.store, artifact, inputs) if there else explain(run.store, self.name, record)
+            if problem is None:
+                return self._used(run, artifact, "waited" if waited else "hit", begun)
+            if there:
+                for moved in make_room(run.store, artifact, problem):
+                    run.reporter.warning(str(moved))
+            run.reporter.stage_started(self.shown, artifact.key, problem)
+            self._build(run, artifact, record, arguments)
+            return self._used(run, artifact, "built", begun, problem)
+
+    def _used(self, run: Run, artifact: Artifact, outcome: str, begun: float, why: str = "") -> Artifact:
+        finished = StageRun(self.name, artifact.key, outcome, time.monotonic() - begun, why, self.label, run.cell)
         run.stages.append(finished)
-        if run.recorded:
-            run.record.save(run.store)
+        run.store.touch(artifact)
+        run.record.save(run.store)
         run.reporter.stage_finished(finished)
         return artifact
 
     def _build(self, run: Run, artifact: Artifact, record: KeyRecord, arguments: dict[str, Any]) -> None:
         begun = time.monotonic()
+        inputs = inputs_of(arguments)
+        contents = contents_of(run.store, inputs)
         with run.store.staging(artifact) as staged:
             build = Build(run, artifact, staged, self.shown)
-            self.function(build, **arguments)
+            build.checkpoints.note_inputs([each.key for each in inputs.values()])
+            try:
+                self.function(build, **arguments)
+            except Exception:
+                contents_of(run.store, inputs)  # what a damaged input leads to is told as that
+                raise
+            if contents_of(run.store, inputs) != contents:
+                raise StoreError(f"what {self.shown} reads was built anew meanwhile\nrun again")
 
             def describe(files: dict[str, FileRecord]) -> Manifest:
+                build.shards.check(files)
                 return Manifest(
                     stage=self.name,
                     key=artifact.key,
@@ -237,6 +264,7 @@ class Stage:
                     created=utc_now(),
                     versions=versions(),
                     machine=machine(run.runtime.device, run.runtime.threads),
+                    inputs=contents,
                 )
 
             run.store.commit(artifact, staged, describe)
@@ -245,50 +273,3 @@ class Stage:
 def stage(function: Callable[..., None]) -> Stage:
     """Make a stage of a function whose first parameter is its `Build`."""
     return Stage(function)
-
-
-def _is_whole(store: Store, artifact: Artifact) -> bool:
-    return artifact.path.exists() and store.damage(artifact) is None
-
-
-def _reason(run: Run, artifact: Artifact, record: KeyRecord) -> str:
-    """Why this build is needed. A damaged artifact is named and moved aside first."""
-    if not artifact.path.exists():
-        return explain(run.store, artifact.stage, record)
-    damage = run.store.damage(artifact)
-    moved = run.store.set_aside(artifact.path)
-    run.reporter.warning(
-        f"{artifact.stage} {artifact.key[:8]} is damaged: {damage}; moved to {moved}, building it anew"
-    )
-    return f"damaged: {damage}"
-
-
-def _as_prefect_task(name: str, body: Callable[[], Artifact]) -> Artifact:
-    """Run the body as a Prefect task inside a flow run, plainly elsewhere.
-
-    Prefect caches nothing: the manifest is the truth. A user's mistake fails the task with its one line, no traceback.
-    """
-    if "prefect" not in sys.modules:
-        return body()
-    from prefect import task
-    from prefect.cache_policies import NO_CACHE
-    from prefect.client.schemas.objects import State
-    from prefect.context import FlowRunContext
-    from prefect.states import Failed
-
-    if FlowRunContext.get() is None:
-        return body()
-    mistakes: list[Exception] = []
-
-    def recorded() -> Artifact | State[Any]:
-        try:
-            return body()
-        except (ValueError, OSError) as error:
-            mistakes.append(error)
-            return Failed(message=first_line(error))
-
-    state: State[Any] = task(name=name, cache_policy=NO_CACHE, persist_result=False)(recorded)(return_state=True)
-    if mistakes:
-        raise mistakes[0]
-    artifact: Artifact = state.result()
-    return artifact

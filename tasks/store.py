@@ -4,24 +4,26 @@
 <root>/.staging/                  what is being made; renamed into artifacts/ when it is whole and on disk
 <root>/.locks/                    one file per key, held by flock: the kernel lets go of it when a process dies
 <root>/.checkpoints/<stage>-<key> what survives a kill inside a stage; removed when the stage is done
+<root>/.checked/<stage>-<key>.json how each file looked when its content was last checked; when it was last used
 <root>/.damaged/                  artifacts and checkpoints that were not what they said, kept for a look
 <root>/runs/<run id>.json         what was asked for, and which artifacts answered
 """
 
 import fcntl
-import hashlib
-import json
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from tasks.files import digest, file_hash, read_json, stamp, sync, write_json
 
 MANIFEST = "manifest.json"
+ONE_DISK = ("artifacts", ".staging", ".damaged")  # directories are renamed from one of them into another
 
 
 class StoreError(ValueError):
@@ -54,13 +56,19 @@ class Manifest:
     created: str  # UTC, ISO 8601
     versions: dict[str, str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)  # name -> content of the artifact that was read
 
     @classmethod
     def read(cls, directory: Path) -> "Manifest":
-        """Raises ValueError, KeyError or OSError if it is missing or not whole."""
-        record = json.loads((directory / MANIFEST).read_text())
+        """Raises ValueError, KeyError, TypeError or OSError if it is missing or not whole."""
+        record = read_json(directory / MANIFEST)
         files = {name: FileRecord(**entry) for name, entry in record.pop("files").items()}
         return cls(files=files, **record)
+
+    @property
+    def content(self) -> str:
+        """Hash over the names and hashes of all files: two artifacts of one content are the same bytes."""
+        return digest({name: each.sha256 for name, each in self.files.items()})
 
 
 @dataclass(frozen=True)
@@ -81,8 +89,18 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
-        for name in ("artifacts", ".staging", ".locks", ".checkpoints", ".damaged", "runs"):
+        for name in ("artifacts", ".staging", ".locks", ".checkpoints", ".checked", ".damaged", "runs"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
+
+    def check_disk(self) -> None:
+        """What a run relies on, asked before it starts. Raises StoreError where directories lie on several disks."""
+        disks = {name: (self.root / name).stat().st_dev for name in ONE_DISK}
+        for name, disk in disks.items():
+            if disk != disks[ONE_DISK[0]]:
+                raise StoreError(
+                    f"{self.root / ONE_DISK[0]} and {self.root / name} lie on two disks\n"
+                    "nothing can be renamed across: set DISTILL_HOME to a folder on one of them, without links inside"
+                )
 
     def artifact(self, stage: str, key: str) -> Artifact:
         """The reference to an artifact, whether it exists or not."""
@@ -97,23 +115,51 @@ class Store:
         """Where an unfinished build of this artifact keeps what it has."""
         return self.root / ".checkpoints" / f"{artifact.stage}-{artifact.key}"
 
-    def damage(self, artifact: Artifact) -> str | None:
+    def damage(self, artifact: Artifact, *, thorough: bool = False) -> str | None:
         """What is wrong with an artifact that exists, or None.
 
-        Looks at the manifest and at file sizes, not at contents.
+        Every file is compared with its record: by size, and by content where the file has been touched since that was
+        last done, or, if `thorough`, in any case. Raises OSError for what cannot be read, which says nothing of it.
         """
         try:
             manifest = artifact.manifest()
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
             return f"{MANIFEST} is missing or not whole ({type(error).__name__})"
+        memo = self._memo(artifact)
+        checked = {} if thorough else _read_stamps(memo)
+        stamps: dict[str, list[int]] = {}
         for name, record in manifest.files.items():
             try:
-                size = (artifact.path / name).stat().st_size
+                stamps[name] = stamp(artifact.path / name)
+                if stamps[name][1] != record.bytes:
+                    return f"{name} has {stamps[name][1]} bytes, not {record.bytes}"
+                if stamps[name] != checked.get(name) and file_hash(artifact.path / name) != record.sha256:
+                    return f"{name} is not what it was: its content has changed"
             except FileNotFoundError:
                 return f"{name} is missing"
-            if size != record.bytes:
-                return f"{name} has {size} bytes, not {record.bytes}"
+        if thorough or stamps != checked:
+            with suppress(OSError):  # a store that may only be read is checked each time
+                write_json(memo, {"files": stamps})
         return None
+
+    def touch(self, artifact: Artifact) -> None:
+        """Note that an artifact is used now: `distill gc` leaves alone for a while what has been."""
+        with suppress(OSError):
+            self._memo(artifact).touch()
+
+    def used(self, artifact: Artifact) -> float:
+        """When an artifact was last used, in seconds since 1970; when it was made, where that is not known."""
+        for path in (self._memo(artifact), artifact.path):
+            with suppress(OSError):
+                return path.stat().st_mtime
+        return time.time()
+
+    def forget(self, artifact: Artifact) -> None:
+        """An artifact is gone for good, and with it what is known of its files."""
+        self._memo(artifact).unlink(missing_ok=True)
+
+    def _memo(self, artifact: Artifact) -> Path:
+        return self.root / ".checked" / f"{artifact.stage}-{artifact.key}.json"
 
     def set_aside(self, path: Path) -> Path:
         """Move something damaged to .damaged/ and return where it went."""
@@ -123,17 +169,10 @@ class Store:
 
     @contextmanager
     def lock(self, artifact: Artifact, waiting: Callable[[str], None]) -> Iterator[bool]:
-        """Hold the key's lock; yields whether another process had to be waited for.
-
-        `waiting` is told by whom it is held.
-        """
-        path = self.root / ".locks" / f"{artifact.stage}-{artifact.key}.lock"
-        with path.open("a+") as file:
-            waited = False
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                waited = True
+        """Hold a key's lock; yields whether it had to be waited for. `waiting` is told by whom it is held."""
+        with self._lock_file(artifact) as file:
+            waited = not _take(file.fileno(), fcntl.LOCK_EX)
+            if waited:
                 file.seek(0)
                 waiting(file.read().strip() or "another process")
                 fcntl.flock(file, fcntl.LOCK_EX)
@@ -142,6 +181,15 @@ class Store:
             file.write(f"process {os.getpid()}")
             file.flush()
             yield waited
+
+    @contextmanager
+    def try_lock(self, artifact: Artifact, *, shared: bool = False) -> Iterator[bool]:
+        """Hold a key's lock if nobody else has it, alone or with others who only read; yields whether it is held."""
+        with self._lock_file(artifact) as file:
+            yield _take(file.fileno(), fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+
+    def _lock_file(self, artifact: Artifact) -> IO[str]:
+        return (self.root / ".locks" / f"{artifact.stage}-{artifact.key}.lock").open("a+", encoding="utf-8")
 
     @contextmanager
     def staging(self, artifact: Artifact) -> Iterator[Path]:
@@ -157,9 +205,9 @@ class Store:
     def commit(self, artifact: Artifact, staged: Path, describe: Callable[[dict[str, FileRecord]], Manifest]) -> None:
         """Hash and sync every file, write the manifest last, and rename the whole into place."""
         paths = [path for path in sorted(staged.rglob("*")) if path.is_file()]
-        files = {
-            path.relative_to(staged).as_posix(): FileRecord(path.stat().st_size, file_hash(path)) for path in paths
-        }
+        names = {path.relative_to(staged).as_posix(): path for path in paths}
+        stamps = {name: stamp(path) for name, path in names.items()}
+        files = {name: FileRecord(path.stat().st_size, file_hash(path)) for name, path in names.items()}
         for path in paths:
             sync(path)
         write_json(staged / MANIFEST, asdict(describe(files)))
@@ -169,35 +217,29 @@ class Store:
         staged.rename(artifact.path)
         sync(artifact.path.parent)
         shutil.rmtree(self.checkpoint_dir(artifact), ignore_errors=True)
+        with suppress(OSError):  # a shard that is unlinked above has another time of change since, and nothing else
+            found = {name: stamp(artifact.path / name) for name in files}
+            known = {name: now for name, now in found.items() if now[:-1] == stamps[name][:-1]}
+            write_json(self._memo(artifact), {"files": known})
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Force a file, or a directory's entries, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+def _read_stamps(memo: Path) -> dict[str, list[int]]:
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        stamps: dict[str, list[int]] = read_json(memo)["files"]
+        return stamps
+    except (OSError, ValueError, KeyError):
+        return {}
 
 
-def atomic_write(path: Path, writer: Callable[[Path], object]) -> None:
-    """Let `writer` fill a file beside `path`, then sync it and rename it into place: `path` is whole or not there."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+def _take(descriptor: int, kind: int) -> bool:
+    """Lock a file if that can be done at once. Raises StoreError where the file system has no locks."""
     try:
-        writer(partial)
-        sync(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_json(path: Path, record: object) -> None:
-    """Atomically write JSON, indented for people."""
-    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=True)
-    atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise StoreError(
+            f"the store's file system has no file locks ({error.strerror})\n"
+            "set DISTILL_HOME to a folder on another one: a local disk, or NFS version 4"
+        ) from None
+    return True

@@ -20,7 +20,8 @@ from kd_core.gpt_neo import Model, Trunk
 from kd_core.soft_targets import TeacherLabels
 from kd_core.train_windows import Below, Tokens, Windows
 from kd_core.windows import WindowSettings, contexts, followers
-from tasks.store import Artifact, atomic_write
+from tasks.shards import Shards
+from tasks.store import Artifact
 from tasks.tokens import read_tokens
 
 FeatureDType = Literal["float16", "float32"]
@@ -55,11 +56,10 @@ class StoredTrunk:
         return Trunk(gather(self.normed), gather(self.last))
 
 
-def write_trunk(directory: Path, name: str, number: int, below: Trunk, dtype: FeatureDType) -> None:
-    """One shard of features; its second file, once there, says that the shard is whole."""
-    for part, tensor in (("normed", below.normed_BLD), ("last", below.last_BPD)):
-        values = tensor.to("cpu", getattr(torch, dtype)).numpy()
-        atomic_write(trunk_path(directory, name, part, number), partial(_save, values))
+def write_trunk(shards: Shards, name: str, number: int, below: Trunk, dtype: FeatureDType) -> None:
+    """The two files of one shard of features."""
+    for file, tensor in zip(trunk_names(name, number), (below.normed_BLD, below.last_BPD), strict=True):
+        shards.write(file, partial(_save, tensor.to("cpu", getattr(torch, dtype)).numpy()))
 
 
 def _save(values: Any, path: Path) -> None:
@@ -67,9 +67,9 @@ def _save(values: Any, path: Path) -> None:
         np.save(file, values, allow_pickle=False)
 
 
-def trunk_path(directory: Path, name: str, part: str, number: int) -> Path:
-    """Where a shard of features lies."""
-    return directory / f"{name}-{part}-{number:05d}.npy"
+def trunk_names(name: str, number: int) -> tuple[str, str]:
+    """The files of a shard of features: what all positions give, and what the last ones do."""
+    return f"{name}-normed-{number:05d}.npy", f"{name}-last-{number:05d}.npy"
 
 
 def window_set(

@@ -31,6 +31,11 @@ def warnings(results: Results) -> Html | None:
     if record["state"] != "completed":
         said = f": {record['error']}" if record["error"] else ""
         parts.append(tag("li", tag("strong", f"This run is {record['state']}"), said, ". What follows is incomplete."))
+    missing = "FROM left_out SEMI JOIN (FROM stages WHERE run = $run) s USING (stage, key)"
+    parts += [
+        tag("li", tag("strong", "Not all of it can be read"), f": {row['what']}")
+        for row in results.ask("left_out", missing)
+    ]
     parts += [_warning(alike) for alike in list(found.values())[:MOST_WARNINGS]]
     if len(found) > MOST_WARNINGS:
         parts.append(tag("li", f"{len(found) - MOST_WARNINGS} more, in the stats of the relation stages"))

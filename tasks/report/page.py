@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from tasks.files import atomic_write
 from tasks.report import (
     curves,
     differences,
@@ -21,18 +22,21 @@ from tasks.report.html import Html, tag
 from tasks.report.names import duration
 from tasks.report.results import Results, Row, results_of
 from tasks.report.sections import Section
-from tasks.store import Store, StoreError, atomic_write
+from tasks.runs import RunRecord
+from tasks.store import Store, StoreError
 
 STYLE = Path(__file__).with_name("style.css")
 SCRIPT = Path(__file__).with_name("script.js")
 
 
-def write_report(store: Store, run_id: str, output: Path | None = None) -> Path:
+def write_report(store: Store, run_id: str, output: Path | None = None, *, ending: RunRecord | None = None) -> Path:
     """Write a run's report, whole or not at all, and return its path: <store>/reports/<run id>.html, or `output`.
+
+    `ending` is the run as it will be recorded once its report is there.
 
     Raises ValueError if there is no such run, StoreError if it cannot be written.
     """
-    with results_of(store, run_id) as results:
+    with results_of(store, run_id, ending) as results:
         text = render(results)
     path = (output or report_path(store, run_id)).expanduser().absolute()
     try:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tasks import catalog
 from tasks.report.names import REFERENCE_SYSTEMS, styles
+from tasks.runs import RunRecord
 from tasks.store import Store
 
 Row = dict[str, Any]
@@ -78,9 +79,9 @@ class Results:
 
 
 @contextmanager
-def results_of(store: Store, run: str) -> Iterator[Results]:
+def results_of(store: Store, run: str, ending: RunRecord | None = None) -> Iterator[Results]:
     """The results about a run, brought up to date. Raises ValueError if there is no such run."""
-    with catalog.questions(store) as ask:
+    with catalog.questions(store, ending=ending) as ask:
         results = Results(ask, run)
         if not results.ask("runs", "SELECT 1 FROM runs WHERE run = $run"):
             raise ValueError(f"there is no run {run}\n`distill status` lists the runs")

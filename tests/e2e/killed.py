@@ -6,7 +6,6 @@ A POINT is EVENT:STAGE:COUNT. Every run is a fork of this process, which has imp
 Prints one JSON line a run: the point, how it ended, what the stage went on from.
 """
 
-import importlib
 import json
 import os
 import signal
@@ -16,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import kd_core.train_llmr
+import tasks.shards
 from flows import settings
 from flows.outlines import Outline, execute
 from flows.pipeline import OUTLINE
 from flows.text_pipeline import OUTLINE as TEXT_OUTLINE
 from tasks.checkpoints import Checkpoints
+from tasks.files import atomic_write
 from tasks.progress import NullReporter
+from tasks.shards import HASH
 from tasks.stage import Build
-from tasks.store import Store, atomic_write
+from tasks.store import Store
 from tests.tasks.tiny_texts import text_parameters
 
 RECIPES = Path(__file__).parent / "prefect.yaml"
@@ -110,10 +112,13 @@ def arm(event: str, stage: str, count: str) -> None:
             save(checkpoints, step, wrote)
 
         Checkpoints.save = saved  # type: ignore[method-assign]
-    elif event == "shard":  # half of a shard's file is on disk
-        module = importlib.import_module({"features": "tasks.window_files"}.get(stage, f"tasks.{stage}"))
+    elif event in ("shard", "hash"):  # half of a shard's file is on disk, or of the hash beside it
 
         def torn(path: Path, writer: Callable[[Path], object]) -> None:
+            if not path.parent.name.startswith(f"{stage}-") or (path.suffix == HASH) != (event == "hash"):
+                atomic_write(path, writer)
+                return
+
             def half(partial: Path) -> None:
                 writer(partial)
                 os.truncate(partial, partial.stat().st_size // 2)
@@ -122,7 +127,7 @@ def arm(event: str, stage: str, count: str) -> None:
 
             atomic_write(path, half)
 
-        module.atomic_write = torn  # type: ignore[attr-defined]
+        tasks.shards.atomic_write = torn  # type: ignore[attr-defined]
     elif event == "commit":  # everything is staged, the manifest too; the rename is to come
         rename = Path.rename
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tasks.store import MANIFEST, Store, file_hash
+from tasks.files import file_hash
+from tasks.store import MANIFEST, Store
 
 PROJECT = Path(__file__).parents[2]
 POINTS = [
@@ -18,6 +19,7 @@ POINTS = [
     "commit:teacher:1",
     "progress:score:2",
     "shard:score:4",
+    "hash:score:2",
     "commit:score:1",
     "progress:pre_distill:4",
     "checkpoint:pre_distill:3",

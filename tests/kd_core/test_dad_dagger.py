@@ -130,9 +130,9 @@ def test_a_trajectory_does_not_depend_on_its_batch() -> None:
 
 def test_a_killed_aggregation_goes_on_where_it_was() -> None:
     starts, whole = trajectory_starts(len(TEXT), H, T, T), one_batch()
-    rest = next(aggregate(tiny_gpt_neo(), TEXT, starts, H, T, SEED, skip_rows=3))
-    assert rest.context_ML.tolist() == whole.context_ML[3 * (T - 1) :].tolist()
-    assert list(aggregate(tiny_gpt_neo(), TEXT, starts, H, T, SEED, skip_rows=len(starts))) == []
+    rest = next(aggregate(tiny_gpt_neo(), TEXT, starts, H, T, SEED, batch_rows=3, batches=[1]))
+    assert rest.context_ML.tolist() == whole.context_ML[3 * (T - 1) : 6 * (T - 1)].tolist()
+    assert list(aggregate(tiny_gpt_neo(), TEXT, starts, H, T, SEED, batches=[])) == []
 
 
 @pytest.mark.usefixtures("exact_attention")

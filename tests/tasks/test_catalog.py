@@ -20,11 +20,12 @@ import pytest
 from kd_core.metrics.bootstrap import Measured, MetricValue
 from tasks import catalog, maintenance
 from tasks.catalog import DATABASE, PUBLISHED, build_catalog, query, relations
+from tasks.files import file_hash, read_json, write_json
 from tasks.measured import write_measured
 from tasks.relations import EMPTY, TABLES, VIEWS
-from tasks.runs import RunRecord, process_start, read_runs
+from tasks.runs import RunRecord, process_start, scan_runs
 from tasks.stage import Build, open_run, stage
-from tasks.store import Artifact, Store, StoreError
+from tasks.store import Artifact, Store
 from tests.tasks.fake_runs import REFERENCES, WRITTEN, Filled, measured, run_stages
 
 STORAGE_VERSION_1_2 = 65  # the number that DuckDB writes at the start of a file for v1.2.0
@@ -103,9 +104,9 @@ def test_every_relation_has_its_rows_in_a_full_store(filled: Filled) -> None:
     of_comparisons = {"comparison_cells": 8, "comparison": (2 * 2 + 2) * 5, "comparison_differences": 2 * (2 + 3) * 5}
     # 4 of a run in two rounds, one less where nothing is aggregated, in 4 cells of each, and 1 that compares them
     stages = {"stages": (3 * 7 + 4 + 1) + 4 + 4 * (4 + 3) + 1}
-    expected = {"runs": RUNS, "lineage": lineage} | stages | of_evaluations | of_comparisons
+    expected = {"runs": RUNS, "lineage": lineage, "left_out": 0} | stages | of_evaluations | of_comparisons
     assert {name: found[name] for name in expected} == expected
-    assert min(found.values()) > 0
+    assert [name for name, n in found.items() if not n] == ["left_out"]
 
 
 def test_nothing_is_there_that_relations_does_not_name(filled: Filled) -> None:
@@ -243,9 +244,9 @@ def test_rollouts_are_token_by_token(filled: Filled) -> None:
 
 def test_a_run_that_takes_an_artifact_twice_has_its_rows_once(own: Filled) -> None:
     path = own.store.root / "runs" / f"{own.first}.json"
-    record = json.loads(path.read_text())
+    record = read_json(path)
     record["stages"].append(record["stages"][0] | {"outcome": "hit"})
-    path.write_text(json.dumps(record))
+    write_json(path, record)
     assert count(own.store, "stages", f"run = '{own.first}'") == 8
     assert count(own.store, "dropped", f"run = '{own.first}'") == 3
 
@@ -374,15 +375,15 @@ def test_a_run_is_in_the_next_answer(own: Filled) -> None:
 def test_a_run_recorded_while_the_results_are_built_is_in_the_next_answer(
     own: Filled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = read_runs
+    scan = scan_runs
     late = RunRecord.start("late", {})
 
-    def read_then_save(store: Store) -> list[RunRecord]:
-        records = read(store)
+    def scan_then_save(store: Store) -> tuple[list[RunRecord], list[str]]:
+        found = scan(store)
         late.save(store)
-        return records
+        return found
 
-    monkeypatch.setattr(catalog, "read_runs", read_then_save)
+    monkeypatch.setattr(catalog, "scan_runs", scan_then_save)
     build_catalog(own.store)
     monkeypatch.undo()
     os.utime(own.store.root / "runs" / f"{late.run_id}.json", (0, 0))  # whatever the clock says
@@ -403,9 +404,9 @@ def test_a_run_that_is_killed_is_crashed_in_the_next_answer(own: Filled) -> None
 def test_what_gc_deletes_is_gone_and_the_rest_stays(own: Filled) -> None:
     build_catalog(own.store)
     last = own.artifacts[own.second]["evaluate"]
-    garbage = [maintenance.Garbage(artifact, 0) for artifact in (last, own.artifacts[own.paper]["llmr"])]
-    maintenance.delete(own.store, garbage)
-    assert min(counts(own.store).values()) > 0
+    delete(own.store, last, own.artifacts[own.paper]["llmr"])
+    found = counts(own.store)
+    assert [name for name, n in found.items() if not n] == ["left_out"]
     assert count(own.store, "predictions", f"run = '{own.second}'") == 0
     assert count(own.store, "predictions", "run like 'llmr%'") == 2 * 3 * len(REFERENCES)
     assert count(own.store, "rollouts", f"run = '{own.paper}'") == 0
@@ -414,9 +415,14 @@ def test_what_gc_deletes_is_gone_and_the_rest_stays(own: Filled) -> None:
     ]
 
 
+def delete(store: Store, *artifacts: Artifact) -> None:
+    garbage = [maintenance.Garbage(each.stage, each.path, 0, each) for each in artifacts]
+    assert maintenance.delete(store, garbage, days=0) == (len(garbage), 0)
+
+
 def test_all_of_it_deleted_leaves_the_runs(own: Filled) -> None:
     build_catalog(own.store)
-    maintenance.delete(own.store, [maintenance.Garbage(artifact, 0) for artifact in own.store.artifacts()])
+    delete(own.store, *own.store.artifacts())
     found = counts(own.store)
     assert [found[relation] for relation in ("runs", *TABLES, *VIEWS, "lineage")] == [RUNS] + [0] * (
         len(TABLES) + len(VIEWS) + 1
@@ -437,21 +443,64 @@ def test_a_damaged_artifact_is_left_out(own: Filled) -> None:
 def test_a_column_that_no_artifact_has_yet_is_null(own: Filled) -> None:
     for path in (own.store.root / "artifacts" / "llmr").glob("*/rollouts.parquet"):
         manifest = path.with_name("manifest.json")
-        content = json.loads(manifest.read_text())
+        content = read_json(manifest)
         pq.write_table(pq.read_table(path).drop_columns("rollout"), path)
-        content["files"]["rollouts.parquet"]["bytes"] = path.stat().st_size
-        manifest.write_text(json.dumps(content))
+        content["files"]["rollouts.parquet"] = {"bytes": path.stat().st_size, "sha256": file_hash(path)}
+        write_json(manifest, content)
     build_catalog(own.store)
     found = rows(own.store, f"select rollout, position from rollouts where run = '{own.first}' order by position")
     assert found == [{"rollout": None, "position": position} for position in range(3)]
 
 
-def test_a_file_whose_content_is_not_parquet_is_named_in_one_line(own: Filled) -> None:
+def test_a_byte_of_one_run_does_not_keep_the_others_from_being_asked(own: Filled) -> None:
+    build_catalog(own.store)
+    artifact = own.artifacts[own.first]["evaluate"]
+    path = artifact.path / "metrics.parquet"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert values(own.store, "select distinct run from metrics where run like 'llmr%' order by 1") == sorted(
+        {own.second, own.paper}
+    )
+    (what,) = catalog.left_out(own.store)
+    assert what.startswith(f"evaluate {artifact.key[:8]} is left out: metrics.parquet is not what it was")
+    assert rows(own.store, "select stage, key from left_out") == [{"stage": "evaluate", "key": artifact.key}]
+
+
+def test_what_was_written_whole_and_is_no_parquet_is_left_out_and_named(own: Filled) -> None:
     path = own.artifacts[own.first]["evaluate"].path / "metrics.parquet"
-    path.write_bytes(b"x" * path.stat().st_size)
-    with pytest.raises(StoreError, match=r"could not be built: .*metrics\.parquet.*\n`distill verify` names") as caught:
-        build_catalog(own.store)
-    assert len(str(caught.value).splitlines()) == 2
+    path.write_bytes(b"no parquet")
+    manifest = read_json(path.with_name("manifest.json"))
+    manifest["files"][path.name] = {"bytes": path.stat().st_size, "sha256": file_hash(path)}
+    write_json(path.with_name("manifest.json"), manifest)
+    assert own.first not in values(own.store, "select distinct run from metrics")
+    assert own.second in values(own.store, "select distinct run from metrics")
+    (what,) = catalog.left_out(own.store)
+    assert str(path) in what
+
+
+def test_a_record_that_cannot_be_read_is_named(own: Filled) -> None:
+    path = own.store.root / "runs" / f"{own.first}.json"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"seed": 0', '"seed": 4'), encoding="utf-8")
+    assert count(own.store, "runs") == RUNS - 1
+    assert catalog.left_out(own.store) == [f"{path} is damaged: its content has changed since it was written"]
+
+
+def test_a_seed_that_sql_has_no_room_for_is_null_and_blocks_nobody(own: Filled) -> None:
+    with open_run(own.store, name="large", parameters={"seed": 2**64 - 1}):
+        pass
+    assert values(own.store, "select seed from runs where name = 'large'") == [None]
+
+
+@pytest.mark.parametrize("place", [0.1, 0.3, 0.5, 0.7, 0.9])
+def test_a_byte_of_the_database_itself_is_no_answer(own: Filled, place: float) -> None:
+    path = build_catalog(own.store)
+    before = rows(own.store, "select * from metrics order by all")
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * place)] ^= 4
+    path.write_bytes(content)
+    assert rows(own.store, "select * from metrics order by all") == before
 
 
 def truncate(artifact: Artifact, name: str) -> None:

@@ -1,0 +1,75 @@
+"""Files that are whole or not there, and records that know whether they are still what was written."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+SEAL = "sha256"  # of a JSON record's own content, inside it
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Force a file, or a directory's entries, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def atomic_write(path: Path, writer: Callable[[Path], object]) -> None:
+    """Let `writer` fill a file beside `path`, then sync it and rename it into place: `path` is whole or not there."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        writer(partial)
+        sync(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link, or a copy where the file system has none."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Atomically write JSON, indented for people, with a hash of itself."""
+    sealed = {**record, SEAL: digest(record)}
+    text = json.dumps(sealed, indent=2, ensure_ascii=False, allow_nan=True)
+    atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote. Raises ValueError if it is not that any more, OSError if it cannot be read."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(record, dict):
+        raise ValueError("it holds no record")
+    seal = record.pop(SEAL, None)  # records of before there were seals have none
+    if seal is not None and seal != digest(record):
+        raise ValueError("its content has changed since it was written")
+    return record
+
+
+def digest(record: Mapping[str, Any]) -> str:
+    """SHA-256, in hex, of a record's canonical JSON."""
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def stamp(path: Path) -> list[int]:
+    """What changes when a file is written to, replaced or copied."""
+    stat = path.stat()
+    return [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
