@@ -47,13 +47,17 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Atomically write JSON, indented for people, with a hash of itself."""
-    sealed = {**record, SEAL: digest(record)}
-    text = json.dumps(sealed, indent=2, ensure_ascii=False, allow_nan=True)
+    text = json.dumps(sealed(record), indent=2, ensure_ascii=False, allow_nan=True)
     atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with a hash of itself inside."""
+    return {**record, SEAL: digest(record)}
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote. Raises ValueError if it is not that any more, OSError if it cannot be read."""
+    """A record, without its hash. Raises ValueError if it is not what was written, OSError if it cannot be read."""
     record = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(record, dict):
         raise ValueError("it holds no record")

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tasks.files import sync
+from tasks.files import read_json, sealed, sync
 
 POLL_SECONDS = 0.1
 
@@ -36,10 +36,9 @@ class Judgements:
     def read(self, key: str) -> dict[str, Any] | None:
         """The answer, or None if it is not there, or not whole."""
         try:
-            found = json.loads(self._path(key).read_bytes())
+            return read_json(self._path(key))
         except (FileNotFoundError, ValueError):
             return None
-        return found if isinstance(found, dict) else None
 
     def ask_once(self, key: str, ask: Callable[[], dict[str, Any]], wait: Callable[[float], None]) -> None:
         """Make sure that the answer is there: `ask` for it unless it is, or another process gets it first.
@@ -51,7 +50,7 @@ class Judgements:
             return
         with self._locked(key, wait) as descriptor:
             if self.read(key) is None:
-                content = json.dumps(ask(), indent=1).encode()
+                content = json.dumps(sealed(ask()), indent=1).encode()
                 os.ftruncate(descriptor, 0)
                 with os.fdopen(os.dup(descriptor), "wb") as file:
                     file.write(content)

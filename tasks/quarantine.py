@@ -34,8 +34,11 @@ def problem_of(store: Store, artifact: Artifact, inputs: Mapping[str, Artifact])
     if damage is not None:
         return f"damaged: {damage}"
     for name, content in artifact.manifest().inputs.items():
-        if inputs[name].path.exists() and inputs[name].manifest().content != content:
-            return f"built from another {name} than there is now"
+        try:
+            if inputs[name].manifest().content != content:
+                return f"built from another {name} than there is now"
+        except UNREADABLE:  # it is gone, or damaged itself: whoever looks at it will say so
+            continue
     return None
 
 

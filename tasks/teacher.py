@@ -1,6 +1,10 @@
 """The stage `teacher`: a model that exists is referred to; one that is described is fitted on the references."""
 
+import shutil
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from kd_core.batching import TokenRows
 from kd_core.models import (
@@ -19,6 +23,8 @@ from tasks.reference import refer
 from tasks.stage import Build, stage
 from tasks.store import Artifact
 from tasks.training import run_training, write_log
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +75,13 @@ def teacher(build: Build, corpus: Artifact, settings: TeacherSettings, seed: int
 
 def corpus_tokenizer(build: Build, texts: list[str], vocab_size: int) -> Tokenizer:
     """A tokenizer trained on the corpus, kept with the checkpoints: a resumed run goes on with the very same one."""
-    directory = build.checkpoints.dir / "tokenizer"
-    if not directory.is_dir():
+    if not build.shards.whole(*TOKENIZER_FILES):
         build.progress(0, 1, "training the tokenizer")
-        partial = build.checkpoints.dir / "tokenizer.partial"
-        train_tokenizer(texts, vocab_size).save_pretrained(partial)
-        partial.rename(directory)
-    return load_tokenizer(directory)
+        with TemporaryDirectory() as directory:
+            train_tokenizer(texts, vocab_size).save_pretrained(directory)
+            for name in TOKENIZER_FILES:
+                build.shards.write(name, partial(shutil.copyfile, Path(directory, name)))
+    return load_tokenizer(build.shards.dir)
 
 
 def tokenise_pairs(tokenizer: Tokenizer, split: dict[str, list[str]], settings: SupervisedSettings) -> Pairs:

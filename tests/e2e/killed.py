@@ -2,8 +2,9 @@
 
     python -m tests.e2e.killed RECIPE HOME POINT …      (RECIPE: pairs, causal or text; no POINT: an undisturbed run)
 
-A POINT is EVENT:STAGE:COUNT. Every run is a fork of this process, which has imported everything and computed nothing.
-Prints one JSON line a run: the point, how it ended, what the stage went on from.
+A POINT is EVENT:STAGE:COUNT, or flip:STAGE, truncate:STAGE or delete:STAGE, which spoils the newest file of every kind
+that the stage's unfinished build has kept. Every run is a fork of this process, which has imported everything and
+computed nothing. Prints one JSON line a point: how it ended, what the stage went on from, what was spoilt.
 """
 
 import json
@@ -26,6 +27,7 @@ from tasks.progress import NullReporter
 from tasks.shards import HASH
 from tasks.stage import Build
 from tasks.store import Store
+from tests.e2e.damage import HOWS, damage
 from tests.tasks.tiny_texts import text_parameters
 
 RECIPES = Path(__file__).parent / "prefect.yaml"
@@ -150,9 +152,24 @@ def arm(event: str, stage: str, count: str) -> None:
         raise ValueError(f"unknown event {event}")
 
 
+def spoil(home: Path, how: str, stage: str) -> list[str]:
+    """Damage what a killed build has kept; a checkpoint in one of its files, which two more vouch for."""
+    found: dict[str, Path] = {}
+    for path in sorted((home / ".checkpoints").glob(f"{stage}-*/**/*")):
+        kind = "step" if path.parent.name.startswith("step-") else path.name.partition("-")[0] + path.suffix
+        if path.is_file() and path.name not in ("inputs.json", "hashes.json"):
+            found[kind] = path
+    for path in found.values():
+        damage(path, how)
+    return [path.name for path in found.values()]
+
+
 def main(recipe: str, home: Path, points: list[str]) -> None:
     """Every point in turn, then a run to the end."""
     for point in [*points, None]:
+        if point is not None and point.partition(":")[0] in HOWS:
+            print(json.dumps({"point": point, "spoilt": spoil(home, *point.split(":"))}), flush=True)
+            continue
         report = home.parent / "first_progress.json"
         report.unlink(missing_ok=True)
         child = os.fork()

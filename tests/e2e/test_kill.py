@@ -64,6 +64,19 @@ CAUSAL_POINTS = [
 ]
 
 
+SPOILT = [  # killed, spoilt and killed again, until the stage has met every kind of damage
+    *("checkpoint:teacher:3", "flip:teacher", "checkpoint:teacher:3", "truncate:teacher"),
+    *("shard:score:3", "flip:score", "shard:score:3", "truncate:score", "shard:score:3", "delete:score"),
+    *("checkpoint:llmr:3", "flip:llmr", "checkpoint:llmr:3", "delete:llmr"),
+]
+SPOILT_TEXT = [
+    *("shard:features:3", "flip:features", "shard:label:2", "truncate:label"),
+    *("checkpoint:dagger_train:3", "flip:dagger_train"),
+    *("shard:dagger_aggregate:4", "flip:dagger_aggregate", "shard:dagger_aggregate:4", "truncate:dagger_aggregate"),
+    *("shard:free_run:2", "flip:free_run"),
+]
+
+
 def run(recipe: str, home: Path, *points: str) -> list[dict[str, Any]]:
     home.parent.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
@@ -167,3 +180,18 @@ def test_causal_models_killed_while_they_learn_and_write_end_byte_for_byte_the_s
     expected, found = contents(tmp_path / "undisturbed" / "home"), contents(tmp_path / "killed" / "home")
     assert {"teacher", "score", "pre_distill", "llmr"} <= {path.split("/")[1] for path in expected}
     assert found == expected
+
+
+@pytest.mark.parametrize(("recipe", "points"), [("pairs", SPOILT), ("text", SPOILT_TEXT)])
+def test_what_a_killed_build_has_kept_is_looked_at_before_it_is_trusted(
+    tmp_path: Path, recipe: str, points: list[str], request: pytest.FixtureRequest
+) -> None:
+    rows = run(recipe, tmp_path / "spoilt" / "home", *points)
+    for row in rows[:-1]:
+        assert row.get("spoilt") or row.get("end") == -signal.SIGKILL, row
+    if recipe == "pairs":
+        whole = request.getfixturevalue("undisturbed")
+    else:
+        whole = tmp_path / "undisturbed" / "home"
+        run(recipe, whole)
+    assert contents(tmp_path / "spoilt" / "home") == contents(whole)

@@ -455,6 +455,15 @@ def test_a_torn_file_is_no_answer(root: Path, left: str) -> None:
         assert path.read_bytes() == whole
 
 
+def test_a_flipped_bit_is_no_answer(root: Path) -> None:
+    with chat_server(well) as server:
+        judge_texts(root, settings(server), ITEMS[:1])
+        [path] = (root / "judgements").rglob("*.json")
+        whole = path.read_text()
+        path.write_text(whole.replace("3", "4", 1) if "3" in whole else whole.replace("0", "1", 1))
+        assert Judgements(root / "judgements").read(path.stem) is None
+
+
 def test_an_interrupt_ends_all_waiting(root: Path) -> None:
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
