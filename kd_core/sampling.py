@@ -112,25 +112,28 @@ def draw(logits_RV: Tensor, uniform_R: Tensor, settings: SamplingSettings) -> tu
         sum_RN = torch.cat([sum_RN, weight_RC[:, -rest:].sum(dim=1, keepdim=True)], dim=1)
     cumulative_RN = sum_RN.cumsum(dim=1)
     total_R1 = cumulative_RN[:, -1:]
-    block_R1, threshold_R1 = _first_above(cumulative_RN, uniform_R[:, None].to(total_R1.dtype) * total_R1)
+    block_R1, threshold_R1 = first_above(sum_RN, cumulative_RN, uniform_R[:, None].to(total_R1.dtype) * total_R1)
     threshold_R1 = threshold_R1 - (cumulative_RN.gather(1, block_R1) - sum_RN.gather(1, block_R1))
     column_RK = block_R1 * BLOCK + torch.arange(min(BLOCK, candidates), device=block_R1.device)
     inside_RK = weight_RC.gather(1, column_RK.clamp(max=candidates - 1)).masked_fill_(column_RK >= candidates, 0.0)
-    offset_R1, _ = _first_above(inside_RK.cumsum(dim=1), threshold_R1)
+    offset_R1, _ = first_above(inside_RK, inside_RK.cumsum(dim=1), threshold_R1)
     column_R1 = column_RK.gather(1, offset_R1)
     log_q_R1 = logits_RC.gather(1, column_R1) - largest_R1 - total_R1.log()
     token_R1 = column_R1 if ids_RC is None else ids_RC.gather(1, column_R1)
     return token_R1.squeeze(1), log_q_R1.squeeze(1)
 
 
-def _first_above(cumulative_RN: Tensor, threshold_R1: Tensor) -> tuple[Tensor, Tensor]:
-    """The first entry above the threshold, which rounding may not lift to the last sum: a weight of 0 is never found.
+def first_above(weight_RN: Tensor, cumulative_RN: Tensor, threshold_RK: Tensor) -> tuple[Tensor, Tensor]:
+    """The first entry whose cumulative weight exceeds the threshold, and never one of weight 0, whatever was rounded.
 
-    Shapes: (R, N) rising, (R, 1) -> (R, 1) index, (R, 1) the threshold as used.
+    Shapes: (R, N) weights, one of each row above 0, (R, N) their sums, (R, K) -> (R, K) index, (R, K) the threshold as
+    used. Rounding may lift a threshold to the last sum, push the rest of one below 0 on a block's border, or, in sums
+    that a device forms in parallel, let them rise where the weight is 0.
     """
-    last_R1 = cumulative_RN[:, -1:]
-    threshold_R1 = torch.minimum(threshold_R1, torch.nextafter(last_R1, torch.zeros_like(last_R1)))
-    return torch.searchsorted(cumulative_RN, threshold_R1, right=True), threshold_R1
+    rising_RN = cumulative_RN.masked_fill(weight_RN == 0, 0.0).cummax(dim=1).values
+    last_R1 = rising_RN[:, -1:]
+    threshold_RK = torch.minimum(threshold_RK.clamp(min=0), torch.nextafter(last_R1, torch.zeros_like(last_R1)))
+    return torch.searchsorted(rising_RN, threshold_RK, right=True), threshold_RK
 
 
 def reshape_logits(logits_RV: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor | None]:

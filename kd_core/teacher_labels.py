@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_core.lm_head import chunk_rows, full_precision
+from kd_core.sampling import first_above
 from kd_core.soft_targets import HiddenLabels, SampledLabels, TeacherLabels, TopKLabels
 
 LabelKind = Literal["hidden", "topk", "sampled"]
@@ -78,7 +79,7 @@ def _drawn(p_CV: Tensor, uniform_CN: Tensor) -> tuple[Tensor, Tensor]:
     """Counts and ids of independent draws by inversion: each distinct token once, the rest padded with count 0."""
     cumulative_CV = p_CV.cumsum(dim=1)
     threshold_CN = uniform_CN.to(cumulative_CV) * cumulative_CV[:, -1:]
-    drawn_CN = torch.searchsorted(cumulative_CV, threshold_CN, right=True).clamp_(max=p_CV.shape[1] - 1)
+    drawn_CN, _ = first_above(p_CV, cumulative_CV, threshold_CN)
     sorted_CN = drawn_CN.sort(dim=1).values
     first_CN = torch.ones_like(sorted_CN, dtype=torch.bool)
     first_CN[:, 1:] = sorted_CN[:, 1:] != sorted_CN[:, :-1]

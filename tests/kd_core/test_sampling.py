@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from kd_core.masking import shift_right
-from kd_core.sampling import SamplingSettings, draw, greedy, reshape_logits, sample
+from kd_core.sampling import SamplingSettings, draw, first_above, greedy, reshape_logits, sample
 from kd_core.t5 import decode, encode, head_weight
 
 Make = Callable[..., Any]
@@ -92,6 +92,56 @@ def test_the_ends_of_the_unit_interval_fall_on_tokens(uniform: float, vocab_size
     token, log_prob = draw(logits, torch.tensor([uniform]), SamplingSettings())
     assert impossible <= token.item() < vocab_size - impossible
     assert log_prob.isfinite().all()
+
+
+def on_borders(logits_1V: torch.Tensor) -> torch.Tensor:
+    """Uniform numbers on the borders of 128 tokens, as float32 has them, and their two neighbours."""
+    weight = (logits_1V - logits_1V.amax()).exp()[0]
+    whole = len(weight) // 128 * 128
+    sums = torch.stack([*weight[:whole].view(-1, 128).sum(1), weight[whole:].sum()])
+    border = (sums.cumsum(0) / sums.sum())[:-1]
+    below, above = torch.nextafter(border, torch.zeros(())), torch.nextafter(border, torch.ones(()))
+    return torch.cat([below, border, above]).clamp(max=1 - 2**-24)
+
+
+@pytest.mark.parametrize("vocab_size", [200, 1000, 5000])
+@pytest.mark.parametrize("spread", [1.0, 6.0])
+def test_a_number_on_a_blocks_border_never_falls_on_a_token_of_weight_0(vocab_size: int, spread: float) -> None:
+    for seed in range(20):
+        logits = spread * torch.randn((1, vocab_size), generator=rng(seed))
+        logits[:, ::128] = logits[:, 127::128] = float("-inf")  # the first and last of each block are impossible
+        uniform = on_borders(logits)
+        token, log_prob = draw(logits.expand(len(uniform), -1), uniform, SamplingSettings())
+        assert log_prob.isfinite().all()
+        ends = logits[0].double().softmax(0).cumsum(0)  # the exact inverse: u lies in [F(k - 1), F(k))
+        starts = torch.cat([ends.new_zeros(1), ends[:-1]])
+        assert (uniform >= starts[token] - 1e-6).all()  # 8 roundings of float32
+        assert (uniform < ends[token] + 1e-6).all()
+
+
+def test_sums_that_rise_where_the_weight_is_0_are_not_believed() -> None:
+    # a scan in parallel adds in another order at each place: its sums may differ by a rounding where nothing was added
+    weight = torch.tensor([[0.0, 0.5, 0.0, 0.25, 0.25, 0.0]], dtype=torch.float64)
+    sums = torch.tensor([[1e-9, 0.5, 0.5 + 1e-9, 0.75, 1.0, 1.0 + 1e-9]], dtype=torch.float64)
+    numbers = torch.tensor([[-1e-12, 0.0, 5e-10, 0.5, 0.5 + 5e-10, 0.75, 1.0, 1.0 + 5e-10]], dtype=torch.float64)
+    assert first_above(weight, sums, numbers)[0].tolist() == [[1, 1, 1, 3, 3, 4, 4, 4]]
+
+
+@pytest.mark.parametrize("vocab_size", [7, 128, 300, 5000])
+@pytest.mark.parametrize("settings", [SamplingSettings(), SamplingSettings(top_k=5), SamplingSettings(top_p=0.8)])
+def test_away_from_the_borders_a_draw_in_float32_is_the_exact_inverse(
+    vocab_size: int, settings: SamplingSettings
+) -> None:
+    logits = 3 * torch.randn((2000, vocab_size), generator=rng(2))
+    uniform = torch.rand(2000, generator=rng(3))
+    token, _ = draw(logits, uniform, settings)
+    exact, ids = reshape_logits(logits, settings)
+    ends = exact.double().softmax(1).cumsum(1)
+    column = (ends <= uniform[:, None].double()).sum(1, keepdim=True)
+    expected = (column if ids is None else ids.gather(1, column)).squeeze(1)
+    near = ((ends - uniform[:, None].double()).abs() < 1e-6).any(1)  # 8 roundings of float32
+    assert near.double().mean() < 0.05
+    assert torch.equal(token[~near], expected[~near])
 
 
 @pytest.mark.usefixtures("exact_layer_norm")

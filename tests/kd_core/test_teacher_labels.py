@@ -50,6 +50,15 @@ def test_draws_are_counted_token_by_token() -> None:
     assert (labels.count_MK > 1).any(), "no token was drawn twice: counting was not tested"
 
 
+def test_a_token_of_probability_0_is_never_drawn() -> None:
+    # in float32, exp(-200) is 0 and 1 - 2^-40 is 1: that number, times the sum, is the sum
+    hidden, weight = torch.ones((1, 1)), torch.tensor([[-200.0], [0.0], [-200.0], [0.1], [-200.0]])
+    uniform = torch.tensor([[0.0, 1 - 2**-40, 0.5]], dtype=torch.float64)
+    labels = make_labels(hidden, weight, LabelSettings(kind="sampled", draws=3), uniform)
+    assert isinstance(labels, SampledLabels)
+    assert set(labels.ids_MK[labels.count_MK > 0].tolist()) <= {1, 3}
+
+
 def test_sampled_labels_have_the_teachers_distribution_on_average() -> None:
     # 20,000 draws of each: every share lies within 4.5 standard errors of p but for 1 seed in 1,000 (143 comparisons)
     number = 2000
