@@ -89,7 +89,9 @@ def subtract_baseline(
 
     none: G_t (the paper). value: G_t - V(s_t), exact and free by the identity above. batch_mean: less the mean
     over real tokens of the batch (its own token included: biased by 1/n, as usual). leave_one_out: less the mean
-    gain from the start of the other rollouts of the same source; needs `group_B`, the source of each row.
+    gain from the start of the other rollouts of the same source that count; needs `group_B`, the source of each row.
+    A rollout that was dropped (no token of its mask counts) is in nobody's baseline, and one whose siblings were all
+    dropped has none: its gain is G_t, as with `none`, which alone leaves the expected gradient as it is. [ours]
 
     Shapes: (B, T), (B, T), (B, T), (B,) -> (B, T), 0 where masked. Raises ValueError for leave_one_out if a
     source has one rollout only.
@@ -102,13 +104,15 @@ def subtract_baseline(
         return (gain_BT - gain_BT.sum() / mask_BT.sum().clamp(min=1)) * mask_BT
     if group_B is None:
         raise ValueError("baseline leave_one_out needs the source of each rollout (group_B), got none")
-    start_gain_B = gain_BT[:, 0]
-    size_G = torch.zeros_like(start_gain_B).index_add(0, group_B, torch.ones_like(start_gain_B))
-    sum_G = torch.zeros_like(start_gain_B).index_add(0, group_B, start_gain_B)
-    others_B = size_G[group_B] - 1
-    if (others_B < 1).any():
+    if (torch.bincount(group_B)[group_B] < 2).any():
         raise ValueError("baseline leave_one_out needs at least 2 rollouts of every source, got a source with 1")
-    return (gain_BT - ((sum_G[group_B] - start_gain_B) / others_B)[:, None]) * mask_BT
+    counts_B = mask_BT.any(dim=1).to(gain_BT.dtype)
+    start_gain_B = gain_BT[:, 0] * counts_B
+    size_G = torch.zeros_like(start_gain_B).index_add(0, group_B, counts_B)
+    sum_G = torch.zeros_like(start_gain_B).index_add(0, group_B, start_gain_B)
+    others_B = size_G[group_B] - counts_B
+    baseline_B = (sum_G[group_B] - start_gain_B) / others_B.clamp(min=1)  # without others the sum is 0
+    return (gain_BT - torch.where(others_B > 0, baseline_B, 0.0)[:, None]) * mask_BT
 
 
 def scale_and_clip(gain_BT: Tensor, settings: RewardSettings) -> Tensor:

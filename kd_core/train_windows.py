@@ -89,11 +89,14 @@ def train_windows(
     `train` is D_T in parts: the true windows, then what each round has added; batches are drawn from all of it alike.
     Yields one row an update and goes on from `state.step`. The weights of the best epoch travel in `state.in_flight`
     and are put back when training ends. Source: DaD-DAgger, Eq. 5 and the training details of section 4. Raises
-    ValueError for an empty set of windows.
+    ValueError for an empty set of windows, and with alpha below 1 for windows without labels, before any update.
     """
     count = sum(len(part) for part in train)
     if count == 0 or len(validation) == 0:
         raise ValueError("there are no windows to train on" if count == 0 else "there are no validation windows")
+    for number, part in enumerate(train):
+        _refuse_unlabelled(part, f"part {number} of the training windows", settings.alpha)
+    _refuse_unlabelled(validation, "the validation set", settings.alpha)
     per_epoch = updates_per_epoch(train, settings)
     while state.step < per_epoch * settings.epochs and not _stopped(state, settings):
         epoch, done = divmod(state.step, per_epoch)
@@ -106,6 +109,15 @@ def train_windows(
                 _remember(state, held_out["loss"])
             yield StepMetrics(state.step, values)
     _restore(state)
+
+
+def _refuse_unlabelled(windows: Windows, name: str, alpha: float) -> None:
+    """Raise ValueError where the loss needs the teacher's labels and windows have none; no windows need none."""
+    if alpha < 1 and len(windows) and windows.labels is None:
+        raise ValueError(
+            f"alpha {alpha} needs the teacher's labels, and {name} ({len(windows)} windows) has none\n"
+            "label these windows too, or train with alpha 1 (the true tokens alone)"
+        )
 
 
 def updates_per_epoch(train: Sequence[Windows], settings: WindowTrainingSettings) -> int:
@@ -148,7 +160,8 @@ def _batch(
         trunks.append(part.below.of(model, row_B))
         target_BP = part.target_MP[row_B]
         targets.append(target_BP.flatten())
-        if with_labels and part.labels is not None:
+        if with_labels:
+            assert part.labels is not None  # refused before training
             place_M = (row_B[:, None] * target_BP.shape[1] + torch.arange(target_BP.shape[1])).flatten()
             found = part.labels.of(place_M, model.device)
             labels = found if labels is None else labels.followed_by(found)
@@ -163,12 +176,15 @@ def _batch(
 def window_loss(
     model: Model, windows: Windows, alpha: float, batch_rows: int = 256, *, num_tokens: int | None = None
 ) -> dict[str, float]:
-    """Mean loss, NLL and KD over windows, in nats; NLL is the cross-entropy, e to its power the perplexity."""
+    """Mean loss, NLL and KD over windows, in nats; NLL is the cross-entropy, e to its power the perplexity.
+
+    Raises ValueError for alpha below 1 without labels.
+    """
+    _refuse_unlabelled(windows, "a set of windows", alpha)
     total, count = {"loss": 0.0, "nll": 0.0, "kd": 0.0}, windows.target_MP.numel()
     weight_VD = head_weight(model, num_tokens)
     for index in torch.arange(len(windows)).split(batch_rows):
-        with_labels = windows.labels is not None and alpha < 1
-        hidden_MD, target_M, labels = _batch(model, [windows], index, with_labels=with_labels)
+        hidden_MD, target_M, labels = _batch(model, [windows], index, with_labels=alpha < 1)
         if labels is None:
             nll = -float(token_log_probs(hidden_MD, weight_VD, target_M).sum())
             parts = {"loss": nll, "nll": nll, "kd": 0.0}

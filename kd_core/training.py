@@ -21,8 +21,8 @@ class OptimizerSettings:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
 
     learning_rate: float = 1e-5
-    schedule: Literal["constant", "linear"] = "constant"  # linear: down to 0 at the last step
-    warmup_steps: int = 0
+    schedule: Literal["constant", "linear"] = "constant"  # linear: down to exactly 0 at the last step
+    warmup_steps: int = 0  # updates on the way up, before the first at the full rate
     betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = 1.0  # 0 = off
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast, weights stay float32
@@ -40,12 +40,16 @@ class OptimizerSettings:
             raise ValueError(f"betas must be in [0, 1), got {self.betas}")
 
     def rate_at(self, step: int, num_steps: int) -> float:
-        """Learning rate of update `step` (1, 2, …) of `num_steps`."""
+        """Learning rate of update `step` (1, 2, …) of `num_steps`.
+
+        The first update after the warm-up has the full rate, and with `linear` the last has 0; where these are one
+        update, it has the full rate: it would learn nothing otherwise.
+        """
         rate = self.learning_rate
         if step <= self.warmup_steps:
             return rate * step / (self.warmup_steps + 1)
-        if self.schedule == "linear":
-            rate *= max(0, num_steps - step + 1) / max(1, num_steps - self.warmup_steps)
+        if self.schedule == "linear" and num_steps > self.warmup_steps + 1:
+            rate *= (num_steps - step) / (num_steps - self.warmup_steps - 1)
         return rate
 
 

@@ -160,6 +160,32 @@ def test_leave_one_out_by_hand() -> None:
         subtract_baseline(gain, gain, mask, "leave_one_out", torch.arange(5))
 
 
+def test_a_dropped_rollout_is_in_nobodys_baseline() -> None:
+    """Start gains 6, dropped, 2 | 5, dropped, dropped | dropped, dropped: baselines 2, -, 6 | none | none.
+
+    The baseline of a rollout is the mean of G_0 over the others that count: a dropped one is no gain of 0. The second
+    source keeps one rollout, for which there is no baseline: its gain stays G_t at every token.
+    """
+    gain = torch.tensor(
+        [[6.0, 1.0], [0.0, 0.0], [2.0, 3.0], [5.0, 4.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
+    )
+    mask = torch.tensor([[1, 1], [0, 0], [1, 1], [1, 1], [0, 0], [0, 0], [0, 0], [0, 0]]).bool()
+    less = subtract_baseline(gain, gain, mask, "leave_one_out", torch.tensor([0, 0, 0, 1, 1, 1, 2, 2]))
+    assert less.tolist() == [[4, -1], [0, 0], [-4, -3], [5, 4], [0, 0], [0, 0], [0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize("kind", ["batch_mean", "leave_one_out"])
+def test_dropping_a_rollout_is_as_if_it_had_not_been_drawn(kind: Any) -> None:
+    rng = torch.Generator().manual_seed(0)
+    gain = torch.randn((6, 4), generator=rng, dtype=torch.float64)
+    mask, group = torch.ones(6, 4, dtype=torch.bool), torch.tensor([0, 0, 0, 1, 1, 1])
+    mask[[1, 5]] = False
+    kept = torch.tensor([0, 2, 3, 4])
+    among_all = subtract_baseline(gain * mask, gain, mask, kind, group)
+    alone = subtract_baseline(gain[kept], gain[kept], mask[kept], kind, group[kept])
+    torch.testing.assert_close(among_all[kept], alone, atol=1e-12, rtol=1e-12)
+
+
 def test_scale_then_clip() -> None:
     gain = torch.tensor([[-300.0, 50.0, 120.0]])
     assert scale_and_clip(gain, RewardSettings()).tolist() == [[-1.0, 0.5, 1.0]]

@@ -132,6 +132,31 @@ def test_no_windows_are_refused() -> None:
         next(train_windows(TrainState.start(model, SETTINGS.optimizer), [none], none, SETTINGS, 0))
 
 
+@pytest.mark.parametrize("unlabelled", ["train", "validation"])
+def test_windows_without_labels_are_refused_before_training(unlabelled: str) -> None:
+    state, p = started(), teacher_distributions()
+    before = [each.clone() for each in state.model.parameters()]
+    parts = [ready(state.model, p, rows) for rows in (slice(0, 7), slice(7, 40))]
+    held_out = ready(state.model, p, slice(40, None))
+    if unlabelled == "train":
+        parts[1] = replace(parts[1], labels=None)
+        says = r"alpha 0.3 needs the teacher's labels, and part 1 of the training windows \(33 windows\) has none\n"
+    else:
+        held_out, says = replace(held_out, labels=None), "and the validation set .* has none\n"
+    with pytest.raises(ValueError, match=says):
+        next(train_windows(state, parts, held_out, SETTINGS, seed=7))
+    assert all(torch.equal(a, b) for a, b in zip(state.model.parameters(), before, strict=True))
+    rows = list(train_windows(state, parts, held_out, replace(SETTINGS, alpha=1.0, epochs=1), seed=7))
+    assert len(rows) == 3, "alpha 1 needs no labels"
+
+
+def test_a_loss_that_needs_labels_is_not_measured_without_them() -> None:
+    state = started()
+    held_out = replace(ready(state.model, teacher_distributions(), slice(40, None)), labels=None)
+    with pytest.raises(ValueError, match="needs the teacher's labels"):
+        window_loss(state.model, held_out, 0.3)
+
+
 def test_data_in_parts_is_the_same_as_data_in_one() -> None:
     whole, parted, p = started(), started(), teacher_distributions()
     in_one = train(whole)

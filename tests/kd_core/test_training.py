@@ -1,6 +1,7 @@
 """The loops: what a step computes, and that a stopped and resumed training is the training that was never stopped."""
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -184,9 +185,25 @@ def test_an_update_with_every_rollout_cut_off_changes_nothing_and_says_so(make_t
 
 
 def test_learning_rate_schedule() -> None:
+    # up in 3 equal steps, the third of which is the first at the full rate; down in 4 equal steps, the last to 0
     linear = OptimizerSettings(learning_rate=1.0, schedule="linear", warmup_steps=2)
-    assert [round(linear.rate_at(step, 6), 3) for step in range(1, 7)] == [0.333, 0.667, 1.0, 0.75, 0.5, 0.25]
+    rates = [linear.rate_at(step, 7) for step in range(1, 8)]
+    assert rates == pytest.approx([1 / 3, 2 / 3, 1.0, 0.75, 0.5, 0.25, 0.0])
+    assert rates[-1] == 0.0
+    assert [linear.rate_at(step, 3) for step in range(1, 4)][-1] == 1.0, "one update after the warm-up learns"
     assert OptimizerSettings(learning_rate=0.5).rate_at(1000, 6) == 0.5
+
+
+@pytest.mark.parametrize("num_steps", [2, 10, 600])
+@pytest.mark.parametrize("warmup_steps", [0, 1])
+def test_a_linear_schedule_ends_at_0_at_the_last_step(num_steps: int, warmup_steps: int) -> None:
+    linear = OptimizerSettings(learning_rate=0.5, schedule="linear", warmup_steps=warmup_steps)
+    rates = [linear.rate_at(step, num_steps) for step in range(warmup_steps + 1, num_steps + 1)]
+    assert rates[0] == 0.5
+    if len(rates) > 1:
+        assert rates[-1] == 0.0
+        falls = [a - b for a, b in pairwise(rates)]
+        assert falls == pytest.approx([0.5 / (len(rates) - 1)] * len(falls))
 
 
 def test_mixed_seeds_differ() -> None:
