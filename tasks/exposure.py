@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_core.batching import TokenRows
-from kd_core.metrics.bootstrap import Floats, Resamples
+from kd_core.metrics.bootstrap import Resamples
 from kd_core.metrics.excess_error import Reader, excess_error, prefix_kl
+from kd_core.metrics.intervals import Floats
 from kd_core.models import check_same_tokenizer
 from kd_core.sampling import SamplingSettings
 from tasks.compute import LoadedModel, device_of, load_artifact, prompt_rows, read_split

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from sacrebleu.metrics.bleu import BLEU
 
-from kd_core.metrics.bootstrap import Floats, Measure
+from kd_core.metrics.bootstrap import Measure
+from kd_core.metrics.intervals import Floats
 
 ORDERS = (2, 4)
 LONGEST = max(ORDERS)

@@ -13,9 +13,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from kd_core.metrics.intervals import Floats, Range, difference_range, interval, outside, range_of
 
-LEVEL = 0.95
 CHUNK_ROWS = 64  # samples whose weights are float64 at a time: 5 MB at N = 10,000
 
 
@@ -103,7 +102,11 @@ class Measured:
 
 
 def measure_all(measures: Sequence[Measure], resamples: Resamples) -> Measured:
-    """Each measure with its interval. Systems on the same inputs are given equal `resamples`: they are then paired."""
+    """Each measure with its interval. Systems on the same inputs are given equal `resamples`: they are then paired.
+
+    A resample in which a formula leaves the metric's range has no value: the interval's note says so, and it is NaN
+    in the samples, so that no difference is made of it.
+    """
     samples = resamples.values(measures)
     metrics = [
         summarise(
@@ -116,7 +119,8 @@ def measure_all(measures: Sequence[Measure], resamples: Resamples) -> Measured:
         )
         for measure in measures
     ]
-    return Measured(metrics=metrics, samples=samples)
+    in_range = {name: np.where(outside(each_S, range_of(name)), np.nan, each_S) for name, each_S in samples.items()}
+    return Measured(metrics=metrics, samples=in_range)
 
 
 def paired_differences(system: Measured, baseline: Measured) -> list[MetricValue]:
@@ -141,32 +145,34 @@ def paired_differences(system: Measured, baseline: Measured) -> list[MetricValue
             num_outputs=ours.n,
             unit=ours.unit,
             undefined=ours.note if ours.value is None else theirs.note,
+            allowed=difference_range(ours.metric),
         )
         for ours, theirs in pairs
     ]
 
 
 def summarise(
-    metric: str, value_S: Floats, *, num_outputs: int, unit: str, undefined: str = "", note: str = ""
+    metric: str,
+    value_S: Floats,
+    *,
+    num_outputs: int,
+    unit: str,
+    undefined: str = "",
+    note: str = "",
+    allowed: Range | None = None,
 ) -> MetricValue:
     """The value of the outputs as they are, with the percentile interval over the resamples.
 
-    value_S: (S,), the value first, NaN where undefined. There is no interval where a resample leaves the metric
-    undefined, or where there are no two outputs to draw from; the note says so.
+    value_S: (S,), the value first, NaN where undefined. allowed: the range of what is resampled, the metric's own if
+    None. There is no interval where there are no two outputs to draw from, nor where too many resamples are without a
+    value (kd_core.metrics.intervals has the rule); the note says so.
     """
-    value, resampled_R = float(value_S[0]), value_S[1:]
+    value = float(value_S[0])
     if np.isnan(value):
         return MetricValue(metric=metric, value=None, low=None, high=None, n=num_outputs, unit=unit, note=undefined)
-    low = high = None
-    num_undefined = int(np.isnan(resampled_R).sum())
     if num_outputs < 2:
-        note = _and(note, "no interval: one output")
-    elif num_undefined:
-        note = _and(note, f"no interval: undefined in {num_undefined} of {len(resampled_R)} resamples")
-    elif len(resampled_R):
-        low, high = (float(end) for end in np.quantile(resampled_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+        low, high, remark = None, None, "no interval: one output"
+    else:
+        low, high, remark = interval(value_S[1:], range_of(metric) if allowed is None else allowed)
+    note = "; ".join(each for each in (note, remark) if each)
     return MetricValue(metric=metric, value=value, low=low, high=high, n=num_outputs, unit=unit, note=note)
-
-
-def _and(note: str, more: str) -> str:
-    return f"{note}; {more}" if note else more

@@ -29,7 +29,8 @@ from itertools import combinations
 
 import numpy as np
 
-from kd_core.metrics.bootstrap import Floats, Measured, MetricValue, summarise
+from kd_core.metrics.bootstrap import Measured, MetricValue, summarise
+from kd_core.metrics.intervals import Floats, difference_range
 
 Grid = Mapping[tuple[str, int], Measured]  # (method, seed) -> what was measured, all on the same resamples
 
@@ -107,9 +108,10 @@ def method_differences(grid: Grid, *, seed: int = 0) -> list[MethodDifference]:
 def p_value(draw_R: Floats) -> float:
     """Two-sided p of no difference: twice the share of draws on the other side of 0, the value itself counted as one.
 
-    Below 0.05 where the 95 % interval leaves out 0, up to rounding; never below 2 / (R + 1).
+    Below 0.05 where the 95 % interval leaves out 0, up to rounding; never below 2 / (R + 1). A draw without a value
+    (NaN) counts as on the other side, as it does for the interval.
     """
-    tail = min((draw_R <= 0).sum(), (draw_R >= 0).sum())
+    tail = min((draw_R <= 0).sum(), (draw_R >= 0).sum()) + np.isnan(draw_R).sum()
     return float(min(1.0, 2 * (tail + 1) / (len(draw_R) + 1)))
 
 
@@ -171,7 +173,9 @@ def _over_seeds(samples: Mapping[int, Sample], seed: int) -> tuple[Floats, str, 
         return draws_S, "", "one seed: the interval covers inputs only"
     if draws_S.size > 1:
         between = sample_KS[:, 0].var(ddof=1)
-        by_input = (sample_KS[:, 1:] - draws_S[1:]).var(axis=1).mean() * num_seeds / (num_seeds - 1)
+        known_R = ~np.isnan(draws_S[1:])  # resamples in which every seed has a value
+        apart_KR = (sample_KS[:, 1:] - draws_S[1:])[:, known_R]
+        by_input = apart_KR.var(axis=1).mean() * num_seeds / (num_seeds - 1) if known_R.any() else 0.0
         rng = np.random.default_rng([seed, num_seeds])
         z_R, x_R = rng.standard_normal(draws_S.size - 1), rng.chisquare(num_seeds - 1, draws_S.size - 1)
         left_R = ((num_seeds - 1) * between / x_R - by_input).clip(min=0)
@@ -197,7 +201,15 @@ def _difference(
         for k, ((ours, ours_S), (theirs, theirs_S)) in pairs.items()
     }
     draws_S, undefined, note = _over_seeds(samples, seed)
-    mean = summarise(like.metric, draws_S, num_outputs=like.n, unit=like.unit, undefined=undefined, note=note)
+    mean = summarise(
+        like.metric,
+        draws_S,
+        num_outputs=like.n,
+        unit=like.unit,
+        undefined=undefined,
+        note=note,
+        allowed=difference_range(like.metric),
+    )
     p = None if mean.low is None else p_value(draws_S[1:])
     return MethodDifference(method=method, baseline=baseline, mean=mean, num_seeds=len(pairs), p=p)
 

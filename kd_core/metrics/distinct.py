@@ -20,7 +20,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from kd_core.metrics.bootstrap import Floats, Measure
+from kd_core.metrics.bootstrap import Measure
+from kd_core.metrics.intervals import Floats
 
 NGrams = Sequence[Hashable]
 

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from kd_core.lm_head import chunk_rows, full_precision
 from kd_core.masking import shift_right
-from kd_core.metrics.bootstrap import Floats, MetricValue, Resamples, summarise
+from kd_core.metrics.bootstrap import MetricValue, Resamples, summarise
+from kd_core.metrics.intervals import Floats
 from kd_core.policy import decode, encode, head_weight, start_tokens
 
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kd_core.metrics.bootstrap import Floats, Measure, MetricValue
+from kd_core.metrics.bootstrap import Measure, MetricValue
 from kd_core.metrics.g_eval_reply import Verdict
+from kd_core.metrics.intervals import Floats
 
 METRICS = {
     "g_eval": "[0, 1]",

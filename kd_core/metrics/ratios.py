@@ -6,7 +6,8 @@ Shape legend: N outputs, S samples, K = 2 columns: numerator, denominator.
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kd_core.metrics.bootstrap import Floats, Measure
+from kd_core.metrics.bootstrap import Measure
+from kd_core.metrics.intervals import Floats
 
 
 def ratio(metric: str, unit: str, above_N: ArrayLike, below_N: ArrayLike, undefined: str, note: str = "") -> Measure:

@@ -11,7 +11,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from kd_core.metrics.bootstrap import Floats, Measure
+from kd_core.metrics.bootstrap import Measure
+from kd_core.metrics.intervals import Floats
 
 
 def block_numbers(positions: NDArray[np.int64], block: int, first: int) -> NDArray[np.int64]:

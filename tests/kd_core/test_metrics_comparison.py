@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_core.metrics.bootstrap import Floats, Measured, MetricValue, Resamples
+from kd_core.metrics.bootstrap import Measured, MetricValue, Resamples
 from kd_core.metrics.comparison import Grid, holm, method_differences, method_values, p_value
+from kd_core.metrics.intervals import Floats
 
 
 def measured(**samples: Floats) -> Measured:
@@ -134,13 +135,50 @@ def test_undefined_ones_are_absent_with_the_reason_and_are_not_counted() -> None
     assert (alone.p_corrected, alone.num_comparisons) == (alone.p, 1)
 
 
-def test_a_resample_without_a_value_leaves_no_interval_and_no_p() -> None:
-    holed_S = np.random.default_rng(0).normal(size=101)
-    holed_S[7] = np.nan
-    (found,) = method_differences({("a", 0): measured(x=holed_S), ("b", 0): measured(x=np.zeros(101))})
-    assert found.mean.value == pytest.approx(-holed_S[0])
+def holed(number: int, seed: int = 0) -> Floats:
+    """1,000 resamples around 3, some of them undefined."""
+    sample_S = np.random.default_rng(seed).normal(3, 1, size=1001)
+    sample_S[7 : 7 + number] = np.nan
+    return sample_S
+
+
+def test_a_few_resamples_without_a_value_count_against_the_difference() -> None:
+    # 3 of 1,000: as if they lay below the lower end and above the upper one, and on the other side of 0
+    holed_S = holed(3)
+    (found,) = method_differences({("a", 0): measured(x=np.zeros(1001)), ("b", 0): measured(x=holed_S)})
+    assert found.mean.value == pytest.approx(holed_S[0])
+    low = np.quantile(np.nan_to_num(holed_S[1:], nan=-1e9), 0.025)
+    high = np.quantile(np.nan_to_num(holed_S[1:], nan=1e9), 0.975)
+    assert [found.mean.low, found.mean.high] == pytest.approx([low, high])
+    assert found.p == pytest.approx(2 * ((holed_S[1:] <= 0).sum() + 3 + 1) / 1001)
+    assert "undefined in 3 of 1000 resamples, counted as beyond both ends" in found.mean.note
+
+
+def test_many_resamples_without_a_value_leave_no_interval_and_no_p() -> None:
+    (found,) = method_differences({("a", 0): measured(x=holed(25)), ("b", 0): measured(x=np.zeros(1001))})
+    assert found.mean.value == pytest.approx(-holed(25)[0])
     assert (found.mean.low, found.p, found.num_comparisons) == (None, None, 0)
-    assert found.mean.note.endswith("no interval: undefined in 1 of 100 resamples")
+    assert found.mean.note.endswith("no interval: undefined in 25 of 1000 resamples")
+
+
+def test_seeds_of_which_one_lacks_a_resample_still_have_an_interval() -> None:
+    grid = {("m", k): measured(x=holed(number, seed=k)) for k, number in enumerate((0, 2, 0))}
+    mean = method_values(grid)[0].mean
+    assert mean.low is not None
+    assert mean.high is not None
+    assert mean.low < 3 < mean.high
+    assert mean.note == "undefined in 2 of 1000 resamples, counted as beyond both ends of the interval"
+
+
+def test_seeds_so_far_apart_that_the_interval_would_leave_the_metrics_range_have_none() -> None:
+    # three seeds at 0.1, 0.2 and 1.5 %: Student's t interval of their mean reaches from -1.3 to 2.5 %
+    grid = {("m", k): measured(truncated=np.full(1001, value)) for k, value in enumerate((0.1, 0.2, 1.5))}
+    mean = method_values(grid)[0].mean
+    assert (mean.value, mean.low, mean.high) == (pytest.approx(0.6), None, None)
+    assert "no interval: outside 0 to 100 in " in mean.note
+    grid |= {("n", k): measured(truncated=np.full(1001, value)) for k, value in enumerate((0.3, 0.1, 1.2))}
+    (difference,) = method_differences(grid)
+    assert difference.mean.low is not None, "a difference may be below 0"
 
 
 def test_holm_by_hand() -> None:
@@ -162,6 +200,7 @@ def test_p_values_by_hand_and_with_the_interval() -> None:
     assert p_value(np.array([1.0, 2.0, -1.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0])) == pytest.approx(2 * 2 / 10)
     assert p_value(np.zeros(9)) == 1
     assert p_value(np.ones(999)) == 2 / 1000
+    assert p_value(np.array([np.nan, *[1.0] * 998])) == 4 / 1000, "what is undefined may lie on the other side"
     rng = np.random.default_rng(0)
     for shift in np.linspace(1, 3, 21):
         draw_R = rng.normal(shift, 1, 2000)
