@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kd_core.beam_search import BeamSettings
+from kd_core.metrics.bleu import SacreBleuSettings
 from kd_core.metrics.outputs import TEXT_METRICS, MetricName
+from kd_core.metrics.rouge import RougeSettings
 from kd_core.rewards import RewardSettings
 from kd_core.sampling import SamplingSettings
 from tasks.compute import read_split
@@ -47,6 +49,8 @@ class EvaluationSettings:
     decoding: BeamSettings = field(default_factory=greedy_decoding)
     sampling: SamplingSettings | None = None  # draw the outputs instead, as a chat does: then decoding is not read
     metrics: tuple[MetricName, ...] = TEXT_METRICS  # sequence tasks, such as spelling to phonemes: add per and wer
+    rouge: RougeSettings = field(default_factory=RougeSettings)  # its tokenizer: ascii, or words of every script
+    sacrebleu: SacreBleuSettings = field(default_factory=SacreBleuSettings)  # its tokenizer: any of sacreBLEU's own
     reward: RewardSettings = field(default_factory=RewardSettings)  # the teacher's, which every system is given
     resamples: int = 1000  # of the bootstrap behind the 95 % intervals
     seed: int = 0  # of the bootstrap, and of the samples
@@ -69,7 +73,13 @@ class EvaluationSettings:
     @property
     def measure(self) -> MeasureSettings:
         """What decides how they are measured."""
-        return MeasureSettings(metrics=self.metrics, resamples=self.resamples, seed=self.seed)
+        return MeasureSettings(
+            metrics=self.metrics,
+            resamples=self.resamples,
+            seed=self.seed,
+            rouge=self.rouge,
+            sacrebleu=self.sacrebleu,
+        )
 
 
 @stage

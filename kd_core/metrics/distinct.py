@@ -26,8 +26,8 @@ from kd_core.metrics.intervals import Floats
 NGrams = Sequence[Hashable]
 
 
-def distinct(predicted: Sequence[Sequence[str]]) -> list[Measure]:
-    """`distinct_1` and `distinct_2`, comparable with the LLMR paper's Table 2.
+def distinct(predicted: Sequence[Sequence[str]], remark: str = "") -> list[Measure]:
+    """`distinct_1` and `distinct_2`, comparable with the LLMR paper's Table 2; `remark` ends the notes.
 
     Different unigrams, or bigrams, divided by the number of tokens. Bigrams also cross from the last token of an
     output to the first of the next one that is not empty; such a bigram belongs to the former, so it goes where that
@@ -41,22 +41,27 @@ def distinct(predicted: Sequence[Sequence[str]]) -> list[Measure]:
     lengths = [len(tokens) for tokens in predicted]
     empty = "every output is empty"
     return [
-        _measure("distinct_1", predicted, lengths, empty, "different words / words"),
-        _measure("distinct_2", bigrams, lengths, empty, "different bigrams, also across outputs / words"),
+        _measure("distinct_1", predicted, lengths, empty, _and("different words / words", remark)),
+        _measure("distinct_2", bigrams, lengths, empty, _and("different bigrams, also across outputs / words", remark)),
     ]
 
 
-def distinct_within(predicted: Sequence[Sequence[str]]) -> list[Measure]:
+def distinct_within(predicted: Sequence[Sequence[str]], remark: str = "") -> list[Measure]:
     """`distinct_within_1` and `distinct_within_2`: different n-grams / n-grams, none of them across two outputs.
 
-    The definition of Li et al. (2016); for unigrams the same as `distinct_1`.
+    The definition of Li et al. (2016); for unigrams the same as `distinct_1`. `remark` ends the notes.
     """
     bigrams = [list(pairwise(tokens)) for tokens in predicted]
     lengths, num_bigrams = ([len(each) for each in ngrams] for ngrams in (predicted, bigrams))
+    empty, short = "every output is empty", "no output has 2 words"
     return [
-        _measure("distinct_within_1", predicted, lengths, "every output is empty", "different words / words"),
-        _measure("distinct_within_2", bigrams, num_bigrams, "no output has 2 words", "different bigrams / bigrams"),
+        _measure("distinct_within_1", predicted, lengths, empty, _and("different words / words", remark)),
+        _measure("distinct_within_2", bigrams, num_bigrams, short, _and("different bigrams / bigrams", remark)),
     ]
+
+
+def _and(note: str, remark: str) -> str:
+    return f"{note}; {remark}" if remark else note
 
 
 def _first_token_of_next(predicted: Sequence[Sequence[str]]) -> list[str | None]:

@@ -16,12 +16,13 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kd_core.metrics.bleu import paper_bleu, stock_bleu
+from kd_core.metrics.bleu import STOCK, SacreBleuSettings, paper_bleu, stock_bleu
 from kd_core.metrics.bootstrap import Measure, Measured, Resamples, measure_all
 from kd_core.metrics.distinct import distinct, distinct_within
 from kd_core.metrics.errors import phoneme_error_rate, word_error_rate
 from kd_core.metrics.ratios import mean, ratio
-from kd_core.metrics.rouge import rouge
+from kd_core.metrics.rouge import ASCII, RougeSettings, rouge
+from kd_core.metrics.scripts import unspaced_remark
 from kd_core.metrics.words import words
 
 # what can be asked for; a family of metrics that are computed together has one name
@@ -65,9 +66,19 @@ class References:
         """Each reference in lower-cased wordpunct tokens."""
         return [words(text) for text in self.texts]
 
+    @cached_property
+    def remark(self) -> str:
+        """What wordpunct tokens make of the references' scripts, if that is worth a note."""
+        return unspaced_remark(self.texts, marks_are_words=True)
+
 
 def evaluate_outputs(
-    outputs: Outputs, references: References, metrics: Collection[MetricName] = TEXT_METRICS
+    outputs: Outputs,
+    references: References,
+    metrics: Collection[MetricName] = TEXT_METRICS,
+    *,
+    rouge_settings: RougeSettings = ASCII,
+    sacrebleu_settings: SacreBleuSettings = STOCK,
 ) -> Measured:
     """The metrics of a system's outputs that are asked for, in the order of `ALL_METRICS`.
 
@@ -78,7 +89,9 @@ def evaluate_outputs(
     num_outputs = len(references.texts)
     if len(outputs.predictions) != num_outputs:
         raise ValueError(f"there are {len(outputs.predictions)} predictions for {num_outputs} references")
-    measures = [each for name in ALL_METRICS if name in metrics for each in _measures(name, outputs, references)]
+    tokenizers = rouge_settings, sacrebleu_settings
+    asked_for = [name for name in ALL_METRICS if name in metrics]
+    measures = [each for name in asked_for for each in _measures(name, outputs, references, *tokenizers)]
     return measure_all(measures, references.resamples)
 
 
@@ -89,19 +102,25 @@ def check_metrics(metrics: Collection[str]) -> None:
         raise ValueError(f"metrics must be some of {', '.join(ALL_METRICS)}; got {', '.join(unknown) or 'none'}")
 
 
-def _measures(name: MetricName, outputs: Outputs, references: References) -> list[Measure]:
+def _measures(
+    name: MetricName,
+    outputs: Outputs,
+    references: References,
+    rouge_settings: RougeSettings,
+    sacrebleu_settings: SacreBleuSettings,
+) -> list[Measure]:
     num_outputs, pair = len(references.texts), (outputs.predictions, references.texts)
     match name:
         case "bleu":
-            return paper_bleu(outputs.words, references.words)
+            return paper_bleu(outputs.words, references.words, references.remark)
         case "sacrebleu":
-            return stock_bleu(*pair)
+            return stock_bleu(*pair, sacrebleu_settings)
         case "rouge":
-            return rouge(*pair)
+            return rouge(*pair, rouge_settings)
         case "distinct":
-            return distinct(outputs.words)
+            return distinct(outputs.words, references.remark)
         case "distinct_within":
-            return distinct_within(outputs.words)
+            return distinct_within(outputs.words, references.remark)
         case "per":
             return [phoneme_error_rate(*pair)]
         case "wer":

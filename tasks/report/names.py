@@ -51,7 +51,7 @@ METRICS = {
     "g_eval_normalised": Metric("G-Eval, normalised", UP, "the score as a share of that of the true continuation"),
     "g_eval_refused": Metric("G-Eval, refused", NEITHER, "continuations that the judge would not score"),
     "g_eval_unparsed": Metric("G-Eval, unread", NEITHER, "replies of the judge that hold no score"),
-    "wer": Metric("WER", DOWN, "words inserted, deleted or replaced per word of the reference"),
+    "wer": Metric("WER", DOWN, "outputs that are not exactly the reference"),
     "per": Metric("PER", DOWN, "phonemes inserted, deleted or replaced per phoneme of the reference"),
     "exact": Metric("Exact", UP, "outputs equal to the reference"),
 }

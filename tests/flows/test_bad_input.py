@@ -50,6 +50,14 @@ def model_directory(path: Path, words: list[str]) -> Path:
         ),
         ("method.stepz=3", "there is no setting method.stepz; did you mean method.steps?"),
         ("teacher.prompt=hello", "teacher: prompt must hold {source} exactly once, got 'hello'"),
+        (
+            "evaluation.rouge.tokenizer=utf8",
+            "evaluation.rouge.tokenizer: input should be 'ascii' or 'unicode', got 'utf8'",
+        ),
+        (
+            "evaluation.sacrebleu.tokenizer=ja",
+            "evaluation.sacrebleu: tokenizer must be one of none, zh, 13a, intl, char",
+        ),
         ("runtime.device=tpu", "runtime: device must be auto, cpu, cuda, cuda:N or mps, got 'tpu'"),
         ("dataset.target_column=answer", "has no column 'answer'; it has 'source', 'target'"),
         ("dataset.path=absent.csv", "absent.csv"),

@@ -12,11 +12,14 @@ import pytest
 import torch
 
 from flows.evaluation import System, evaluate_systems, measure_exposure
+from kd_core.metrics.bleu import SacreBleuSettings
 from kd_core.metrics.bootstrap import Resamples
+from kd_core.metrics.rouge import RougeSettings
 from kd_core.models import ModelSettings
 from kd_core.rewards import RewardSettings
 from kd_core.sampling import SamplingSettings
 from tasks import decode
+from tasks import measure as measure_stage
 from tasks.catalog import query
 from tasks.evaluate import EvaluationSettings
 from tasks.exposure import ExposureSettings
@@ -30,6 +33,7 @@ from tests.tasks.tiny_models import write_model
 from tests.tasks.tiny_runs import EVALUATION, METHOD, RUNTIME, run_llmr, write_pairs
 
 torch.set_num_threads(1)
+CHARACTERS = SacreBleuSettings(tokenizer="char")
 PROMPT = "reply to [ {source} ]:"
 Made = tuple[Store, dict[str, Artifact]]
 
@@ -85,16 +89,22 @@ def test_a_system_under_another_name_and_beside_others_is_neither_decoded_nor_me
     [
         (replace(EVALUATION, resamples=30), "hit", "built"),
         (replace(EVALUATION, seed=7), "hit", "built"),
+        (replace(EVALUATION, rouge=RougeSettings(tokenizer="unicode")), "hit", "built"),
+        (replace(EVALUATION, sacrebleu=CHARACTERS), "hit", "built"),
         (replace(EVALUATION, max_rows=5), "built", "built"),
-        (replace(EVALUATION, sampling=SamplingSettings(max_new_tokens=6)), "built", "built"),
+        (replace(EVALUATION, sampling=SamplingSettings(max_new_tokens=6), sacrebleu=CHARACTERS), "built", "built"),
     ],
-    ids=["resamples", "seed", "rows", "sampling"],
+    ids=["resamples", "seed", "rouge", "sacrebleu", "rows", "sampling"],
 )
 def test_a_setting_reaches_the_stages_that_it_matters_to(
     made: Made, settings: EvaluationSettings, decoded: str, measured: str
 ) -> None:
-    run, _ = evaluated(made, settings, seqkd=System(made[1]["seqkd"]))
+    run, path = evaluated(made, settings, seqkd=System(made[1]["seqkd"]))
     assert outcomes(run) == {"decode[seqkd]": decoded, "measure[seqkd]": measured, "evaluate": "built"}
+    notes = {row["metric"]: row["note"] for row in rows(path, "metrics")}
+    assert ("tokenizer unicode" in notes["rouge_1"]) == (settings.rouge.tokenizer == "unicode")
+    if settings.sampling is not None:  # what is written greedily is too short for a bigram
+        assert "tok:char|" in notes["sacrebleu_2"]
 
 
 def test_the_prompt_is_read_by_who_is_prompted(made: Made) -> None:
@@ -182,6 +192,27 @@ def test_fewer_references_than_predictions_are_refused_in_two_lines(made: Made) 
 def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EvaluationSettings(**changes)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "message"),
+    [
+        (
+            "ja-mecab",
+            r"^sacrebleu.tokenizer ja-mecab needs MeCab and ipadic, which is not installed\ninstall it with: ",
+        ),
+        ("flores200", r"^sacrebleu.tokenizer flores200 needs a model that is not on this machine: .*\nfetch it once"),
+    ],
+)
+def test_a_tokenizer_that_is_not_at_hand_is_refused_with_the_settings(
+    tokenizer: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(measure_stage, "find_spec", lambda name: None)
+    monkeypatch.setattr(measure_stage, "SACREBLEU_DIR", str(tmp_path))
+    with pytest.raises(ValueError, match=message):
+        EvaluationSettings(sacrebleu=SacreBleuSettings(tokenizer=tokenizer))
+    EvaluationSettings(sacrebleu=SacreBleuSettings(tokenizer=tokenizer), metrics=("rouge",))  # then nobody needs it
+    EvaluationSettings(sacrebleu=SacreBleuSettings(tokenizer="zh"))
 
 
 def exposed(made: Made, settings: ExposureSettings, student: str = "seqkd") -> tuple[Run, Path]:
