@@ -6,9 +6,9 @@ machine's matrix rate is that of a large product measured in the same process.
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from kd_core.train_windows import Windows, WindowTrainingSettings, train_windows
 from kd_core.training import OptimizerSettings, TrainState
 from kd_core.windows import contexts, trajectory_starts, window_targets
 
+Result = TypeVar("Result")
 CONTEXT, HORIZON, ROUNDS, EPOCHS, BATCH, ALPHA = 128, 10, 2, 4, 32, 0.5
 WINDOWS = 192
 SETTINGS = WindowTrainingSettings(
@@ -71,29 +72,35 @@ def run() -> Iterator[dict[str, Any]]:
 
 
 def measure(case: Case) -> Iterator[dict[str, Any]]:
-    """Run both once: the losses must agree before a number is given."""
-    (ours, seconds, flops), (theirs, reference_seconds, reference_flops) = clocked(fast, case), clocked(literal, case)
+    """Run both once: the losses must agree before a number is given, and each draw up to float32's rounding."""
+    written: list[Tensor] = []
+    ours, seconds, flops = clocked(lambda: fast(case, written))
+    (theirs, otherwise), reference_seconds, reference_flops = clocked(lambda: literal(case, written))
     if not np.allclose(ours, theirs, atol=1e-3, rtol=1e-4):
         raise AssertionError(f"losses differ by up to {np.abs(np.subtract(ours, theirs)).max()}")
     rate = matrix_rate()
     sizes = {"parameters": case.student.num_parameters(), "true_windows": len(case.text) - case.context}
     sizes |= {"rounds": ROUNDS, "epochs": EPOCHS, "context": case.context, "updates": len(ours)}
+    sizes |= {"draws": sum(each.numel() for each in written), "drawn_otherwise_in_float32": otherwise}
     yield line("dad_dagger", seconds, reference_seconds, "s", what="Algorithm 1", **sizes)
     yield line("dad_dagger", flops / 1e12, reference_flops / 1e12, "TFLOP", what="counted", **sizes)
     shares = flops / seconds / rate, reference_flops / reference_seconds / rate
     yield line("dad_dagger", *shares, "of the matrix rate", what=f"of {rate / 1e9:.0f} GFLOP/s", **sizes)
 
 
-def clocked(algorithm: Any, case: Case) -> tuple[list[float], float, float]:
-    """Losses, seconds and counted FLOPs; counting costs microseconds an operation, and both are counted."""
+def clocked(algorithm: Callable[[], Result]) -> tuple[Result, float, float]:
+    """Its result, seconds and counted FLOPs; counting costs microseconds an operation, and both are counted."""
     begun = time.perf_counter()
     with FlopCounterMode(display=False) as counter:
-        losses = algorithm(case)
-    return losses, time.perf_counter() - begun, float(counter.get_total_flops())
+        result = algorithm()
+    return result, time.perf_counter() - begun, float(counter.get_total_flops())
 
 
-def fast(case: Case) -> list[float]:
-    """Ours: the trunk and the labels once a window, one query of the last block a window and epoch."""
+def fast(case: Case, written: list[Tensor]) -> list[float]:
+    """Ours: the trunk and the labels once a window, one query of the last block a window and epoch.
+
+    Returns the losses, and leaves in `written` the tokens that each round's trajectories wrote, (B, HORIZON - 1).
+    """
     student, head = copy.deepcopy(case.student), case.teacher.lm_head.weight
     set_trainable(student, "last_block")
     targets = window_targets(len(case.text), case.context)
@@ -105,19 +112,24 @@ def fast(case: Case) -> list[float]:
         state = TrainState.start(student, SETTINGS.optimizer)
         losses += [row.values["loss"] for row in train_windows(state, data, few, SETTINGS, iteration)]
         if iteration + 1 < ROUNDS:
-            for part in aggregate(student, case.text, case.starts, case.context, HORIZON, iteration):
+            parts = list(aggregate(student, case.text, case.starts, case.context, HORIZON, iteration))
+            written.append(torch.cat([part.context_ML[:, -1].view(-1, HORIZON - 1) for part in parts]))
+            for part in parts:
                 answered = HiddenLabels(_answers(case.teacher, part.context_ML), head)
                 data.append(Windows(part.below, part.target_MP, answered))
     return losses
 
 
-def literal(case: Case) -> list[float]:
-    """The reference, with the same order of windows and the same random numbers."""
+def literal(case: Case, written: list[Tensor]) -> tuple[list[float], int]:
+    """The reference, with the same order of windows and the same random numbers.
+
+    Returns the losses, and how many tokens it would have drawn otherwise than `written`, on a border of float32.
+    """
     student = copy.deepcopy(case.student)
     trained = set_trainable(student, "last_block")
     targets = window_targets(len(case.text), case.context)
     seen, true = contexts(case.text, targets, case.context), case.text[targets]
-    answered, losses = reference_dad_dagger.answers(case.teacher, seen), []
+    answered, losses, otherwise = reference_dad_dagger.answers(case.teacher, seen), [], 0
     for iteration in range(ROUNDS):
         optimizer = torch.optim.Adam(trained, lr=SETTINGS.optimizer.learning_rate, fused=True)
         orders = [np.random.default_rng([iteration, epoch]).permutation(len(true)) for epoch in range(EPOCHS)]
@@ -126,11 +138,12 @@ def literal(case: Case) -> list[float]:
         if iteration + 1 < ROUNDS:
             first = contexts(case.text, case.starts + case.context, case.context)
             uniform = torch.rand((len(first), HORIZON), generator=torch.Generator().manual_seed(iteration))
-            windows = torch.stack(reference_dad_dagger.roll_out(student, first, uniform), 1).flatten(0, 1)
+            steps, differ = reference_dad_dagger.roll_out(student, first, uniform, written[iteration])
+            windows, otherwise = torch.stack(steps, 1).flatten(0, 1), otherwise + differ
             after = torch.stack([case.text[case.starts + case.context + step] for step in range(1, HORIZON)], 1)
             seen, true = torch.cat([seen, windows]), torch.cat([true, after.flatten()])
             answered = torch.cat([answered, reference_dad_dagger.answers(case.teacher, windows)])
-    return losses
+    return losses, otherwise
 
 
 def matrix_rate(size: int = 2048) -> float:

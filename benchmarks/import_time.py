@@ -21,7 +21,7 @@ HELP = "import sys, flows.cli; sys.argv = ['distill', '--help']; flows.cli.main(
 
 
 def fresh(program: str) -> float:
-    """Run a program in a new interpreter."""
+    """Run a program in a new interpreter; one that fails has no time."""
     begun = time.perf_counter()
-    subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     return time.perf_counter() - begun

@@ -116,7 +116,7 @@ def updates(bench: Bench, settings: LLMRSettings) -> tuple[Callable[[], Any], Ca
 
 
 def check(bench: Bench, settings: LLMRSettings) -> None:
-    """Raise AssertionError unless tokens, loss and updated weights agree in float64."""
+    """Raise AssertionError unless tokens, loss and updated weights agree in float64, drawn from float64 logits too."""
     exact = replace(bench, teacher=copy.deepcopy(bench.teacher).double(), student=copy.deepcopy(bench.student).double())
     ours, reference, (mine, stock) = updates(exact, settings)
     with reference_llmr.exact_layer_norm():

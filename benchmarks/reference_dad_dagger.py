@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+BORDER = 1e-4  # probability: by how much float32 may move a border, its logits' rounding summed over the vocabulary
+
 
 def train(
     student: Any,
@@ -43,13 +45,24 @@ def answers(teacher: Any, context_MH: Tensor, rows: int = 32) -> Tensor:
 
 
 @torch.no_grad()
-def roll_out(student: Any, context_BH: Tensor, uniform_BT: Tensor) -> list[Tensor]:
-    """The windows after 1, 2, … tokens of the student's own: T - 1 times (B, H)."""
-    windows = []
+def roll_out(student: Any, context_BH: Tensor, uniform_BT: Tensor, written_BT: Tensor) -> tuple[list[Tensor], int]:
+    """The windows after 1, 2, … tokens of the student's own, T - 1 times (B, H), and how many draws ours has otherwise.
+
+    `written_BT`: (B, T - 1), the tokens that ours drew from the same numbers. In float32 a number next to a border of
+    the cumulative distribution falls on either side of it; then ours is gone on with, so that the windows stay the
+    same. Raises AssertionError where a number is farther from the token of ours than BORDER.
+    """
+    windows, otherwise = [], 0
     for step in range(uniform_BT.shape[1] - 1):
         cumulative = student(context_BH, use_cache=False).logits[:, -1].softmax(1).cumsum(1)
         threshold = uniform_BT[:, step, None] * cumulative[:, -1:]
         token = torch.searchsorted(cumulative, threshold, right=True).clamp_(max=cumulative.shape[1] - 1)
-        context_BH = torch.cat([context_BH[:, 1:], token], dim=1)
+        ours = written_BT[:, step, None]
+        end = cumulative.gather(1, ours)
+        start = torch.where(ours > 0, cumulative.gather(1, (ours - 1).clamp(min=0)), 0.0)
+        apart = torch.maximum(start - threshold, threshold - end).max()
+        assert apart <= BORDER, f"a token was drawn at {float(apart):.1e} from its place in the cumulative distribution"
+        otherwise += int((token != ours).sum())
+        context_BH = torch.cat([context_BH[:, 1:], ours], dim=1)
         windows.append(context_BH)
-    return windows
+    return windows, otherwise

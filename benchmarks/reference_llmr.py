@@ -18,13 +18,22 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 
 class InverseDraw(LogitsProcessor):  # type: ignore[misc]
-    """Leaves one token per row: the one that the cumulative distribution reaches at the row's uniform number."""
+    """Leaves one token per row: the one that the cumulative distribution reaches at the row's uniform number.
+
+    `generate` hands on its logits cast to float32, where one number in a thousand falls on a neighbour at V = 32,128.
+    The model's own, in the precision that it computes in, are taken from its forward pass (`see`, a hook).
+    """
 
     def __init__(self, uniform_BT: Tensor) -> None:
         self.uniform_BT = uniform_BT
+        self.logits_BV = torch.empty(0)
+
+    def see(self, model: Any, arguments: Any, output: Any) -> None:
+        """Keep the logits of the position that is about to be written."""
+        self.logits_BV = output.logits[:, -1]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        cumulative = scores.softmax(1).cumsum(1)
+        cumulative = self.logits_BV.softmax(1).cumsum(1)
         threshold = self.uniform_BT[:, input_ids.shape[1] - 1, None] * cumulative[:, -1:]
         token = torch.searchsorted(cumulative, threshold, right=True).clamp_(max=scores.shape[1] - 1)
         return torch.full_like(scores, float("-inf")).scatter_(1, token, 0.0)
@@ -48,13 +57,18 @@ def exact_layer_norm() -> Iterator[None]:
 
 def sample(student: Any, source: Tensor, mask: Tensor, uniform_BT: Tensor) -> Tensor:
     """(B, T) tokens by stock `generate`."""
-    out: Tensor = student.generate(
-        input_ids=source,
-        attention_mask=mask.long(),
-        do_sample=False,
-        max_new_tokens=uniform_BT.shape[1],
-        logits_processor=LogitsProcessorList([InverseDraw(uniform_BT)]),
-    )
+    draw = InverseDraw(uniform_BT)
+    hook = student.register_forward_hook(draw.see)
+    try:
+        out: Tensor = student.generate(
+            input_ids=source,
+            attention_mask=mask.long(),
+            do_sample=False,
+            max_new_tokens=uniform_BT.shape[1],
+            logits_processor=LogitsProcessorList([draw]),
+        )
+    finally:
+        hook.remove()
     return out[:, 1:]
 
 

@@ -1,12 +1,17 @@
 """Benchmarks compare like with like: the checks before the clocks. Nothing here is timed."""
 
+from collections.abc import Iterator
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from benchmarks import __main__ as bench
-from benchmarks import common, dad_dagger, divergence, evaluation, llmr_update, memory, scoring
+from benchmarks import common, dad_dagger, divergence, evaluation, llmr_update, memory, reference_llmr, scoring
+from benchmarks.reference_dad_dagger import roll_out
 from kd_core.batching import TokenRows
 from kd_core.metrics.rouge import rouge
+from kd_core.sampling import SamplingSettings, draw
 from kd_core.shapes import T5Shape, build_t5
 
 
@@ -34,6 +39,24 @@ def test_an_update_that_differs_is_refused(tiny: common.Bench, monkeypatch: pyte
         list(llmr_update.measure(tiny))
 
 
+@pytest.mark.parametrize("side", [-1e-10, 1e-10])
+def test_the_reference_draws_from_the_models_own_precision(side: float) -> None:
+    # numbers a hair below and above the borders of the exact distribution: float32 has both on the border
+    shape = T5Shape(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_decoder_layers=1, num_heads=2)
+    student = build_t5(shape, 1000, 0).double()
+    source, mask = torch.tensor([[5, 6, 7]]).expand(64, -1), torch.ones(64, 3, dtype=torch.bool)
+    with reference_llmr.exact_layer_norm(), torch.no_grad():
+        start = torch.zeros((64, 1), dtype=torch.long)
+        logits = student(input_ids=source, decoder_input_ids=start).logits[:, -1]
+        border = torch.arange(100, 900, 800 // 64)[:64]
+        uniform = logits.softmax(1).cumsum(1)[0, border] + side
+        stock = reference_llmr.sample(student, source, mask, uniform[:, None])[:, 0]
+        expected = border if side < 0 else border + 1
+        assert stock.tolist() == expected.tolist()
+        assert draw(logits, uniform, SamplingSettings())[0].tolist() == expected.tolist()
+    assert not student._forward_hooks
+
+
 def test_scores_are_the_same_as_from_full_logits_before_they_are_timed(tiny: common.Bench) -> None:
     lines = list(scoring.measure(tiny))
     assert [line["sizes"]["value"] for line in lines] == ["max", "max", "softmax", "softmax", "logsumexp", "logsumexp"]
@@ -52,6 +75,23 @@ def test_an_unknown_benchmark_names_those_there_are(capsys: pytest.CaptureFixtur
         assert name in said
 
 
+def test_a_benchmark_that_fails_says_so_and_the_others_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> Iterator[dict[str, int]]:
+        yield {"first": 1}
+        raise AssertionError("tokens differ")
+
+    modules = {"benchmarks.llmr_update": broken, "benchmarks.memory": lambda: iter([{"second": 2}])}
+    monkeypatch.setattr(bench.importlib, "import_module", lambda name: SimpleNamespace(run=modules[name]))
+    assert bench.main(["llmr_update", "memory"]) == 1
+    said = capsys.readouterr()
+    assert said.out.splitlines() == ['{"first": 1}', '{"second": 2}']
+    assert "llmr_update failed: tokens differ" in said.err
+    assert said.err.splitlines()[-2] == "failed: llmr_update"
+    assert bench.main(["memory"]) == 0
+
+
 def test_algorithm_1_has_the_losses_of_the_literal_version() -> None:
     torch.set_num_threads(1)
     shape = {"vocab_size": 40, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "attention_types": [[["global"], 2]]}
@@ -60,6 +100,24 @@ def test_algorithm_1_has_the_losses_of_the_literal_version() -> None:
     lines = list(dad_dagger.measure(case))
     assert [line["unit"] for line in lines] == ["s", "TFLOP", "of the matrix rate"]
     assert lines[1]["sizes"]["updates"] == 4 * (2 + 3)  # 52 true windows, then 3 trajectories of 9 more
+
+
+def test_only_a_number_on_a_border_may_be_drawn_otherwise() -> None:
+    # whatever it reads, its probabilities are .5 .25 .25: borders at .5 and .75
+    class Student:
+        def __call__(self, ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
+            return SimpleNamespace(logits=torch.tensor([0.5, 0.25, 0.25]).log().expand(*ids.shape, 3))
+
+    context, uniform = torch.zeros((1, 4), dtype=torch.long), torch.tensor([[0.5, 0.7, 0.9]])
+    windows, otherwise = roll_out(Student(), context, uniform, torch.tensor([[1, 1]]))
+    assert ([each[0, -1].item() for each in windows], otherwise) == ([1, 1], 0)
+    windows, otherwise = roll_out(Student(), context, uniform, torch.tensor([[0, 1]]))
+    assert ([each[0, -1].item() for each in windows], otherwise) == ([0, 1], 1), (
+        "on the border, and ours is gone on with"
+    )
+    for wrong in ([[1, 2]], [[1, 0]], [[2, 1]]):
+        with pytest.raises(AssertionError, match="from its place in the cumulative distribution"):
+            roll_out(Student(), context, uniform, torch.tensor(wrong))
 
 
 def test_an_evaluation_has_rouge_scores_numbers_before_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
