@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help setup demo test check bench bench-trl
+.PHONY: help setup demo test check bench bench-trl soak
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -40,3 +40,9 @@ bench-trl: .venv-trl/installed ## our loop against TRL's distillation trainer, i
 	$(PYTHON) -m venv .venv-trl
 	.venv-trl/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . trl==1.16.0
 	@touch $@
+
+soak: setup ## minutes of damage in every kind of file, and of runs at once that are killed at random beside gc (MINUTES=5)
+	rm -rf .soak && mkdir .soak
+	$(BIN)/python -m tests.e2e.damage .soak/damage
+	$(BIN)/python -m tests.e2e.soak .soak/kills $(or $(MINUTES),5)
+	rm -rf .soak
