@@ -32,15 +32,8 @@ class TokenRows:
 
     @classmethod
     def encode(cls, tokenizer: Any, texts: Sequence[str], max_tokens: int, *, ends: bool = True) -> "TokenRows":
-        """Tokenise texts; a row longer than `max_tokens` is cut and keeps its end of sequence.
-
-        T5's tokenizers append one themselves, GPT-2's do not: every row `ends` in one, or none does.
-        """
-        rows = tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
-        end = tokenizer.eos_token_id
-        if not ends:
-            return cls.of([row[:-1] if row[-1:] == [end] else row for row in rows])
-        return cls.of([row if row[-1:] == [end] else [*row[: max_tokens - 1], end] for row in rows])
+        """Tokenise texts; a row longer than `max_tokens` is cut and keeps its end of sequence. See `token_lists`."""
+        return cls.of(token_lists(tokenizer, texts, max_tokens, ends=ends))
 
     def __len__(self) -> int:
         return self.offset_R1.numel() - 1
@@ -58,6 +51,22 @@ class TokenRows:
         position_BS = (start_B[:, None] + column_S[None]).clamp(max=self.flat.numel() - 1)
         ids_BS = torch.where(mask_BS, self.flat[position_BS].long(), pad_id)
         return ids_BS.to(device, non_blocking=True), mask_BS.to(device, non_blocking=True)
+
+
+def token_lists(
+    tokenizer: Any, texts: Sequence[str], max_tokens: int | None = None, *, ends: bool = True
+) -> list[list[int]]:
+    """The ids of each text, at most `max_tokens` of them.
+
+    T5's tokenizers append an end of sequence themselves, GPT-2's do not: every row `ends` in one, or none does.
+    """
+    cut = max_tokens is not None
+    rows = tokenizer(list(texts), truncation=cut, max_length=max_tokens, verbose=False)["input_ids"]
+    end = tokenizer.eos_token_id
+    if not ends:
+        return [row[:-1] if row[-1:] == [end] else row for row in rows]
+    room = None if max_tokens is None else max_tokens - 1
+    return [row if row[-1:] == [end] else [*row[:room], end] for row in rows]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from kd_core.shapes import GPTNeoShape, T5Shape
 Model = Any  # transformers ships no types
 Tokenizer = Any
 DType = Literal["float32", "bfloat16"]
-PLACEHOLDER = "{source}"
 MIXED = "config.json and weights belong to different models, or a part is gone: copy or download both again"
 
 

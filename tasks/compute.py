@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import torch
 
 from kd_core.batching import TokenRows
-from kd_core.models import PLACEHOLDER, DType, Model, Tokenizer, directory_hash, load_model, load_tokenizer
+from kd_core.models import DType, Model, Tokenizer, directory_hash, load_model, load_tokenizer
+from kd_core.prompts import PLACEHOLDER, wrapped_rows
 from tasks.stage import RuntimeSettings
 from tasks.store import Artifact, StoreError
 
@@ -83,14 +84,10 @@ def read_split(corpus: Artifact, split: str, columns: Sequence[str], rows: int |
 
 
 def prompt_rows(reader: LoadedModel, prompt: str, sources: Sequence[str], max_tokens: int) -> TokenRows:
-    """What a teacher reads of each source. Every row ends in the end of sequence, with one exception.
+    """What a teacher reads of each source: the prompt's own words are never cut, and come on top of `max_tokens`.
 
-    A causal model goes straight on writing where the prompt has words after the source: they are the separator then.
+    Every row ends in the end of sequence, with one exception: a causal model goes straight on writing where the prompt
+    has words after the source, which are the separator then.
     """
     open_end = not reader.model.config.is_encoder_decoder and not prompt.endswith(PLACEHOLDER)
-    return TokenRows.encode(reader.tokenizer, apply_prompt(prompt, sources), max_tokens, ends=not open_end)
-
-
-def apply_prompt(prompt: str, sources: Sequence[str]) -> list[str]:
-    """The prompt around each source; braces in a text are left alone."""
-    return [prompt.replace(PLACEHOLDER, source) for source in sources]
+    return wrapped_rows(reader.tokenizer, prompt, sources, max_tokens, ends=not open_end)

@@ -13,8 +13,8 @@ from torch import Tensor
 from kd_core.batching import TokenRows
 from kd_core.beam_search import BeamSettings, beam_search
 from kd_core.masking import mask_through_eos, truncated_rows
-from kd_core.models import PLACEHOLDER
 from kd_core.policy import encode
+from kd_core.prompts import PLACEHOLDER
 from kd_core.rewards import RewardSettings
 from kd_core.sampling import SamplingSettings, greedy, sample
 from kd_core.scoring import judge

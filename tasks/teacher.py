@@ -8,13 +8,13 @@ from tempfile import TemporaryDirectory
 
 from kd_core.batching import TokenRows
 from kd_core.models import (
-    PLACEHOLDER,
     ModelSettings,
     Tokenizer,
     load_tokenizer,
     save_model,
     train_tokenizer,
 )
+from kd_core.prompts import PLACEHOLDER
 from kd_core.shapes import build_model
 from kd_core.train_supervised import Pairs, SupervisedSettings, num_updates, train_supervised
 from kd_core.training import TrainState

@@ -62,6 +62,14 @@ def test_a_causal_teacher_goes_straight_on_after_the_words_of_its_prompt(tmp_pat
     assert rows_of(prompt_rows(encoder, "reply to {source}:", ["the cat"], 50))[0][-1] == 1  # T5's always
 
 
+def test_a_long_source_costs_no_teacher_the_words_of_its_prompt(tmp_path: Path) -> None:
+    for reader in (read(write_causal(tmp_path / "causal")), read(write_model(tmp_path / "t5", own_head=False))):
+        (row,) = rows_of(prompt_rows(reader, "said {source} today", ["the cat sat on the mat " * 9], 12))
+        text = reader.tokenizer.decode(row, skip_special_tokens=True)
+        assert text.startswith("said the cat")
+        assert text.endswith(" today")  # a causal teacher's separator: without it, it goes on with the source
+
+
 def test_a_model_without_padding_is_given_its_end_of_sequence(tmp_path: Path) -> None:
     assert '"pad_token_id": null' in (write_causal(tmp_path) / "config.json").read_text()
     config = load_model(tmp_path).config
