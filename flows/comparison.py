@@ -59,14 +59,13 @@ def pipeline(
     return compare_stage(results=results, cells=tuple(task.cell for task in tasks), x_name=x_name)
 
 
-def check(parameters: Mapping[str, Any]) -> None:
-    """Every cell is a run that could start."""
+def check(parameters: Mapping[str, Any]) -> list[str]:
+    """Every cell is a run that could start. Returns what there is to remark on them, each once."""
     if parameters["workers"] < 1:
         raise ValueError(f"workers must be at least 1, got {parameters['workers']}")
     grid = {name: value for name, value in parameters.items() if name != "workers"}
     outline, tasks = _tasks(**grid)
-    for task in tasks:
-        outline.check(task.parameters)
+    return list(dict.fromkeys(remark for task in tasks for remark in outline.check(task.parameters)))
 
 
 def _tasks(

@@ -26,12 +26,12 @@ MODULES = {  # a deployment's entrypoint -> where its outline is
 class Outline:
     """One flow: which stages it calls in which order. `check` refuses, in one line, what cannot end well.
 
-    `check_plan` does so knowing what would be computed, and may return a remark.
+    It returns remarks on what is only odd. `check_plan` refuses knowing what would be computed, and may return one.
     """
 
     entrypoint: str
     pipeline: Callable[..., Artifact]
-    check: Callable[[Mapping[str, Any]], None]
+    check: Callable[[Mapping[str, Any]], list[str]]
     check_plan: Callable[[Mapping[str, Any], Sequence[PlanRow]], str | None] | None = None
 
     @property
@@ -67,7 +67,8 @@ def execute(
 
     settings = dict(parameters)
     runtime: RuntimeSettings = settings.pop("runtime")
-    outline.check(settings)
+    for oddity in outline.check(settings):
+        reporter.warning(oddity)
 
     def opened(reporter: Reporter, *, planning: bool) -> AbstractContextManager[Run]:
         recorded = jsonable(parameters)

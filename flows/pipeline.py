@@ -103,9 +103,9 @@ def train_by(
             )
 
 
-def check(settings: Mapping[str, Any]) -> None:
-    """Models are of one kind, whole, and of one vocabulary."""
-    check_models(settings["teacher"], settings["student"])
+def check(settings: Mapping[str, Any]) -> list[str]:
+    """Models are of one kind, whole, and of one vocabulary. Returns remarks on what is odd about them."""
+    return check_models(settings["teacher"], settings["student"])
 
 
 OUTLINE = Outline("flows/distill.py:distill", pipeline, check)

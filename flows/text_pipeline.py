@@ -123,15 +123,16 @@ def pipeline(
     )
 
 
-def check(settings: Mapping[str, Any]) -> None:
-    """Models are causal, whole, of one vocabulary, and have positions for the windows."""
-    check_models(settings["teacher"], settings["student"], "causal")
+def check(settings: Mapping[str, Any]) -> list[str]:
+    """Models are causal, whole, of one vocabulary, and have positions for the windows. Returns remarks on them."""
+    remarks = check_models(settings["teacher"], settings["student"], "causal")
     windows, method = settings["windows"], settings["method"]
     longest = windows.longest
     if windows.mode == "packed" and method.aggregates:
         longest = max(longest, windows.context + method.horizon - 1)
     for role in ("teacher", "student"):
         check_positions(role, settings[role], longest)
+    return remarks
 
 
 def check_plan(settings: Mapping[str, Any], plan: Sequence[PlanRow]) -> str | None:

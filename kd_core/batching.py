@@ -35,6 +35,12 @@ class TokenRows:
         """Tokenise texts; a row longer than `max_tokens` is cut and keeps its end of sequence. See `token_lists`."""
         return cls.of(token_lists(tokenizer, texts, max_tokens, ends=ends))
 
+    @classmethod
+    def targets(cls, tokenizer: Any, texts: Sequence[str], max_tokens: int) -> "TokenRows":
+        """Texts as a model is to write them: nothing that a tokenizer puts in front, and the end of sequence."""
+        rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return cls.of([[*row[: max_tokens - 1], tokenizer.eos_token_id] for row in rows])
+
     def __len__(self) -> int:
         return self.offset_R1.numel() - 1
 

@@ -10,9 +10,12 @@ from typing import Any, Literal
 
 ModelKind = Literal["seq2seq", "causal"]
 FAMILIES: dict[str, ModelKind] = {"t5": "seq2seq", "mt5": "seq2seq", "gpt_neo": "causal"}
-TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+TOKENIZERS = (("tokenizer.json",), ("spiece.model",), ("vocab.json", "merges.txt"))  # any of them will do
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-NEEDED = f"a model directory needs config.json, {WEIGHTS} (or shards with {INDEX}) and tokenizer.json or spiece.model"
+NEEDED = (
+    f"a model directory needs config.json, {WEIGHTS} (or shards with {INDEX}) and a tokenizer: tokenizer.json, "
+    "spiece.model, or vocab.json with merges.txt"
+)
 
 
 def check_model_files(directory: Path) -> ModelKind:
@@ -93,11 +96,16 @@ def tensor_shapes(directory: Path) -> dict[str, list[int]]:
 
 def check_tokenizer_files(directory: Path) -> None:
     """There is a tokenizer. Without its files an empty one would be made up for the model's type, in silence."""
-    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
+    if not has_tokenizer(directory):
         raise ValueError(
-            f"{directory} has no tokenizer: neither {' nor '.join(TOKENIZER_FILES)}\n"
+            f"{directory} has no tokenizer: neither {' nor '.join(' with '.join(files) for files in TOKENIZERS)}\n"
             "copy it from where the model is from"
         )
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether the files of a tokenizer are there."""
+    return any(all((directory / name).is_file() for name in files) for files in TOKENIZERS)
 
 
 def _pickled(directory: Path) -> str:

@@ -16,6 +16,7 @@ import torch
 
 from kd_core.model_files import NEEDED, ModelKind, check_config, check_tokenizer_files, check_weights
 from kd_core.shapes import GPTNeoShape, T5Shape
+from kd_core.special_ids import settle, settle_tokenizer
 
 Model = Any  # transformers ships no types
 Tokenizer = Any
@@ -136,7 +137,37 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def load_tokenizer(location: str | Path, revision: str | None = None) -> Tokenizer:
-    """A model's tokenizer. Raises ValueError in one line if there is none, or none that can be read."""
+    """A model's tokenizer; one that names no end of sequence is told its model's (`kd_core.special_ids`).
+
+    Raises ValueError in one line if there is none, or none that can be read.
+    """
+    tokenizer = read_tokenizer(location, revision)
+    if tokenizer.eos_token_id is None:
+        settle_tokenizer(tokenizer, *read_configs(location, revision), str(location))
+    return tokenizer
+
+
+def read_configs(location: str | Path, revision: str | None = None) -> tuple[Any, dict[str, Any]]:
+    """A model's config as transformers reads it, and what generation_config.json holds, which need not be there.
+
+    Raises ValueError in one line if there is no config that can be read.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        with _quiet():
+            config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
+    except Exception as error:  # whatever a nonsensical value leads to
+        raise ValueError(_loading_problem("config", location, error)) from error
+    try:
+        with _quiet():
+            return config, GenerationConfig.from_pretrained(location, revision=revision).to_dict()
+    except OSError:
+        return config, {}
+
+
+def read_tokenizer(location: str | Path, revision: str | None = None) -> Tokenizer:
+    """A model's tokenizer as its files have it. Raises ValueError as `load_tokenizer` does."""
     from transformers import AutoTokenizer
 
     if Path(location).is_dir():
@@ -153,11 +184,16 @@ def load_tokenizer(location: str | Path, revision: str | None = None) -> Tokeniz
 
 
 def load_model(
-    location: str | Path, revision: str | None = None, dtype: DType = "float32", device: str | torch.device = "cpu"
+    location: str | Path,
+    revision: str | None = None,
+    dtype: DType = "float32",
+    device: str | torch.device = "cpu",
+    tokenizer: Tokenizer | None = None,
 ) -> Model:
     """A T5-family or GPT-Neo model in evaluation mode. A head of its own (T5 v1.1, T0) stays one.
 
-    Raises ValueError in one line for a missing, corrupt, incomplete or different kind of model.
+    What its files say of special tokens is settled (`kd_core.special_ids`), with its `tokenizer` where it is given.
+    Raises ValueError in one line for a missing, corrupt, incomplete or different kind of model, or tokenizer.
     """
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
@@ -182,8 +218,7 @@ def load_model(
     if found["missing_keys"]:  # transformers draws them at random and goes on
         problem = f"{len(found['missing_keys'])} weights are missing, the first {min(found['missing_keys'])}"
         raise ValueError(f"cannot load the model {str(location)!r}: {problem}\n{MIXED}")
-    if model.config.pad_token_id is None:  # GPT-Neo names none; masks say where a row ends, never this
-        model.config.pad_token_id = model.config.eos_token_id
+    settle(model, tokenizer, str(location))
     return model.eval().to(device)
 
 
@@ -235,6 +270,11 @@ def check_same_tokenizer(teacher: Tokenizer, student: Tokenizer) -> None:
     """
     ours, theirs = teacher.get_vocab(), student.get_vocab()
     if ours == theirs:
+        if teacher.eos_token_id != student.eos_token_id:
+            raise ValueError(
+                f"teacher and student end their texts differently: in {teacher.eos_token!r} and {student.eos_token!r}\n"
+                "give both the same eos_token in tokenizer_config.json"
+            )
         return
     different = sorted(set(ours.items()) ^ set(theirs.items()), key=lambda item: item[1])
     token, number = different[0]

@@ -62,13 +62,13 @@ def build_model(shape: Shape, vocab_size: int, seed: int, *, eos_id: int = 1) ->
     No dropout: small and under-fitted.
     """
     return (
-        build_t5(shape, vocab_size, seed)
+        build_t5(shape, vocab_size, seed, eos_id=eos_id)
         if isinstance(shape, T5Shape)
         else build_gpt_neo(shape, vocab_size, seed, eos_id=eos_id)
     )
 
 
-def build_t5(shape: T5Shape, vocab_size: int, seed: int) -> Any:
+def build_t5(shape: T5Shape, vocab_size: int, seed: int, *, eos_id: int = 1) -> Any:
     """See `build_model`."""
     from transformers import T5Config, T5ForConditionalGeneration
 
@@ -82,6 +82,7 @@ def build_t5(shape: T5Shape, vocab_size: int, seed: int) -> Any:
         num_heads=shape.num_heads,
         feed_forward_proj=shape.feed_forward,
         dropout_rate=0.0,
+        eos_token_id=eos_id,
         decoder_start_token_id=0,
     )
     with torch.random.fork_rng(devices=[]):

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from kd_core.batching import TokenRows
 from kd_core.models import DType, Model, Tokenizer, directory_hash, load_model, load_tokenizer
 from kd_core.prompts import PLACEHOLDER, wrapped_rows
+from kd_core.special_ids import vocabulary_size
 from tasks.stage import RuntimeSettings
 from tasks.store import Artifact, StoreError
 
@@ -34,17 +36,17 @@ class LoadedModel:
     model: Model
     tokenizer: Tokenizer
 
-    @property
+    @cached_property
     def num_tokens(self) -> int:
-        """Tokens that the tokenizer can name; embeddings may be padded beyond."""
-        return min(len(self.tokenizer), int(self.model.config.vocab_size))
+        """Rows up to the last token that the tokenizer can name; embeddings may be padded beyond."""
+        return vocabulary_size(self.tokenizer)
 
 
 def load_artifact(artifact: Artifact, device: torch.device) -> LoadedModel:
     """The model that a stage has made (`model/`), or referred to (`reference.json`)."""
     location, revision, dtype = model_location(artifact)
-    model = load_model(location, revision, dtype, device)
-    return LoadedModel(model, load_tokenizer(location, revision))
+    tokenizer = load_tokenizer(location, revision)
+    return LoadedModel(load_model(location, revision, dtype, device, tokenizer), tokenizer)
 
 
 def head_of(artifact: Artifact, device: torch.device, num_tokens: int) -> torch.Tensor:

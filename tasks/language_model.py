@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from kd_core.gpt_neo import Trainable
 from kd_core.models import ModelSettings, check_same_tokenizer, load_tokenizer, save_model
 from kd_core.shapes import build_model
+from kd_core.special_ids import vocabulary_size
 from kd_core.train_language_model import PretrainSettings, train_language_model
 from kd_core.train_windows import WindowTrainingSettings
 from kd_core.training import TrainState
@@ -65,7 +66,7 @@ def language_model(build: Build, corpus: Artifact, settings: LanguageModelSettin
         refer(build, settings)
         return
     pretrain = settings.pretrain
-    model = build_model(settings.shape, len(tokenizer), seed, eos_id=tokenizer.eos_token_id)
+    model = build_model(settings.shape, vocabulary_size(tokenizer), seed, eos_id=tokenizer.eos_token_id)
     model = model.to(device_of(build.runtime))
     text, held_out = (read_tokens(corpus, split) for split in ("pretraining", "validation"))
     log = run_training(

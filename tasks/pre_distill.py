@@ -5,6 +5,7 @@ import torch
 from kd_core.batching import TokenRows
 from kd_core.models import ModelSettings, check_same_tokenizer, load_model, load_tokenizer, save_model
 from kd_core.shapes import build_model
+from kd_core.special_ids import vocabulary_size
 from kd_core.train_supervised import Pairs, SupervisedSettings, cross_entropy, num_updates, train_supervised
 from kd_core.training import TrainState
 from tasks.compute import LoadedModel, device_of, load_artifact, model_location, prompt_rows, read_split
@@ -30,7 +31,7 @@ def pre_distill(
     loaded = student_model(student, teacher, seed, device)
     pairs = seqkd_pairs(loaded, corpus, outputs, settings)
     held_out = read_split(corpus, "validation", ("source", "target"), settings.validation_rows)
-    targets = TokenRows.encode(loaded.tokenizer, held_out["target"], settings.max_target_tokens)
+    targets = TokenRows.targets(loaded.tokenizer, held_out["target"], settings.max_target_tokens)
     raw = TokenRows.encode(loaded.tokenizer, held_out["source"], settings.max_source_tokens)
     # a described student starts at random; one that exists may be as good as its teacher before it learns anything
     start_nll = None
@@ -64,13 +65,13 @@ def student_model(settings: ModelSettings, teacher: Artifact, seed: int, device:
     location, revision, _ = model_location(teacher)
     tokenizer = load_tokenizer(location, revision)
     if settings.shape is not None:
-        model = build_model(settings.shape, len(tokenizer), seed, eos_id=tokenizer.eos_token_id)
+        model = build_model(settings.shape, vocabulary_size(tokenizer), seed, eos_id=tokenizer.eos_token_id)
         return LoadedModel(model.to(device), tokenizer)
     name = settings.directory or settings.name
     assert name is not None  # the settings' own check
     own = load_tokenizer(name, settings.revision)
     check_same_tokenizer(tokenizer, own)
-    return LoadedModel(load_model(name, settings.revision, settings.dtype, device).float(), own)
+    return LoadedModel(load_model(name, settings.revision, settings.dtype, device, own).float(), own)
 
 
 def seqkd_pairs(loaded: LoadedModel, corpus: Artifact, outputs: Artifact, settings: SupervisedSettings) -> Pairs:

@@ -7,15 +7,16 @@ tokenizer would go unnoticed. Nothing is downloaded, and where no model is named
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kd_core.model_files import (
-    TOKENIZER_FILES,
     ModelKind,
     check_config,
     check_model_files,
     check_safetensors,
+    has_tokenizer,
     tensor_shapes,
 )
 
@@ -33,11 +34,12 @@ WANTED = {
 }
 
 
-def check_models(teacher: ModelSettings, student: ModelSettings, wanted: ModelKind | None = None) -> None:
+def check_models(teacher: ModelSettings, student: ModelSettings, wanted: ModelKind | None = None) -> list[str]:
     """Named models that are on this machine are whole, of the wanted kind, and read the same tokens.
 
     wanted: None where either kind will do, the same for both. A hub id is checked as far as it lies in the cache
-    already. Raises ValueError, with what to do in a second line.
+    already. Returns remarks: where a model's files contradict each other, and what is believed (`kd_core.special_ids`).
+    Raises ValueError, with what to do in a second line.
     """
     roles = (("teacher", teacher), ("student", student))
     for role, each in roles:
@@ -48,11 +50,13 @@ def check_models(teacher: ModelSettings, student: ModelSettings, wanted: ModelKi
     if None not in kinds.values() and kinds["teacher"] != kinds["student"]:
         what = " and ".join(f"the {role} is {WANTED[kind]}" for role, kind in kinds.items() if kind is not None)
         raise ValueError(f"{what}\nname or describe two models of one kind")
-    readers = [each for each in found.values() if each is not None and _has_tokenizer(each)]
-    if len(readers) == 2 and readers[0] != readers[1]:
+    readers = {role: each for role, each in found.items() if each is not None and has_tokenizer(each)}
+    remarks = [remark for role, each in readers.items() for remark in _check_special_ids(role, each)]
+    if len(set(readers.values())) == 2:
         from kd_core.models import check_same_tokenizer, load_tokenizer
 
-        check_same_tokenizer(*map(load_tokenizer, readers))
+        check_same_tokenizer(*map(load_tokenizer, readers.values()))
+    return remarks
 
 
 def check_positions(role: str, settings: ModelSettings, tokens: int) -> None:
@@ -92,6 +96,25 @@ def _check(role: str, settings: ModelSettings, wanted: ModelKind | None) -> Path
         return snapshot
     except ValueError as error:
         raise ValueError(f"{role}.name: {error}") from None
+
+
+def _check_special_ids(role: str, directory: Path) -> list[str]:
+    """Remarks on config, generation config, tokenizer and embedding, compared. Raises ValueError as they do."""
+    stats = (path.stat() for path in sorted(directory.iterdir()))
+    try:
+        remarks = _remarks(directory, tuple((s.st_ino, s.st_size, s.st_mtime_ns) for s in stats))
+    except ValueError as error:
+        raise ValueError(f"{role}.name: {error}") from None
+    return [f"{role}.name: {remark}" for remark in remarks]
+
+
+@cache
+def _remarks(directory: Path, _unchanged: tuple[tuple[int, ...], ...]) -> tuple[str, ...]:
+    """Once for all cells of a comparison: a large vocabulary takes seconds to read."""
+    from kd_core.models import read_configs, read_tokenizer
+    from kd_core.special_ids import special_ids
+
+    return special_ids(*read_configs(directory), read_tokenizer(directory), str(directory)).remarks
 
 
 def _check_kind(directory: Path, kind: ModelKind, wanted: ModelKind | None) -> None:
@@ -135,7 +158,3 @@ def _cached(settings: ModelSettings) -> Path | None:
     assert settings.name is not None  # a hub id is a name
     config = try_to_load_from_cache(settings.name, "config.json", revision=settings.revision)
     return Path(config).parent if isinstance(config, str) else None
-
-
-def _has_tokenizer(directory: Path) -> bool:
-    return any((directory / name).is_file() for name in TOKENIZER_FILES)

@@ -46,15 +46,15 @@ def seqkd(
     """Train on: model/ and training_log.parquet. The student reads the raw source."""
     pupil, limits = load_artifact(student, device_of(build.runtime)), settings.supervised()
 
-    def rows(texts: list[str], max_tokens: int) -> TokenRows:
-        return TokenRows.encode(pupil.tokenizer, texts, max_tokens)
+    def rows(texts: list[str]) -> TokenRows:
+        return TokenRows.encode(pupil.tokenizer, texts, limits.max_source_tokens)
 
     texts, written = written_outputs(corpus, outputs)
     targets = TokenRows.of([ids[: limits.max_target_tokens] for ids in written])
     held_out = read_split(corpus, "validation", ("source", "target"), settings.validation_rows)
-    train = Pairs(rows(texts, limits.max_source_tokens), targets)
+    train = Pairs(rows(texts), targets)
     validation = Pairs(
-        rows(held_out["source"], limits.max_source_tokens), rows(held_out["target"], limits.max_target_tokens)
+        rows(held_out["source"]), TokenRows.targets(pupil.tokenizer, held_out["target"], limits.max_target_tokens)
     )
     log = run_training(
         build,

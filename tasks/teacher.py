@@ -88,5 +88,5 @@ def tokenise_pairs(tokenizer: Tokenizer, split: dict[str, list[str]], settings: 
     """Sources and targets of a split as token ids."""
     return Pairs(
         TokenRows.encode(tokenizer, split["source"], settings.max_source_tokens),
-        TokenRows.encode(tokenizer, split["target"], settings.max_target_tokens),
+        TokenRows.targets(tokenizer, split["target"], settings.max_target_tokens),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
 from flows.methods import Method
+from flows.outlines import execute
 from flows.pipeline import OUTLINE, pipeline
 from flows.settings import jsonable
 from flows.settings import validate as validated
 from kd_core.models import ModelSettings
 from kd_core.train_llmr import LLMRSettings
 from tasks.export import export_run
+from tasks.progress import NullReporter
 from tasks.runs import RunRecord
 from tasks.stage import open_run
 from tasks.store import Artifact, Store
@@ -156,3 +159,20 @@ def test_the_prompted_student_is_the_student_as_it_came_and_reads_the_prompt(sto
     of = {row["id"]: row["prediction"] for row in systems if row["system"] == "prompting_student"}
     as_teacher = pq.read_table(same.path / "predictions.parquet").to_pylist()
     assert of == {row["id"]: row["prediction"] for row in as_teacher if row["system"] == "teacher"}
+
+
+def test_what_is_odd_about_a_model_is_said_before_anything_starts(tmp_path: Path) -> None:
+    guide = write_model(tmp_path / "t5", own_head=False)
+    config = json.loads((guide / "config.json").read_text())
+    (guide / "config.json").write_text(json.dumps(config | {"eos_token_id": [1, 5]}))
+    heard: list[str] = []
+
+    class Ear(NullReporter):
+        def warning(self, text: str) -> None:
+            heard.append(text)
+
+    model, dataset = {"name": str(guide)}, jsonable({"dataset": write_pairs(tmp_path / "pairs.csv")})
+    parameters = validated(OUTLINE.parameters, dataset | {"teacher": model, "student": model})
+    execute(OUTLINE, Store(tmp_path / "store"), "tiny", parameters, Ear(), planning=True)
+    assert [text.split(":")[0] for text in heard] == ["teacher.name", "student.name"]
+    assert all("config.json names [1, 5]; 1 (</s>), the tokenizer's, is taken" in text for text in heard)

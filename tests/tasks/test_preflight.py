@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 
-from kd_core.models import ModelSettings, load_model
+from kd_core.models import ModelSettings, load_model, load_tokenizer
 from kd_core.shapes import GPTNeoShape, T5Shape
 from kd_core.train_supervised import SupervisedSettings
 from tasks.preflight import check_models
 from tasks.teacher import TeacherSettings
-from tests.tasks.tiny_models import TEXTS, write_model, write_spiece
+from tests.tasks.tiny_models import TEXTS, write_causal, write_model, write_spiece
 
 torch.set_num_threads(1)  # tensors this small only lose by being shared out
 
@@ -103,6 +104,33 @@ def test_a_broken_model_is_named_with_its_role(
     with pytest.raises(ValueError, match=rf"^{role}\.name: .*{problem}") as refused:
         check_models(named(models["teacher"]), ModelSettings(name=str(models["student"])))
     assert len(str(refused.value).split("\n")) == 2
+
+
+def test_what_is_odd_about_a_model_is_remarked_with_its_role(tmp_path: Path) -> None:
+    guide, student = write_model(tmp_path / "a", own_head=True), write_model(tmp_path / "b", own_head=False)
+    assert check_models(named(guide), ModelSettings(name=str(student))) == []
+    change_config(student, eos_token_id=[1, 5])
+    (said,) = check_models(named(guide), ModelSettings(name=str(student)))
+    assert re.match(r"student\.name: .*config\.json names \[1, 5\]; 1 .</s>., the tokenizer's, is taken", said)
+    tokenizer = load_tokenizer(guide)
+    tokenizer.add_tokens([f"<user_{i}>" for i in range(37)])
+    tokenizer.save_pretrained(guide)
+    with pytest.raises(ValueError, match=r"^teacher\.name: .* and the embedding rows for 192: 5 have none\nresize"):
+        check_models(named(guide), ModelSettings(name=str(student)))
+
+
+def test_the_two_files_of_gpt_2s_tokenizer_are_one(tmp_path: Path) -> None:
+    directory = write_causal(tmp_path / "a")
+    whole = load_tokenizer(directory)
+    parts = json.loads((directory / "tokenizer.json").read_text())["model"]
+    (directory / "vocab.json").write_text(json.dumps(parts["vocab"], ensure_ascii=False), encoding="utf-8")
+    merges = "\n".join(["#version: 0.2", *map(" ".join, parts["merges"])])
+    (directory / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"has no tokenizer: neither .* nor vocab\.json with merges\.txt\n"):
+        check_models(named(directory), ModelSettings(shape=GPTNeoShape()))
+    (directory / "merges.txt").write_text(merges + "\n", encoding="utf-8")
+    assert check_models(named(directory), ModelSettings(shape=GPTNeoShape())) == []
+    assert load_tokenizer(directory)("the cat € sat")["input_ids"] == whole("the cat € sat")["input_ids"]
 
 
 def test_different_tokenizers_are_refused(tmp_path: Path) -> None:
