@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_core.policy import Memory, Model, head_weight, start_tokens, step_decoder
+from kd_core.training import check_distribution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,7 @@ def beam_search(model: Model, memory: Memory, settings: BeamSettings, *, num_tok
                 break
             beams.keep(going_on)
             decoder.keep(going_on)
+    check_distribution(out_log_prob_B)
     return Hypotheses(out_BT, out_log_prob_B)
 
 

@@ -13,6 +13,7 @@ from kd_core.lm_head import full_precision
 from kd_core.masking import mask_through_eos, truncated_rows
 from kd_core.policy import Memory, Model, head_weight, start_tokens, step_decoder
 from kd_core.sampling import Rollout, SamplingSettings, draw
+from kd_core.training import check_distribution
 
 
 @torch.no_grad()
@@ -60,6 +61,7 @@ def sample_mixed(
             rows_R, token_R = rows_R[going_on], token_R[going_on]
         read = [token_R, token_R]
     tokens_BT, log_prob_BT = tokens_BT[:, : position + 1], log_prob_BT[:, : position + 1]
+    check_distribution(log_prob_BT)
     mask_BT = mask_through_eos(tokens_BT, eos_id)
     return Rollout(tokens_BT, mask_BT, log_prob_BT, truncated_rows(tokens_BT, mask_BT, eos_id))
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from kd_core.lm_head import full_precision
 from kd_core.masking import mask_through_eos, truncated_rows
 from kd_core.policy import Memory, Model, head_weight, start_tokens, step_decoder
+from kd_core.training import check_distribution
 
 BLOCK = 128  # tokens of the vocabulary that are summed before any is looked at
 Choose = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]  # logits, rows, position -> tokens, log-probabilities
@@ -100,7 +101,8 @@ def draw(logits_RV: Tensor, uniform_R: Tensor, settings: SamplingSettings) -> tu
 
     Shapes: (R, V), (R,) in [0, 1) -> (R,) tokens, (R,) log-probabilities under the reshaped, renormalised distribution.
     The sum runs over blocks of the vocabulary first, then inside the block where the number falls: two short cumulative
-    sums in place of one over V, and one new (R, V) tensor in place of four.
+    sums in place of one over V, and one new (R, V) tensor in place of four. Of nan, some token comes out, and its
+    log-probability is nan: whoever draws looks at those once, at the end (`check_distribution`).
     """
     logits_RC, ids_RC = reshape_logits(logits_RV, settings)
     largest_R1 = logits_RC.amax(dim=1, keepdim=True)
@@ -117,7 +119,7 @@ def draw(logits_RV: Tensor, uniform_R: Tensor, settings: SamplingSettings) -> tu
     column_RK = block_R1 * BLOCK + torch.arange(min(BLOCK, candidates), device=block_R1.device)
     inside_RK = weight_RC.gather(1, column_RK.clamp(max=candidates - 1)).masked_fill_(column_RK >= candidates, 0.0)
     offset_R1, _ = first_above(inside_RK, inside_RK.cumsum(dim=1), threshold_R1)
-    column_R1 = column_RK.gather(1, offset_R1)
+    column_R1 = column_RK.gather(1, offset_R1).clamp_(max=candidates - 1)  # of nan, nothing is found
     log_q_R1 = logits_RC.gather(1, column_R1) - largest_R1 - total_R1.log()
     token_R1 = column_R1 if ids_RC is None else ids_RC.gather(1, column_R1)
     return token_R1.squeeze(1), log_q_R1.squeeze(1)
@@ -133,7 +135,8 @@ def first_above(weight_RN: Tensor, cumulative_RN: Tensor, threshold_RK: Tensor) 
     rising_RN = cumulative_RN.masked_fill(weight_RN == 0, 0.0).cummax(dim=1).values
     last_R1 = rising_RN[:, -1:]
     threshold_RK = torch.minimum(threshold_RK.clamp(min=0), torch.nextafter(last_R1, torch.zeros_like(last_R1)))
-    return torch.searchsorted(rising_RN, threshold_RK, right=True), threshold_RK
+    index_RK = torch.searchsorted(rising_RN, threshold_RK, right=True)
+    return index_RK.clamp_(max=rising_RN.shape[1] - 1), threshold_RK
 
 
 def reshape_logits(logits_RV: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor | None]:
@@ -176,5 +179,6 @@ def _roll_out(model: Model, memory: Memory, max_new_tokens: int, choose: Choose,
             decoder.keep(going_on)
             rows_R, token_R = rows_R[going_on], token_R[going_on]
     tokens_BT, log_prob_BT = tokens_BT[:, : position + 1], log_prob_BT[:, : position + 1]
+    check_distribution(log_prob_BT)
     mask_BT = mask_through_eos(tokens_BT, eos_id)
     return Rollout(tokens_BT, mask_BT, log_prob_BT, truncated_rows(tokens_BT, mask_BT, eos_id))

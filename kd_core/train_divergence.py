@@ -163,7 +163,7 @@ def train_divergence(
             loss += objective.item()
             for name, value in of_terms.items():
                 sums[name] += value
-        norm = state.apply(settings.optimizer, settings.steps)
+        norm = state.apply(settings.optimizer, settings.steps, loss)
         state.step += 1
         values |= {"loss": loss, "grad_norm": norm, "tokens": float(count)}
         values |= {name: total / values[name.replace("term", "tokens")] for name, total in sums.items()}

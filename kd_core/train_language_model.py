@@ -58,7 +58,7 @@ def train_language_model(
             weight_M = torch.full(target_M.shape, 1 / len(target_M), device=model.device)
             loss, _ = weighted_nll(hidden_MD, head_weight(model), target_M, weight_M)
         loss.backward()
-        norm = state.apply(settings.optimizer, settings.max_steps)
+        norm = state.apply(settings.optimizer, settings.max_steps, loss.item())
         state.step += 1
         values = {"loss": loss.item(), "grad_norm": norm, "tokens": float(len(target_M))}
         every = settings.validate_every

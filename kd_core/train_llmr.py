@@ -224,7 +224,7 @@ def _update(
             )
         surrogate.backward()
         loss, max_ratio = loss + surrogate.item(), max(max_ratio, ratio)
-    norm = state.apply(settings.optimizer, settings.steps)
+    norm = state.apply(settings.optimizer, settings.steps, loss)
     state.step += 1
     return values | {"loss": loss, "grad_norm": norm, "tokens": float(num_kept), "max_ratio": max_ratio}
 

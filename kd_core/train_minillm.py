@@ -134,7 +134,7 @@ def train_minillm(
             max_ratio = max(max_ratio, seen.pop("max_ratio"))
             for name, value in seen.items():
                 sums[name] += value
-        norm = state.apply(settings.optimizer, settings.steps)
+        norm = state.apply(settings.optimizer, settings.steps, sums["loss"])
         state.step += 1
         state.in_flight = _pack(experience) if state.step % reuse else {}
         values |= sums | {"grad_norm": norm, "max_ratio": max_ratio}

@@ -92,7 +92,7 @@ def train_supervised(
                 nll, _ = weighted_nll(hidden_MD, head_weight(model), target_M, weight_M)
             nll.backward()
             loss += nll.item()
-        norm = state.apply(settings.optimizer, steps)
+        norm = state.apply(settings.optimizer, steps, loss)
         state.step += 1
         values = {"loss": loss, "grad_norm": norm, "tokens": float(num_tokens)}
         every = settings.validate_every

@@ -139,7 +139,7 @@ def _update(
         weight_VD = head_weight(model, num_tokens)
         loss, terms = distillation_loss(hidden_MD, weight_VD, target_M, labels, settings.alpha)
     loss.backward()
-    norm = state.apply(settings.optimizer, per_epoch * settings.epochs)
+    norm = state.apply(settings.optimizer, per_epoch * settings.epochs, loss.item())
     state.step += 1
     return {"loss": loss.item(), "nll": float(terms.nll_M.mean()), "kd": float(terms.kd_M.mean()), "grad_norm": norm}
 

@@ -1,6 +1,7 @@
 """What the training loops share: optimizer settings, the state that a checkpoint must hold, one metric row a step."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -53,6 +54,22 @@ class OptimizerSettings:
         return rate
 
 
+class NotFiniteError(ValueError):
+    """Training has blown up, or a model is damaged: what should be a number is none. Two lines."""
+
+
+def check_distribution(log_prob: Tensor) -> None:
+    """Log-probabilities of what a model has written are numbers. Raises NotFiniteError if not.
+
+    One look at a whole rollout: weights that have blown up show here before any loss is seen.
+    """
+    if log_prob.isnan().any():
+        raise NotFiniteError(
+            "the distribution that a model writes from is nan\n"
+            "its weights have blown up: lower the learning rate of the stage that made it"
+        )
+
+
 @dataclass(frozen=True)
 class StepMetrics:
     """What one optimizer update showed. Values are plain numbers, ready to be logged."""
@@ -77,15 +94,21 @@ class TrainState:
         optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, betas=settings.betas, fused=fused)
         return cls(model, optimizer)
 
-    def apply(self, settings: OptimizerSettings, num_steps: int) -> float:
-        """One optimizer update from the gradients at hand; returns their norm before clipping."""
+    def apply(self, settings: OptimizerSettings, num_steps: int, loss: float) -> float:
+        """One optimizer update from the gradients at hand, those of `loss`; returns their norm before clipping.
+
+        Raises NotFiniteError, before a weight is touched, if either is no finite number.
+        """
         parameters = list(self.model.parameters())
-        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or float("inf"))
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or float("inf")))
+        for name, value in (("loss", loss), ("grad_norm", norm)):
+            if not math.isfinite(value):
+                raise NotFiniteError(f"{name} is {value}\nlower the learning rate")
         for group in self.optimizer.param_groups:
             group["lr"] = settings.rate_at(self.step + 1, num_steps)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        return norm
 
     def save(self, directory: Path, log: list[StepMetrics]) -> None:
         """Write weights, optimizer state, tensors in flight and the log so far, without pickle."""

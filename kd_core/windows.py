@@ -21,6 +21,7 @@ from torch import Tensor
 from kd_core.gpt_neo import Model, Trunk, head_weight, last_hidden, trunk
 from kd_core.lm_head import full_precision
 from kd_core.sampling import SamplingSettings, draw
+from kd_core.training import check_distribution
 
 
 def window_targets(num_tokens: int, context: int, stride: int = 1, predictions: int = 1) -> Tensor:
@@ -119,18 +120,20 @@ def free_run(
 
     Shapes: (B, H) ids, (B, T) the text that goes on, (B, T) uniform numbers in [0, 1) that choose the tokens. Sliding
     contexts stay H tokens long, as in exact windows; the others grow. Source: DaD-DAgger, Algorithm 1 (rollout), and
-    its free-running cross-entropy.
+    its free-running cross-entropy. Raises NotFiniteError at the end for a model that writes from nan.
     """
-    context_BL = context_BH
+    context_BL, log_probs = context_BH, []
     weight_VD = head_weight(model, num_tokens)
     for step in range(true_BT.shape[1]):
         below = trunk(model, context_BL)
         logits_BV = F.linear(last_hidden(model, below), weight_VD)
         true_B = true_BT[:, step]
         nll_B = F.cross_entropy(full_precision(logits_BV), true_B, reduction="none")
-        token_B, _ = draw(logits_BV, uniform_BT[:, step], settings)
+        token_B, log_prob_B = draw(logits_BV, uniform_BT[:, step], settings)
+        log_probs.append(log_prob_B)
         yield FreeStep(context_BL, below, nll_B, token_B)
         context_BL = torch.cat([context_BL[:, int(sliding) :], token_B[:, None]], dim=1)
+    check_distribution(torch.cat(log_probs))
 
 
 @dataclass(frozen=True)

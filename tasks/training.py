@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kd_core.training import StepMetrics, TrainState
+from kd_core.training import NotFiniteError, StepMetrics, TrainState
 from tasks.stage import Build
 
 Loop = Callable[[TrainState], Iterator[StepMetrics]]
@@ -26,8 +26,7 @@ def run_training(
 ) -> list[StepMetrics]:
     """Run `loop` to its end from the last checkpoint, writing checkpoints as they fall due. Returns one row a step.
 
-    `save_more` and `load_more` carry what else the stage has gathered. Raises ValueError if the loss is no longer
-    finite.
+    `save_more` and `load_more` carry what else the stage has gathered. Raises ValueError if training blows up.
     """
     log: list[StepMetrics] = []
     latest = build.checkpoints.latest()
@@ -41,25 +40,34 @@ def run_training(
         if save_more is not None:
             save_more(directory)
 
-    for row in loop(state):
-        check_finite(row, build.stage)
-        log.append(row)
-        if after_step is not None:
-            after_step(row)
-        shown = {name: row.values[name] for name in SHOWN if name in row.values}
-        build.progress(row.step, num_steps, "steps", **shown)
-        if build.checkpoints.due() and row.step < num_steps:
-            build.checkpoints.save(row.step, write)
+    try:
+        for row in loop(state):
+            check_finite(row)
+            log.append(row)
+            if after_step is not None:
+                after_step(row)
+            shown = {name: row.values[name] for name in SHOWN if name in row.values}
+            build.progress(row.step, num_steps, "steps", **shown)
+            if build.checkpoints.due() and row.step < num_steps:
+                build.checkpoints.save(row.step, write)
+    except NotFiniteError as error:
+        raise ValueError(_blown_up(build.stage, state.step, error)) from None
     return log
 
 
-def check_finite(row: StepMetrics, stage: str) -> None:
-    """Raise ValueError in one line when training has blown up, before a broken model is kept."""
-    for name in ("loss", "grad_norm"):
-        if not math.isfinite(row.values[name]):
-            raise ValueError(
-                f"{stage}: {name} is {row.values[name]} at step {row.step}\nlower the learning rate of this stage"
-            )
+def check_finite(row: StepMetrics) -> None:
+    """What is seen of the validation set is finite too. Raises NotFiniteError if not, before a broken model is kept."""
+    for name, value in row.values.items():
+        if name.startswith("validation_") and not math.isfinite(value):
+            raise NotFiniteError(f"{name} is {value}")
+
+
+def _blown_up(stage: str, done: int, error: NotFiniteError) -> str:
+    """What is wrong, where, and what to do about it in a second line."""
+    advice = "lower the learning rate of this stage"
+    if done == 0:  # nothing has been learnt that could have broken anything
+        advice = "this is before any update: look at the weights and the dtype of teacher and student"
+    return f"{stage}: {str(error).splitlines()[0]} at step {done + 1}\n{advice}"
 
 
 def write_log(path: Path, log: list[StepMetrics]) -> None:

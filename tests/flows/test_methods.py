@@ -141,6 +141,16 @@ def test_every_method_runs_to_its_table_and_its_student_can_be_taken_away(
     assert f"a student distilled by {called.get(kind, kind.upper())}" in card
 
 
+@pytest.mark.parametrize("kind", ["llmr", "js", "gkd", "minillm", "seqkd"])
+def test_training_that_blows_up_says_so_and_what_to_lower(store: Store, kind: str) -> None:
+    more = {"reward": {"truncated": "bootstrap"}} if kind == "llmr" else {}
+    chosen = method(kind=kind, **SHORT | {"optimizer": {"learning_rate": 1e38}}, **more)
+    with pytest.raises(
+        ValueError, match=rf"{kind}\]?: .* is (nan|inf) at step 2\nlower the learning rate of this stage$"
+    ):
+        run(store, chosen)
+
+
 def test_the_prompted_student_is_the_student_as_it_came_and_reads_the_prompt(store: Store) -> None:
     record, evaluation = run(store, method(kind="prompting_student"))
     evaluated = ["decode", "measure"] * 2 + ["evaluate"]
