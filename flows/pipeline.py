@@ -16,6 +16,7 @@ from tasks.evaluate import EvaluationSettings
 from tasks.exposure import ExposureSettings
 from tasks.llmr import llmr
 from tasks.minillm import minillm
+from tasks.positions import check_room, needs
 from tasks.pre_distill import pre_distill as train_on_outputs
 from tasks.preflight import check_models
 from tasks.prepare import prepare
@@ -49,6 +50,7 @@ def pipeline(
     prompt = teacher.prompt
     corpus = prepare(dataset=dataset, seed=data_seed, limit=limit)
     guide = make_teacher(corpus=corpus, settings=teacher, seed=data_seed)
+    check_room(corpus, guide, teacher, student, prompt, *needs(score, pre_distill, method, evaluation, exposure))
     systems = {"teacher": System(guide, prompted=True)}
     if isinstance(method, PromptingStudentSettings):
         untouched = prompting_student(teacher=guide, student=student, seed=seed)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from kd_core.batching import BatchSettings, TokenRows, epoch_updates, updates
+from kd_core.causal import check_length
 from kd_core.lm_head import token_log_probs, weighted_nll
 from kd_core.masking import shift_right
 from kd_core.policy import Model, decode, encode, head_weight, start_tokens
@@ -69,9 +70,12 @@ def train_supervised(
     Yields one row a step; goes on from `state.step`. `num_steps`, where given, is the number of updates in place of
     the settings' epochs.
 
-    Source: SeqKD, Kim and Rush 2016; LLMR section 3.
+    Raises ValueError before the first update if a pair is longer than a causal model's positions. Source: SeqKD, Kim
+    and Rush 2016; LLMR section 3.
     """
     model, steps = state.model, num_steps or num_updates(train, settings, seed)
+    check_positions(model, train)
+    check_positions(model, validation, settings.validation_rows)
     device, pad_id = model.device, model.config.pad_token_id
     lengths = train.source.lengths.numpy()
     for micro_batches in updates(lengths, settings.batch, seed, start=state.step):
@@ -100,6 +104,12 @@ def train_supervised(
             values["validation_loss"] = cross_entropy(model, validation, settings.validation_rows)
         yield StepMetrics(state.step, values)
     model.eval()
+
+
+def check_positions(model: Model, pairs: Pairs, rows: int | None = None) -> None:
+    """A causal model has positions for each of the first `rows` pairs but its last token. Raises ValueError if not."""
+    if not model.config.is_encoder_decoder and len(pairs.source):
+        check_length(model, int((pairs.source.lengths + pairs.target.lengths)[:rows].max()) - 1)
 
 
 @torch.no_grad()

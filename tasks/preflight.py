@@ -61,16 +61,22 @@ def check_models(teacher: ModelSettings, student: ModelSettings, wanted: ModelKi
 
 def check_positions(role: str, settings: ModelSettings, tokens: int) -> None:
     """A causal model has a position for every token that it is given at once. Raises ValueError if it has not."""
-    shape, snapshot = settings.shape, None
-    if shape is None:
-        snapshot = settings.directory or _cached(settings)
-    found = None if snapshot is None else json.loads((snapshot / "config.json").read_text())
-    positions = found["max_position_embeddings"] if found else getattr(shape, "max_position_embeddings", None)
+    positions = positions_of(settings)
     if positions is not None and tokens > positions:
         raise ValueError(
             f"{role} has {positions} positions, and is given {tokens} tokens at once\n"
             "lower windows.context (or windows.predictions), or take a model with more positions"
         )
+
+
+def positions_of(settings: ModelSettings) -> int | None:
+    """The positions of a causal model; None for one of the T5 family, which counts none, and for one not here yet."""
+    if settings.shape is not None:
+        return getattr(settings.shape, "max_position_embeddings", None)
+    snapshot = settings.directory or _cached(settings)
+    if snapshot is None or check_config(snapshot) != "causal":
+        return None
+    return int(json.loads((snapshot / "config.json").read_text())["max_position_embeddings"])
 
 
 def _kind(settings: ModelSettings, found: Path | None) -> ModelKind | None:
