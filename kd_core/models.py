@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from kd_core.model_files import NEEDED, ModelKind, check_config, check_tokenizer_files, check_weights
+from kd_core.revisions import commit_of
 from kd_core.shapes import GPTNeoShape, T5Shape
 from kd_core.special_ids import settle, settle_tokenizer
 
@@ -31,7 +32,7 @@ class ModelSettings:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
 
     name: str | None = None
-    revision: str | None = None  # of a hub id; pin it, or a moved branch changes the results
+    revision: str | None = None  # of a hub id: a commit; a branch is taken at the commit where it is when a run starts
     shape: T5Shape | GPTNeoShape | None = None
     dtype: DType = "float32"  # of the weights as loaded; a student trains in float32
 
@@ -61,13 +62,20 @@ class ModelSettings:
             )
         return None
 
+    @property
+    def commit(self) -> str | None:
+        """The revision of a hub id to load: its commit as far as that can be known. None for what is not on the hub."""
+        if self.name is None or self.directory is not None:
+            return None
+        return commit_of(self.name, self.revision) or self.revision
+
     def identity(self) -> dict[str, object]:
-        """What makes this model itself: its shape, the content of its directory, or hub id and revision."""
-        if self.shape is not None:
-            return {"shape": vars(self.shape), "dtype": self.dtype}
+        """What makes this model itself: family and shape, the content of its directory, or hub id and commit."""
+        if self.shape is not None:  # shapes of two families may look alike
+            return {"family": type(self.shape).__name__, "shape": vars(self.shape), "dtype": self.dtype}
         if self.directory is not None:
             return {"content": directory_hash(self.directory), "dtype": self.dtype}
-        return {"hub": self.name, "revision": self.revision, "dtype": self.dtype}
+        return {"hub": self.name, "revision": self.commit, "dtype": self.dtype}
 
 
 def directory_hash(directory: Path) -> str:

@@ -10,6 +10,7 @@ from kd_core.train_supervised import Pairs, SupervisedSettings, cross_entropy, n
 from kd_core.training import TrainState
 from tasks.compute import LoadedModel, device_of, load_artifact, model_location, prompt_rows, read_split
 from tasks.method_inputs import written_outputs
+from tasks.reference import remark_on
 from tasks.stage import Build, stage
 from tasks.store import Artifact
 from tasks.training import run_training, write_log
@@ -29,6 +30,7 @@ def pre_distill(
     """Train the student on the teacher's outputs: model/ and training_log.parquet. The student reads the raw source."""
     device = device_of(build.runtime)
     loaded = student_model(student, teacher, seed, device)
+    remark_on(build, student)
     pairs = seqkd_pairs(loaded, corpus, outputs, settings)
     held_out = read_split(corpus, "validation", ("source", "target"), settings.validation_rows)
     targets = TokenRows.targets(loaded.tokenizer, held_out["target"], settings.max_target_tokens)
@@ -69,9 +71,9 @@ def student_model(settings: ModelSettings, teacher: Artifact, seed: int, device:
         return LoadedModel(model.to(device), tokenizer)
     name = settings.directory or settings.name
     assert name is not None  # the settings' own check
-    own = load_tokenizer(name, settings.revision)
+    own = load_tokenizer(name, settings.commit)
     check_same_tokenizer(tokenizer, own)
-    return LoadedModel(load_model(name, settings.revision, settings.dtype, device, own).float(), own)
+    return LoadedModel(load_model(name, settings.commit, settings.dtype, device, own).float(), own)
 
 
 def seqkd_pairs(loaded: LoadedModel, corpus: Artifact, outputs: Artifact, settings: SupervisedSettings) -> Pairs:

@@ -2,7 +2,9 @@
 
 import json
 
-from kd_core.models import ModelSettings, directory_hash, load_tokenizer
+from kd_core.models import ModelSettings, directory_hash, load_tokenizer, read_configs, read_tokenizer
+from kd_core.revisions import is_commit
+from kd_core.special_ids import special_ids
 from tasks.stage import Build
 
 
@@ -11,8 +13,26 @@ def refer(build: Build, settings: ModelSettings) -> None:
     directory = settings.directory
     name = settings.name if directory is None else str(directory.resolve())
     assert name is not None  # the settings' own check
-    load_tokenizer(name, settings.revision)
+    load_tokenizer(name, settings.commit)
+    remark_on(build, settings)
     content = None if directory is None else directory_hash(directory)
-    record = {"name": name, "revision": settings.revision, "dtype": settings.dtype, "content": content}
+    record = {"name": name, "revision": settings.commit, "dtype": settings.dtype, "content": content}
     (build.dir / "reference.json").write_text(json.dumps(record, indent=2))
     build.record(model=str(name))
+
+
+def remark_on(build: Build, settings: ModelSettings) -> None:
+    """Say of a model from the hub what must be known of it: that it may move there, and what its files contradict.
+
+    Of a directory, the run has said the latter before it started.
+    """
+    if settings.name is None or settings.directory is not None:
+        return
+    if not is_commit(settings.revision):
+        named = f"{settings.name} has no revision" if settings.revision is None else f"{settings.revision} may move"
+        known = f"taken at its commit {settings.commit}; pin that as revision"
+        unknown = "if it changes on the hub, this artifact will not notice"
+        build.warn(f"{named}: {known if is_commit(settings.commit) else unknown}")
+    tokenizer, configs = read_tokenizer(settings.name, settings.commit), read_configs(settings.name, settings.commit)
+    for remark in special_ids(*configs, tokenizer, settings.name).remarks:
+        build.warn(remark)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,12 @@ import torch
 
 from kd_core.masking import shift_right
 from kd_core.models import ModelSettings, load_model, load_tokenizer
+from kd_core.revisions import commit_of
 from kd_core.shapes import T5Shape
 from kd_core.train_supervised import SupervisedSettings
 from kd_core.training import OptimizerSettings
 from tasks import score as score_stage
+from tasks.compute import load_artifact
 from tasks.pre_distill import pre_distill
 from tasks.prepare import prepare
 from tasks.progress import NullReporter
@@ -259,3 +262,26 @@ def test_finished_shards_are_not_written_again(run: Artifact, guide: Artifact, m
     made = written(run, guide, LABELLED)
     assert begun == [0, 20, 20, 40, 60]
     assert [len(read(made, kind)) for kind in ("outputs", "labels")] == [4, 4]
+
+
+def test_a_teacher_of_the_hub_is_held_to_its_commit_and_what_is_not_pinned_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, hub = "c" * 40, tmp_path / "hub" / "models--some--teacher"
+    write_model(hub / "snapshots" / commit, own_head=False)
+    (hub / "refs").mkdir()
+    (hub / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    commit_of.cache_clear()
+    store = Store(tmp_path / "store")
+    with open_run(store, name="test", runtime=RUNTIME):
+        corpus = prepare(dataset=write_pairs(store.root / "pairs.csv"), seed=0, limit=None)
+        loose = teacher(corpus=corpus, settings=TeacherSettings(name="some/teacher"), seed=0)
+        said = loose.manifest().stats["warnings"]
+        pinned = teacher(corpus=corpus, settings=TeacherSettings(name="some/teacher", revision=commit), seed=0)
+    assert said == [f"some/teacher has no revision: taken at its commit {commit}; pin that as revision"]
+    assert pinned == loose
+    assert json.loads((loose.path / "reference.json").read_text())["revision"] == commit
+    assert load_artifact(loose, torch.device("cpu")).model.config.vocab_size == 192
+    commit_of.cache_clear()
