@@ -12,6 +12,7 @@ ModelKind = Literal["seq2seq", "causal"]
 FAMILIES: dict[str, ModelKind] = {"t5": "seq2seq", "mt5": "seq2seq", "gpt_neo": "causal"}
 TOKENIZERS = (("tokenizer.json",), ("spiece.model",), ("vocab.json", "merges.txt"))  # any of them will do
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 NEEDED = (
     f"a model directory needs config.json, {WEIGHTS} (or shards with {INDEX}) and a tokenizer: tokenizer.json, "
     "spiece.model, or vocab.json with merges.txt"
@@ -73,6 +74,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 def check_safetensors(path: Path) -> dict[str, list[int]]:
     """The header can be read and the file is as long as it says. Returns the tensors' shapes; reads no tensor."""
+    check_not_pointer(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -95,17 +97,40 @@ def tensor_shapes(directory: Path) -> dict[str, list[int]]:
 
 
 def check_tokenizer_files(directory: Path) -> None:
-    """There is a tokenizer. Without its files an empty one would be made up for the model's type, in silence."""
+    """There is a tokenizer, itself and no pointer to it.
+
+    Without its files an empty one would be made up for the model's type, in silence.
+    """
     if not has_tokenizer(directory):
         raise ValueError(
             f"{directory} has no tokenizer: neither {' nor '.join(' with '.join(files) for files in TOKENIZERS)}\n"
             "copy it from where the model is from"
         )
 
+    for path in tokenizer_files(directory):
+        check_not_pointer(path)
+
 
 def has_tokenizer(directory: Path) -> bool:
     """Whether the files of a tokenizer are there."""
-    return any(all((directory / name).is_file() for name in files) for files in TOKENIZERS)
+    return bool(tokenizer_files(directory))
+
+
+def tokenizer_files(directory: Path) -> list[Path]:
+    """The files that the tokenizer is read from: the first of the forms that is there."""
+    forms = ([directory / name for name in files] for files in TOKENIZERS)
+    return next((paths for paths in forms if all(path.is_file() for path in paths)), [])
+
+
+def check_not_pointer(path: Path) -> None:
+    """The file is itself, and not the few lines that git leaves of it where git-lfs is not installed."""
+    with path.open("rb") as file:
+        pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
+    if pointer:
+        raise ValueError(
+            f"{path} is a Git LFS pointer, not the file that it stands for\n"
+            "install git-lfs and run `git lfs pull` in the clone, or download the file"
+        )
 
 
 def _pickled(directory: Path) -> str:
@@ -119,6 +144,7 @@ def _pickled(directory: Path) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    check_not_pointer(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # JSON and UTF-8 alike

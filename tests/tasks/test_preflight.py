@@ -79,12 +79,19 @@ def change_config(directory: Path, **fields: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
+def pointer(name: str) -> Callable[[Path], object]:
+    """What git leaves of a file where git-lfs is not installed."""
+    text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 1234567\n"
+    return lambda directory: (directory / name).write_text(text)
+
+
 BROKEN: list[tuple[Callable[[Path], object], str]] = [
     (lambda d: shutil.rmtree(d), "does not exist"),
     (lambda d: (d / "config.json").unlink(), "has no config.json"),
     (lambda d: (d / "spiece.model").unlink(), "has no tokenizer"),
     (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), "has no model.safetensors\n.*pickled"),
     (lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:-1]), "is damaged: "),
+    *((pointer(n), f"{n} is a Git LFS pointer") for n in ("model.safetensors", "spiece.model", "config.json")),
     (lambda d: change_config(d, model_type="llama"), "neither of the T5 family nor GPT-Neo"),
     (lambda d: change_config(d, num_decoder_layers=2), "decoder.block.1.* is missing"),
     (lambda d: change_config(d, d_ff=32), r"has the size \[24, 16\], not \[32, 16\]"),
@@ -117,6 +124,16 @@ def test_what_is_odd_about_a_model_is_remarked_with_its_role(tmp_path: Path) -> 
     tokenizer.save_pretrained(guide)
     with pytest.raises(ValueError, match=r"^teacher\.name: .* and the embedding rows for 192: 5 have none\nresize"):
         check_models(named(guide), ModelSettings(name=str(student)))
+
+
+def test_a_pointer_is_said_to_be_one_wherever_a_model_is_read(tmp_path: Path) -> None:
+    directory = write_causal(tmp_path)
+    pointer("spiece.model")(directory)  # nobody reads it: the tokenizer is in tokenizer.json
+    assert check_models(named(directory), ModelSettings(shape=GPTNeoShape())) == []
+    for name, read in (("tokenizer.json", load_tokenizer), ("model.safetensors", load_model)):
+        pointer(name)(directory)
+        with pytest.raises(ValueError, match=rf"{name} is a Git LFS pointer, .*\n.*git lfs pull"):
+            read(directory)
 
 
 def test_the_two_files_of_gpt_2s_tokenizer_are_one(tmp_path: Path) -> None:
