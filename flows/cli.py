@@ -18,6 +18,7 @@ from typing import Any
 from flows.messages import explain
 
 INTERRUPTED = 130
+MOST_DAYS = 36_500
 DESCRIPTION = """\
 Distil a large language model into a small one, in cached stages.
 
@@ -78,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     _runtime_arguments(resume)
     command("verify", "check every file against its recorded hash; move aside what is damaged and all built from it")
     gc = command("gc", "remove what no run of the last days refers to, and what dead builds left, after listing it")
-    gc.add_argument("--days", type=float, default=30, help="runs younger than this keep what they use (30)")
+    gc.add_argument("--days", type=_days, default=30, help="runs younger than this keep what they use (30)")
     gc.add_argument(
         "--grace", type=float, default=1, metavar="HOURS", help="what was used in the last hours stays in any case (1)"
     )
@@ -172,6 +173,13 @@ def _port(text: str) -> int:
     if not 0 < number < 65536:
         raise argparse.ArgumentTypeError(f"a port is a number from 1 to 65535, got {text}")
     return number
+
+
+def _days(text: str) -> float:
+    days = float(text)
+    if not 0 <= days <= MOST_DAYS:  # no number at all is in no range
+        raise argparse.ArgumentTypeError(f"a number of days is one from 0 to {MOST_DAYS}, got {text}")
+    return days
 
 
 if __name__ == "__main__":

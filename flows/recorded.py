@@ -18,6 +18,7 @@ from flows.outlines import Outline, execute
 from flows.publish import PrefectReporter, publish_report, publish_results
 from tasks.compute import device_of
 from tasks.progress import default_reporter
+from tasks.ranges import check_numbers
 from tasks.report import report_path
 from tasks.stage import RuntimeSettings
 from tasks.store import Store, default_root
@@ -27,6 +28,8 @@ def run_in_prefect(outline: Outline, parameters: dict[str, Any]) -> State[Any] |
     """What every flow does: run its outline, publish the results; a user's mistake is a failed state with its line."""
     logger = get_run_logger()
     try:
+        for name, value in parameters.items():
+            check_numbers(name, value)
         with _one_run_per_gpu(parameters["runtime"]):
             store = Store(default_root())
             run, last = execute(outline, store, _run_name(), parameters, PrefectReporter(store, default_reporter()))

@@ -17,6 +17,7 @@ import yaml
 
 CATALOGUE = "prefect.yaml"
 REQUIRED = inspect.Parameter.empty
+MAX_SHOWN = 80  # characters of a wrong value that are shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +130,8 @@ def validate(known: Mapping[str, tuple[Any, Any]], parameters: Mapping[str, Any]
     """
     from pydantic import TypeAdapter, ValidationError
 
+    from tasks.ranges import check_numbers
+
     _check_names("", parameters, list(known))
     valid: dict[str, Any] = {}
     for name, (hint, default) in known.items():
@@ -143,6 +146,7 @@ def validate(known: Mapping[str, tuple[Any, Any]], parameters: Mapping[str, Any]
             valid[name] = TypeAdapter(hint).validate_python(parameters[name])
         except ValidationError as error:
             raise ValueError(_first_error(name, error.errors())) from None
+        check_numbers(name, valid[name])
     return valid
 
 
@@ -216,4 +220,10 @@ def _first_error(name: str, errors: Sequence[Any]) -> str:
         return f"{where}: {error['ctx']['error']}"
     if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"the setting {where} is missing"
-    return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+    return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, got {_short(error['input'])}"
+
+
+def _short(value: Any) -> str:
+    """What was given, in a piece of a line."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"

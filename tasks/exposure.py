@@ -20,6 +20,7 @@ from kd_core.models import check_same_tokenizer
 from kd_core.sampling import SamplingSettings
 from tasks.compute import LoadedModel, device_of, load_artifact, prompt_rows, read_split
 from tasks.decode import DecodeSettings
+from tasks.ranges import SEEDS
 from tasks.stage import Build, stage
 from tasks.store import Artifact
 
@@ -58,6 +59,8 @@ class ExposureSettings:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         _ = self.decode(0)  # checks the rest
+        if self.seed + self.samples - 1 > SEEDS[1]:
+            raise ValueError(f"seed + samples - 1, the last sample's seed, must be at most {SEEDS[1]}")
 
     def decode(self, sample: int) -> DecodeSettings:
         """How the prefixes number `sample` = 0, 1, … of each input are drawn."""

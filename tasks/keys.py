@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from tasks.fingerprint import code_identity
+from tasks.ranges import check_numbers
 from tasks.store import Artifact, Store
 
 KeyRecord = dict[str, Any]
@@ -16,10 +17,12 @@ KeyRecord = dict[str, Any]
 def key_record(stage: str, module: str, arguments: Mapping[str, Any]) -> KeyRecord:
     """Stage, settings, inputs and code as plain JSON. Artifacts (and dicts of them) are inputs; all else is a setting.
 
-    Raises TypeError for an argument that has no canonical form.
+    Raises TypeError for an argument that has no canonical form, ValueError for a number that some library cannot hold.
     """
     inputs = {name: each.key for name, each in inputs_of(arguments).items()}
     settings = {name: canonical(value, name) for name, value in arguments.items() if not _inputs(name, value)}
+    for name, value in settings.items():
+        check_numbers(name, value)
     return {"stage": stage, "settings": settings, "inputs": inputs, "code": code_identity(module)}
 
 

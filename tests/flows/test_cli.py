@@ -73,7 +73,12 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(
     assert "distill resume" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["rnu"], ["run"], ["run", "it", "--seed", "x"], ["up", "--port", "0"]])
+NO_DAYS = [["gc", f"--days={days}"] for days in ("nan", "inf", "-1", "1e300", "x")]
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["rnu"], ["run"], ["run", "it", "--seed", "x"], ["up", "--port", "0"], *NO_DAYS]
+)
 def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)

@@ -1,5 +1,7 @@
 """Named runs: the catalogue, `--set`, and the one-line refusals."""
 
+import typing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,8 @@ from typing import Any
 import pytest
 
 from flows import settings
+from flows.outlines import MODULES, outline_of
+from tasks.ranges import OF_NAME, SEEDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,3 +170,29 @@ def test_the_catalogue_is_found_from_a_folder_below(tmp_path: Path, monkeypatch:
     assert settings.find_catalogue() == tmp_path / "prefect.yaml"
     with pytest.raises(FileNotFoundError, match=r"no catalogue of runs at nowhere\.yaml"):
         settings.find_catalogue(Path("nowhere.yaml"))
+
+
+def test_a_number_that_no_library_holds_is_refused_and_long_values_are_cut() -> None:
+    assert refusal(GOOD | {"method": {"learning_rate": float("nan")}}) == (
+        "method.learning_rate must be a finite number, got nan"
+    )
+    assert refusal(GOOD | {"seed": 2**64 - 1}).startswith("seed must be in [0, 9223372036854775807], got 1844674407370")
+    assert len(refusal(GOOD | {"seed": "x" * 10_000})) < 200
+
+
+def test_every_seed_of_every_flow_has_one_range() -> None:
+    for entrypoint in MODULES:
+        parameters = outline_of(entrypoint).parameters
+        seeds = [name for name in _numbers(parameters) if "seed" in name.rpartition(".")[2]]
+        assert seeds
+        assert {OF_NAME.get(name.rpartition(".")[2]) for name in seeds} == {SEEDS}
+
+
+def _numbers(known: dict[str, tuple[Any, Any]], prefix: str = "") -> Iterator[str]:
+    """The dotted names of the settings that take a number."""
+    for name, (hint, _) in known.items():
+        if int in (hint, *typing.get_args(hint)):
+            yield prefix + name
+        for each in settings._settings_classes(hint):
+            inner = {field: (kind, None) for field, kind in typing.get_type_hints(each).items()}
+            yield from _numbers(inner, f"{prefix}{name}.")
