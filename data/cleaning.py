@@ -15,6 +15,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from data.visible import comparable, is_blank, without_marks
+
 PAIR_SCHEMA = pa.schema([(name, pa.string()) for name in ("dialogue", "source", "target")])
 DROPPED_SCHEMA = pa.schema([(name, pa.string()) for name in ("split", "dialogue", "source", "target", "reason")])
 
@@ -38,20 +40,20 @@ def tokens(text: str) -> list[str]:
 
 
 def token_counts(texts: Iterable[str]) -> Counter[str]:
-    """How often each of the `tokens` of some texts occurs, in order of first occurrence."""
-    counted = Counter(_WORDPUNCT.findall("\n".join(texts).lower()))
+    """How often each of the `tokens` of some texts occurs, in order of first occurrence; what is invisible left out."""
+    counted = Counter(_WORDPUNCT.findall(comparable("\n".join(texts)).lower()))
     for token in [token for token in counted if token in string.punctuation]:
         del counted[token]
     return counted
 
 
 def pair_key(source: str, target: str) -> bytes:
-    """16 bytes that are equal exactly when both texts have equal `tokens` (but for a collision of 128 bits).
+    """16 bytes that are equal exactly when what shows of both texts has equal `tokens` (but for a 128-bit collision).
 
     Deviation from Wen et al., who join both texts by a space: here the border counts, so that ("a", "b c") and
     ("a b", "c") stay two pairs.
     """
-    text = " ".join(tokens(source)) + "\n" + " ".join(tokens(target))
+    text = " ".join(tokens(comparable(source))) + "\n" + " ".join(tokens(comparable(target)))
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
@@ -64,8 +66,8 @@ class Rules:
     lowercase: bool = False
 
     def normalise(self, text: str) -> str:
-        """The text as it is kept."""
-        return normalise_space(text.lower() if self.lowercase else text)
+        """The text as it is kept: without byte order marks, its white space single spaces."""
+        return normalise_space(without_marks(text.lower() if self.lowercase else text))
 
     def flaw(self, source: str, target: str) -> str | None:
         """Why this pair, its white space normalised, is unfit by itself; None if it is not."""
@@ -73,7 +75,7 @@ class Rules:
             ("source", source, self.max_source_words),
             ("target", target, self.max_target_words),
         ):
-            if not text:
+            if is_blank(text):
                 return f"empty {name}"
             if _CONTROL.search(text):
                 return f"control character in {name}"

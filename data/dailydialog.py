@@ -8,6 +8,7 @@ from pathlib import Path
 from data.corpora import dailydialog_files
 from data.dialogues import Dialogue
 from data.files import not_utf8
+from data.visible import is_blank, without_marks
 
 END_OF_TURN = "__eou__"
 
@@ -23,16 +24,16 @@ def read_dailydialog(directory: str | Path) -> dict[str, list[Dialogue]]:
 def turns_of_line(line: str) -> list[str]:
     """The turns of a dialogue: each ends in `__eou__`; what follows the last one is a turn only if not blank."""
     turns = [turn.strip() for turn in line.split(END_OF_TURN)]
-    return turns if turns[-1] else turns[:-1]
+    return turns[:-1] if is_blank(turns[-1]) else turns
 
 
 def _dialogues(split: str, path: Path) -> Iterator[Dialogue]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = without_marks(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise not_utf8(path, error) from None
     for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
+        if is_blank(line):
             continue
         if END_OF_TURN not in line:
             raise ValueError(

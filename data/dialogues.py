@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from data.specs import CHITCHAT_PACKAGE
+from data.visible import is_blank
 
 RAW_SCHEMA = pa.schema([(name, pa.string()) for name in ("dialogue", "source", "target", "flaw")])
 BATCH_ROWS = 10_000
@@ -35,7 +36,7 @@ def pairs_of_turns(dialogue: Dialogue, context_turns: int, turn_separator: str) 
         yield name, turns[0] if turns else "", "", ONE_TURN
     for position in range(1, len(turns)):
         context = turns[max(0, position - context_turns) : position]
-        flaw = None if all(turn.strip() for turn in context) else EMPTY_TURN
+        flaw = EMPTY_TURN if any(is_blank(turn) for turn in context) else None
         yield name, turn_separator.join(context), turns[position], flaw
 
 

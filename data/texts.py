@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from data.content import package_version, path_hash
+from data.visible import is_blank, without_marks
 
 PAPERS_PACKAGE = "aclsum"
 
@@ -114,6 +115,6 @@ def _read(path: str) -> str:
 
 
 def _normalised(text: str) -> str:
-    """Composed characters, single spaces, no empty lines."""
-    lines = (" ".join(line.split()) for line in unicodedata.normalize("NFC", text).splitlines())
-    return "\n".join(line for line in lines if line)
+    """Composed characters, single spaces, no empty lines, no byte order marks."""
+    lines = (" ".join(line.split()) for line in unicodedata.normalize("NFC", without_marks(text)).splitlines())
+    return "\n".join(line for line in lines if not is_blank(line))
