@@ -11,6 +11,13 @@ import pyarrow as pa
 from data.dialogues import RawRow, pairs_of_turns
 from data.specs import DatasetSettings
 
+# string_view is what Polars writes; a null column has no text in it
+_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+_LISTS = (
+    *(pa.types.is_list, pa.types.is_large_list, pa.types.is_list_view, pa.types.is_large_list_view),
+    pa.types.is_fixed_size_list,
+)
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -61,12 +68,12 @@ class Columns:
         for name in self.names():
             kind = _value_type(schema.field(name).type)
             if name == self.turns:
-                if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+                if not any(is_kind(kind) for is_kind in _LISTS):
                     raise ValueError(f"column {name!r} of {where} holds {kind}, not lists of text")
                 kind = _value_type(kind.value_type)
             elif name == self.dialogue and pa.types.is_integer(kind):
                 continue
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
+            if not any(is_kind(kind) for is_kind in _TEXTS):
                 raise ValueError(f"column {name!r} of {where} holds {kind}, not text")
 
     def rows(self, values: Sequence[Any], number: int, where: str) -> Iterator[RawRow]:
@@ -108,7 +115,8 @@ def rows_of_arrow(columns: Columns, batches: Iterable[Any], where: str) -> Itera
 
 
 def _value_type(kind: Any) -> Any:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
+    """What a column holds: of a dictionary (of a dictionary …), its values."""
+    return _value_type(kind.value_type) if pa.types.is_dictionary(kind) else kind
 
 
 def _text(value: Any, column: str, number: int, where: str) -> str:

@@ -49,7 +49,9 @@ def movie_files(directory: str | Path, num_movies: int) -> dict[str, Path]:
     folder = Path(directory).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(f"no such directory: {folder}\n{_OPENSUBTITLES}")
-    found = {path.stem: path for path in sorted(folder.glob("*.txt"))} or dict(sorted(_first_files(folder)))
+    found = {path.stem: path for path in sorted(folder.glob("*.txt")) if path.is_file()} or dict(
+        sorted(_first_files(folder))
+    )
     if not found:
         raise FileNotFoundError(f"no subtitle files in {folder}\n{_OPENSUBTITLES}")
     movies = sorted(found)

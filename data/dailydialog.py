@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data.corpora import dailydialog_files
 from data.dialogues import Dialogue
-from data.files import not_utf8
+from data.named_files import read_text
 from data.visible import is_blank, without_marks
 
 END_OF_TURN = "__eou__"
@@ -28,11 +28,7 @@ def turns_of_line(line: str) -> list[str]:
 
 
 def _dialogues(split: str, path: Path) -> Iterator[Dialogue]:
-    try:
-        text = without_marks(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise not_utf8(path, error) from None
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(without_marks(read_text(path)).split("\n"), start=1):
         if is_blank(line):
             continue
         if END_OF_TURN not in line:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from data.columns import Columns, rows_of_arrow
 from data.dialogues import BATCH_ROWS, RawRow
+from data.named_files import check_encoding, named_file, not_utf8
 from data.visible import BYTE_ORDER_MARK
 
 Advance = Callable[[int], None]  # told how many bytes of the file have been read
@@ -25,12 +26,10 @@ def read_rows(path: Path, columns: Columns, advance: Advance) -> Iterator[RawRow
     """The raw rows of a file, by its extension: .csv (with a header), .jsonl or .parquet.
 
     Raises FileNotFoundError; ValueError naming the file, and the line where the format has lines, for an unknown
-    extension, missing columns, bytes that are no UTF-8, and anything malformed.
+    extension, a pointer of Git LFS, missing columns, bytes that are no UTF-8, and anything malformed. What the system
+    refuses (no permission, a failing disk) is an OSError: it says nothing about the file.
     """
-    if not path.exists():
-        raise FileNotFoundError(f"no such file: {path}")
-    if path.is_dir():
-        raise ValueError(f"{path} is a directory, not a .csv, .jsonl or .parquet file")
+    path = named_file(path)
     readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
     reader = readers.get(path.suffix.lower())
     if reader is None:
@@ -42,6 +41,7 @@ def _csv_rows(path: Path, columns: Columns, advance: Advance) -> Iterator[RawRow
     if columns.turns is not None:
         raise ValueError(f"{path}: a CSV cell holds no list, so turns_column needs .jsonl or .parquet")
     csv.field_size_limit(2**31 - 1)  # the default refuses fields over 128 KiB, which articles can be
+    check_encoding(path)
     with path.open("rb") as file:
         # a mark before a quotation mark would make it part of the field: at the start, or where files were joined
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
@@ -80,6 +80,7 @@ def _csv_records(path: Path, file: BinaryIO, reader: Any, advance: Advance) -> I
 def _jsonl_rows(path: Path, columns: Columns, advance: Advance) -> Iterator[RawRow]:
     names = columns.names()
     num_bytes = 0
+    check_encoding(path)
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             num_bytes += len(line)
@@ -103,23 +104,12 @@ def _jsonl_rows(path: Path, columns: Columns, advance: Advance) -> Iterator[RawR
     advance(num_bytes)
 
 
-def not_utf8(path: Path, error: UnicodeDecodeError) -> ValueError:
-    """The first line that is no UTF-8: a decoder that reads ahead cannot say which it was."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as found:
-                return ValueError(
-                    f"{path}:{number}: not UTF-8: {found.reason} 0x{line[found.start]:02x}\nconvert the file to UTF-8"
-                )
-    return ValueError(f"{path}: not UTF-8: {error.reason}\nconvert the file to UTF-8")
-
-
 def _parquet_rows(path: Path, columns: Columns, advance: Advance) -> Iterator[RawRow]:
     try:
         file = pq.ParquetFile(path)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
+        if _is_refusal(error):
+            raise
         raise ValueError(f"{path}: not a readable Parquet file: {_first_line(error)}") from None
     with file:
         columns.check_present(file.schema_arrow.names, str(path))
@@ -134,12 +124,19 @@ def _parquet_batches(file: Any, path: Path, columns: Columns, advance: Advance) 
         try:
             batch = next(batches, None)
         except (pa.ArrowException, OSError) as error:
+            if _is_refusal(error):
+                raise
             raise ValueError(f"{path}: damaged Parquet file after row {done}: {_first_line(error)}") from None
         if batch is None:
             return
         done += batch.num_rows
         advance(size * done // total)
         yield batch.select(columns.names())
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the system would not let a file be read: Arrow's errors about a file's content have no number."""
+    return isinstance(error, OSError) and error.errno is not None
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from data.columns import Columns, rows_of_arrow
 from data.dialogues import BATCH_ROWS, RawRow
+from data.named_files import check_no_pointer
 from data.specs import DatasetSettings
 
 Advance = Callable[[int], None]
@@ -27,6 +28,10 @@ def load_hub_splits(settings: DatasetSettings) -> dict[str, Any]:
         name = str(Path(name).expanduser())
     if settings.is_local() and not Path(name).is_dir():
         raise FileNotFoundError(f"no such directory: {name}")
+    if settings.is_local():
+        for file in sorted(Path(name).rglob("*")):
+            if file.is_file():
+                check_no_pointer(file)
     splits = settings.split_names()
     bars_were_off = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()

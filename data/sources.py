@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data.cleaning import Cleaned, Rules, clean
+from data.cleaning import DROPPED_SCHEMA, Cleaned, Rules, clean
 from data.dialogues import RAW_SCHEMA, raw_batches
 from data.reading import Progress, read
 from data.specs import DatasetSettings
@@ -63,6 +63,8 @@ def load(
     shares = {split: _share(settings, split) for split in SPLITS if split not in raw}
     if shares:
         whole = pa.Table.from_batches(raw["train"], schema=RAW_SCHEMA)
+        if whole.num_rows == 0:
+            raise ValueError(_why_empty("train", DROPPED_SCHEMA.empty_table(), settings))
         raw |= {split: part.to_batches() for split, part in cut(whole, shares, seed).items()}
     cleaned = _clean_splits(settings, raw)
     limits = {"train": limit, "validation": settings.max_validation, "test": settings.max_test}
@@ -93,7 +95,7 @@ def _clean_splits(settings: DatasetSettings, raw: dict[str, Iterable[Any]]) -> d
             others = {}
         cleaned[split] = clean(split, raw[split], rules, others)
         if cleaned[split].kept.num_rows == 0:
-            raise ValueError(_why_empty(split, cleaned[split].dropped))
+            raise ValueError(_why_empty(split, cleaned[split].dropped, settings))
     return cleaned
 
 
@@ -103,11 +105,15 @@ def _split_overlaps(cleaned: dict[str, Cleaned]) -> Any:
     )
 
 
-def _why_empty(split: str, dropped: Any) -> str:
+def _why_empty(split: str, dropped: Any, settings: DatasetSettings) -> str:
     reasons = Counter(dropped["reason"].to_pylist())
     counts = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
     found = f"all {dropped.num_rows} rows dropped: {counts}" if counts else "no rows read"
-    return f"the split {split} is empty after cleaning: {found}\ngive more data, or change the rule that dropped it"
+    advice = "give more data, or change the rule that dropped it"
+    name = settings.split_names().get(split)
+    if not counts and name is not None and settings.source in ("files", "hub"):
+        advice = f"{name} has none: give more data"
+    return f"the split {split} is empty after cleaning: {found}\n{advice}"
 
 
 def _numbered(table: Any) -> Any:

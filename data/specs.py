@@ -11,6 +11,7 @@ from typing import Literal
 
 from data.content import files_hash, package_version, path_hash
 from data.corpora import dailydialog_files, movie_files
+from data.named_files import named_file
 from data.wen_rules import DAILYDIALOG, OPENSUBTITLES, WenRules
 
 CHITCHAT_PACKAGE = "chitchat-dataset"
@@ -150,7 +151,8 @@ class DatasetSettings:
     def identity(self) -> dict[str, object]:
         """What decides the corpus: the fields, with the content of local files in place of their paths.
 
-        Raises FileNotFoundError for a local file or directory that is not there, ValueError for an absent package.
+        Raises FileNotFoundError for a local file or directory that is not there, ValueError for what is no plain file
+        and for an absent package.
         """
         identity: dict[str, object] = asdict(self)
         if self.source == "chitchat":
@@ -165,7 +167,9 @@ class DatasetSettings:
             for field in ("path", "train", "validation", "test"):
                 value = getattr(self, field)
                 if value is not None:
-                    identity[field] = path_hash(value) + Path(value).suffix.lower()  # the suffix chooses the reader
+                    identity[field] = (
+                        path_hash(named_file(value)) + Path(value).suffix.lower()
+                    )  # the suffix chooses the reader
         elif self.is_local() and self.name is not None:
             identity["name"] = path_hash(self.name)
         return identity

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from xml.parsers import expat
 
+from data.named_files import FETCH, POINTER, foreign_encoding, is_pointer
 from data.visible import comparable, is_blank, without_marks
 
 MAX_PAUSE = 2  # whole seconds between sentences of one dialogue
@@ -170,6 +171,9 @@ def _note_time(sentence: _Sentence, attributes: dict[str, str]) -> None:
 
 
 def _content(path: Path) -> bytes:
+    with path.open("rb") as file:
+        if is_pointer(file.read(len(POINTER))):
+            raise ValueError(f"a Git LFS pointer, not the file itself; {FETCH}")
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -182,6 +186,10 @@ def _content(path: Path) -> bytes:
 
 def _decoded(content: bytes) -> str:
     try:
-        return content.decode("utf-8")
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from None
+    why = foreign_encoding(content[:4096])
+    if why is not None:
+        raise ValueError(f"not UTF-8: {why.splitlines()[0]}")
+    return text

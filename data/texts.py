@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from data.content import package_version, path_hash
+from data.named_files import CONVERT, check_encoding, named_file
 from data.visible import is_blank, without_marks
 
 PAPERS_PACKAGE = "aclsum"
@@ -97,20 +98,25 @@ def _papers() -> Iterator[str]:
 
 
 def _file(path: str) -> Path:
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise FileNotFoundError(f"no such file: {path}\nname the text file that you have: --set dataset.path=…")
-    return file
+    try:
+        return named_file(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}\nname the text file that you have: --set dataset.path=…") from None
 
 
 def _read(path: str) -> str:
     file = _file(path)
+    check_encoding(file)
+    content = file.read_bytes()
     try:
-        text = _normalised(file.read_text(encoding="utf-8"))
+        text = _normalised(content.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+        where = f"at byte {error.start}, line {1 + content.count(10, 0, error.start)}"
+        raise ValueError(f"{path} is not UTF-8 text: {error.reason} {where}\n{CONVERT}") from None
+    if "\0" in text:
+        raise ValueError(f"{path} is no text: it has a NUL at byte {content.index(0)}\nleave it out of the file")
     if not text:
-        raise ValueError(f"{path} has no text in it")
+        raise ValueError(f"{path} has no text in it\nname another file: --set dataset.path=…")
     return text
 
 
