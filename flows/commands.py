@@ -43,14 +43,15 @@ def up(arguments: argparse.Namespace) -> int:
     from flows.up import up as start
     from tasks.store import default_root
 
-    catalogue = settings.find_catalogue(arguments.prefect_file)
+    catalogue = _catalogue(arguments)
+    settings.load_catalogue(catalogue)  # it has runs of ours, described well
     start(default_root(), PROJECT, catalogue, arguments.port, lambda text: print(text, flush=True))
     return 0
 
 
 def ls(arguments: argparse.Namespace) -> int:
     """`distill ls`: the catalogue."""
-    path = settings.find_catalogue(arguments.prefect_file)
+    path = _catalogue(arguments)
     for named in settings.load_catalogue(path).values():
         show.heading(named.name)
         show.labelled([("what", named.description), ("needs", named.needs)])
@@ -222,9 +223,12 @@ def _run(entrypoint: str, name: str, parameters: dict[str, Any]) -> int:
     return 0
 
 
+def _catalogue(arguments: argparse.Namespace) -> Path:
+    return settings.find_catalogue(arguments.prefect_file, lambda text: print(f"note: {text}", file=sys.stderr))
+
+
 def _named(arguments: argparse.Namespace) -> settings.NamedRun:
-    catalogue = settings.load_catalogue(settings.find_catalogue(arguments.prefect_file))
-    return settings.named_run(catalogue, arguments.name)
+    return settings.named_run(settings.load_catalogue(_catalogue(arguments)), arguments.name)
 
 
 def _parameters(arguments: argparse.Namespace, named: settings.NamedRun) -> dict[str, Any]:

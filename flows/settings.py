@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from flows.deployments import ELSEWHERE, deployments, fields_of, is_ours
 
 CATALOGUE = "prefect.yaml"
 REQUIRED = inspect.Parameter.empty
@@ -30,51 +30,66 @@ class NamedRun:
     parameters: dict[str, Any]
     entrypoint: str
 
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> NamedRun:
+        """The run of a deployment's fields: called by its name, after `compare/` where it is one of that flow."""
+        compares = fields["entrypoint"].endswith(":compare")
+        return cls(
+            name=f"compare/{fields['name']}" if compares else fields["name"],
+            description=" ".join(fields["description"].split()),
+            tags=tuple(map(str, fields["tags"])),
+            parameters=fields["parameters"],
+            entrypoint=fields["entrypoint"],
+        )
+
     @property
     def needs(self) -> str:
         """What the run needs beyond this machine's CPU, from its `needs: …` tags."""
         return ", ".join(tag.removeprefix("needs: ") for tag in self.tags if tag.startswith("needs: ")) or "nothing"
 
 
-def find_catalogue(given: Path | None = None) -> Path:
-    """The catalogue to use: `given`, or prefect.yaml in this folder or one above it, or the one beside this package."""
+def find_catalogue(given: Path | None = None, note: Callable[[str], None] = lambda text: None) -> Path:
+    """The catalogue to use: `given`, or prefect.yaml in this folder or one above it, or the one beside this package.
+
+    A file on the way that has no run of ours is another project's: `note` is told that it is passed over. Raises
+    FileNotFoundError; ValueError for a file on the way that is no YAML, of which nobody can tell whose it is.
+    """
     if given is not None:
         if not given.is_file():
             raise FileNotFoundError(f"there is no catalogue of runs at {given}\ngive the path of a prefect.yaml file")
         return given.resolve()
     here = Path.cwd()
+    passed: list[Path] = []
     for folder in (here, *here.parents, Path(__file__).resolve().parents[1]):
-        if (folder / CATALOGUE).is_file():
-            return folder / CATALOGUE
+        path = folder / CATALOGUE
+        if not path.is_file():
+            continue
+        if any(is_ours(entry) for entry in deployments(path) or []):
+            for other in passed:
+                note(f"{other} names no run of distill; using {path}")
+            return path
+        passed.append(path)
     raise FileNotFoundError(f"there is no {CATALOGUE} here or above\ncall distill from the project's folder")
 
 
 def load_catalogue(path: Path) -> dict[str, NamedRun]:
-    """The named runs in a prefect.yaml, by name and in the file's order. Raises ValueError if it is not one."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    deployments = content.get("deployments") if isinstance(content, dict) else None
-    if not isinstance(deployments, list):
+    """The named runs in a prefect.yaml, by name and in the file's order; deployments of other flows are left out.
+
+    Raises ValueError in one line for what is no prefect.yaml, has no run of ours, or describes one badly.
+    """
+    entries = deployments(path)
+    if entries is None:
         raise ValueError(f"{path} has no list of deployments\nsee docs.prefect.io for the form of a prefect.yaml")
-    return {
-        name: NamedRun(
-            name=name,
-            description=" ".join((entry.get("description") or "").split()),
-            tags=tuple(entry.get("tags") or ()),
-            parameters=entry.get("parameters") or {},
-            entrypoint=entry["entrypoint"],
-        )
-        for entry in deployments
-        for name in [catalogue_name(entry)]
-    }
-
-
-def catalogue_name(entry: Mapping[str, Any]) -> str:
-    """What a deployment is called here: its name, after `compare/` where it is one of that flow."""
-    flow = str(entry["entrypoint"]).rpartition(":")[2]
-    return f"compare/{entry['name']}" if flow == "compare" else str(entry["name"])
+    runs: dict[str, NamedRun] = {}
+    for number, entry in enumerate(entries, start=1):
+        if is_ours(entry):
+            run = NamedRun.of(fields_of(entry, f"{path}: deployment {number}"))
+            if run.name in runs:
+                raise ValueError(f"{path} has two runs called {run.name!r}\nrename one of them")
+            runs[run.name] = run
+    if not runs:
+        raise ValueError(f"{path} names no run of distill: no deployment's entrypoint is a flow of ours\n{ELSEWHERE}")
+    return runs
 
 
 def named_run(catalogue: Mapping[str, NamedRun], name: str) -> NamedRun:
