@@ -21,6 +21,7 @@ from tasks.catalog_rows import lineage_rows, run_row, stage_rows
 from tasks.files import file_hash, read_json, stamp, write_json
 from tasks.relations import DAGGER_ROUNDS, EMPTY, LEFT_OUT, LINEAGE, PAPER_VS_OURS, RUNS, STAGES, TABLES, VIEWS
 from tasks.runs import RunRecord, scan_runs
+from tasks.sql_errors import explain
 from tasks.store import MANIFEST, Artifact, Manifest, Store, StoreError
 
 DATABASE = "results.duckdb"
@@ -86,7 +87,7 @@ def questions(store: Store, *, ending: RunRecord | None = None) -> Iterator[Call
                 answer = connection.sql(sql)
                 return pa.table({}) if answer is None else answer.to_arrow_table()  # None: a statement, not a question
             except duckdb.Error as error:
-                raise ValueError(f"{_first_line(error)}\nthe relations are: {', '.join(relations())}") from None
+                raise ValueError(explain(connection, sql, error, relations())) from None
 
         yield ask
 

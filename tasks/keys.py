@@ -12,6 +12,7 @@ from tasks.ranges import check_numbers
 from tasks.store import Artifact, Store
 
 KeyRecord = dict[str, Any]
+SHOWN = 3  # differences in a plan's line
 
 
 def key_record(stage: str, module: str, arguments: Mapping[str, Any]) -> KeyRecord:
@@ -70,25 +71,49 @@ def _as_declared(value: Any, hint: Any) -> Any:
 
 
 def explain(store: Store, stage: str, record: KeyRecord) -> str:
-    """Why there is no artifact with this key: what differs from the nearest one of the stage that there is."""
-    nearest: list[str] | None = None
+    """Why there is no artifact with this key: what differs from the nearest one of the stage that there is.
+
+    At most SHOWN differences, settings first: an input differs because something before it does. One that has no input
+    in common and a good part of its settings otherwise is of another recipe, and explains nothing.
+    """
+    nearest: tuple[list[str], bool] | None = None
     for artifact in store.artifacts(stage):
         try:
-            found = difference(artifact.manifest().key_record, record)
-        except (OSError, ValueError, KeyError, TypeError):
+            old = artifact.manifest().key_record
+            found = difference(old, record), _is_like(old, record)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # damaged: it cannot be compared with
-        if nearest is None or len(found) < len(nearest):
+        if nearest is None or len(found[0]) < len(nearest[0]):
             nearest = found
-    return "nothing built yet" if nearest is None else "; ".join(nearest)
+    if nearest is None:
+        return "nothing built yet"
+    lines, is_like = nearest
+    if not is_like:
+        return "nothing like it was built yet"
+    if len(lines) <= SHOWN:
+        return "; ".join(lines)
+    first = sorted(lines, key=lambda line: not line.startswith("setting: "))[:SHOWN]
+    return f"{'; '.join(first)}; and {len(lines) - SHOWN} more"
+
+
+def _is_like(old: KeyRecord, new: KeyRecord) -> bool:
+    """Whether two records of a stage are of one recipe, by the inputs and settings that they share."""
+    if set(old["inputs"].items()) & set(new["inputs"].items()):
+        return True
+    flat_old, flat_new = dict(_flatten(old["settings"])), dict(_flatten(new["settings"]))
+    num_changed = len(_changed(flat_old, flat_new))
+    return num_changed <= SHOWN or num_changed < len({*flat_old, *flat_new}) / 4
 
 
 def difference(old: KeyRecord, new: KeyRecord) -> list[str]:
     """What has changed from one key record to another, a line each: inputs, settings, code files."""
     lines = [f"input: {name}" for name in _changed(old["inputs"], new["inputs"])]
     flat_old, flat_new = dict(_flatten(old["settings"])), dict(_flatten(new["settings"]))
+    names = _changed(flat_old, flat_new)
     lines += [
         f"setting: {name} {_short(flat_old.get(name))} → {_short(flat_new.get(name))}"
-        for name in _changed(flat_old, flat_new)
+        for name in names
+        if not any(other.startswith(f"{name}.") for other in names)  # null against settings: those say it
     ]
     return lines + [f"code: {name}" for name in _changed(old["code"], new["code"])]
 
