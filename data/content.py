@@ -9,13 +9,21 @@ from importlib import metadata
 from pathlib import Path
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with `~` as home; `~name` of a user that there is not stays as it is, and nothing will be there."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def path_hash(path: str | Path) -> str:
     """SHA-256 of a file, or of a directory's files with their relative names (hidden ones left out).
 
     Read in pieces, and remembered for as long as size and modification time stay the same.
     Raises FileNotFoundError for a path that is not there.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if path.is_file():
         return _file_hash(path)
     if not path.is_dir():

@@ -7,6 +7,8 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+from data.content import expanded
+
 SPLITS = ("train", "validation", "test")
 SAMPLE_SEED = 1  # the authors', like the splits' seed: the published corpus is one draw
 _OPENSUBTITLES = (
@@ -24,7 +26,7 @@ def dailydialog_files(directory: str | Path) -> dict[str, Path]:
 
     Raises FileNotFoundError that names what is missing and says where it comes from.
     """
-    folder = Path(directory).expanduser()
+    folder = expanded(directory)
     if not folder.is_dir():
         raise FileNotFoundError(f"no such directory: {folder}\n{_DAILYDIALOG}")
     found, missing = {}, []
@@ -46,7 +48,7 @@ def movie_files(directory: str | Path, num_movies: int) -> dict[str, Path]:
     A movie is a folder that has `.xml` or `.xml.gz` files, wherever it lies, or a `.txt` file in the directory itself.
     Raises FileNotFoundError for a directory that is not there or has neither.
     """
-    folder = Path(directory).expanduser()
+    folder = expanded(directory)
     if not folder.is_dir():
         raise FileNotFoundError(f"no such directory: {folder}\n{_OPENSUBTITLES}")
     found = {path.stem: path for path in sorted(folder.glob("*.txt")) if path.is_file()} or dict(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data.columns import Columns, rows_of_arrow
+from data.content import expanded
 from data.dialogues import BATCH_ROWS, RawRow
 from data.named_files import check_no_pointer
 from data.specs import DatasetSettings
@@ -25,7 +26,7 @@ def load_hub_splits(settings: DatasetSettings) -> dict[str, Any]:
 
     name = settings.name or ""
     if settings.is_local():
-        name = str(Path(name).expanduser())
+        name = str(expanded(name))
     if settings.is_local() and not Path(name).is_dir():
         raise FileNotFoundError(f"no such directory: {name}")
     if settings.is_local():

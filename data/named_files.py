@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from data.content import expanded
+
 POINTER = b"version https://git-lfs.github.com/spec/"  # how a file that Git LFS has left out of a clone begins
 FETCH = "fetch it: git lfs pull"
 CONVERT = "convert the file to UTF-8, for example: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
@@ -15,7 +17,9 @@ def named_file(path: str | Path) -> Path:
 
     Raises FileNotFoundError if nothing is there, ValueError for what is no plain file, or a pointer in place of one.
     """
-    file = Path(path).expanduser()
+    if not str(path).strip():
+        raise FileNotFoundError("no such file: the path is empty")
+    file, path = expanded(path), str(path) if str(path).isprintable() else repr(str(path))
     if file.is_dir():
         raise ValueError(f"{path} is a directory, not a file\nname the file in it")
     if not file.is_file():

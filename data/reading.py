@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 
 from data.columns import Columns
+from data.content import expanded
 from data.dialogues import RawRow, chitchat_dialogues, pairs_of_turns
 from data.files import read_rows
 from data.hub import hub_rows, load_hub_splits
@@ -66,7 +66,7 @@ def _chitchat_rows(settings: DatasetSettings, progress: Progress) -> Iterator[Ra
 
 def _file_rows(settings: DatasetSettings, progress: Progress) -> dict[str, Iterator[RawRow]]:
     columns = Columns.of(settings)
-    paths = {split: Path(name).expanduser() for split, name in settings.split_names().items()}
+    paths = {split: expanded(name) for split, name in settings.split_names().items()}
     meter = _Meter(sum(path.stat().st_size for path in paths.values() if path.is_file()), progress)
     return {split: read_rows(path, columns, meter.part(split)) for split, path in paths.items()}
 

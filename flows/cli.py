@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from flows.messages import explain
+from flows.messages import explain, why_stopped
 
 INTERRUPTED = 130
 MOST_DAYS = 36_500
@@ -116,6 +116,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {explain(error)}", file=sys.stderr)
         return 1
     except Exception as error:
+        stopped = why_stopped(error)
+        if stopped is not None:
+            _keep_traceback()
+            print(f"error: {stopped}", file=sys.stderr)
+            return 1
         print(f"error: {type(error).__name__}: {' '.join(str(error).split())[:400]}", file=sys.stderr)
         print(f"this should not happen; the traceback is in {_keep_traceback()}", file=sys.stderr)
         return 1

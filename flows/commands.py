@@ -207,9 +207,11 @@ def _run(entrypoint: str, name: str, parameters: dict[str, Any]) -> int:
     if url is not None:
         server.join(store.root, url)
     from flows.outlines import execute, outline_of
+    from tasks.compute import device_of
 
     outline = outline_of(entrypoint)
     valid = settings.validate(outline.parameters, parameters)
+    device_of(valid["runtime"])  # it is there
     if url is not None:
         from flows.recorded import run_recorded
 

@@ -81,6 +81,12 @@ def _tasks(
     for name, given in (("variants", variants), ("seeds", seeds)):
         if not given:
             raise ValueError(f"{name} must not be empty\na comparison needs at least one of each")
+    for name, shown in (("seeds", [str(seed) for seed in seeds]), ("values", [f"{x:g}" for x in values])):
+        twice = next((each for each in shown if shown.count(each) > 1), None)
+        if twice is not None:  # cells are told apart by what is shown
+            raise ValueError(f"{name} must differ in what is shown of them, got {twice} twice\nleave one of them out")
+    if not all(name.strip() and name.isprintable() for name in variants):
+        raise ValueError("a variant needs a name that can be seen\ngive it one: variants: {my-variant: {…}}")
     taken = REFERENCES & set(variants)
     if taken:
         raise ValueError(f"a variant cannot be called {min(taken)}: a system of every run is\ncall it something else")

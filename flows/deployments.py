@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+LONGEST_NAME = 200  # bytes: run ids and files begin with it, and file systems take 255
 ELSEWHERE = "name another file with --prefect-file"
 
 
@@ -37,6 +38,8 @@ def fields_of(entry: dict[str, Any], where: str) -> dict[str, Any]:
     name = entry.get("name")
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{where} has no name, which must be a text\ngive it one: name: my-run")
+    if not name.isprintable() or len(name.encode()) > LONGEST_NAME:
+        raise ValueError(f"{where} has a name that no file can bear: {name[:LONGEST_NAME]!r}\ngive it a shorter one")
     found = {"entrypoint": entry["entrypoint"], "name": name}
     for field, kind, form in (
         ("description", str, "a text"),

@@ -108,10 +108,13 @@ def write_figures(store: Store, run: RunRecord, directory: Path) -> list[Path]:
         pictures["excess-error"] = excess_error_png(curves, run.name)
     if not pictures:
         raise ValueError(f"{run.run_id} is no comparison and has no excess error\nits report has its other figures")
-    directory.mkdir(parents=True, exist_ok=True)
     files = {directory / f"{run.run_id}-{name}.png": picture for name, picture in pictures.items()}
-    for path, picture in files.items():
-        path.write_bytes(picture)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for path, picture in files.items():
+            path.write_bytes(picture)
+    except OSError as error:
+        raise OSError(f"cannot write to {directory}: {error.strerror}\ngive another place with --figures") from error
     return list(files)
 
 

@@ -233,6 +233,8 @@ def _first_error(name: str, errors: Sequence[Any]) -> str:
     where = ".".join([name, *(str(step) for step in error["loc"] if isinstance(step, str) and step.islower())])
     if error["type"] == "value_error":
         return f"{where}: {error['ctx']['error']}"
+    if error["type"] == "missing" and isinstance(error["loc"][-1], int):
+        return f"{where}: it takes more values than that, got {_short(error['input'])}"
     if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"the setting {where} is missing"
     return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, got {_short(error['input'])}"

@@ -84,14 +84,18 @@ def answer(rows: Any, form: str) -> None:
         numbered = (f"{name}_{k}" for k in count(1))
         names.append(next(each for each in chain([name], numbered) if each not in names))
     rows = rows.rename_columns(names)
+    try:
+        records = rows.to_pylist()
+    except (OverflowError, ValueError) as error:
+        raise ValueError(f"the answer holds a time that cannot be shown: {error}\nask for it as text: ::text") from None
     if form == "json":
-        print(json.dumps(rows.to_pylist(), indent=1, ensure_ascii=False, default=str))
+        print(json.dumps(records, indent=1, ensure_ascii=False, default=str))
     elif form == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(rows.column_names)
-        writer.writerows(row.values() for row in rows.to_pylist())
+        writer.writerows(row.values() for row in records)
     else:
-        table(rows.column_names, [list(row.values()) for row in rows.to_pylist()])
+        table(rows.column_names, [list(row.values()) for row in records])
 
 
 def labelled(pairs: Iterable[tuple[str, str]]) -> None:

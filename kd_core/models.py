@@ -6,7 +6,7 @@ No pickled weights and no remote code: `from_pretrained` is told so at the one p
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -37,6 +37,8 @@ class ModelSettings:
     dtype: DType = "float32"  # of the weights as loaded; a student trains in float32
 
     def __post_init__(self) -> None:
+        if self.name is not None and not self.name.strip():
+            raise ValueError("name must be a hub id or a directory, got an empty text")
         if (self.name is None) == (self.shape is None):
             raise ValueError(
                 "a model needs either name (hub id or directory) or shape (a small model), got both or neither"
@@ -52,7 +54,9 @@ class ModelSettings:
         """
         if self.name is None:
             return None
-        path = Path(self.name).expanduser()
+        path = Path(self.name)
+        with suppress(RuntimeError):  # `~name` of a user that there is not
+            path = path.expanduser()
         if path.is_dir():
             return path
         if self.name.startswith((".", "/", "~")) or self.name.count("/") > 1:

@@ -11,7 +11,13 @@ from typing import Any
 SEEDS = (0, 2**63 - 1)  # a BIGINT in the results; numpy refuses what is below 0, torch what is beyond 64 bits
 WORKERS = (1, 1024)  # threads and processes: beyond it the system gives none, and libraries abort
 COUNTS = (-(2**31), 2**31 - 1)  # int32: rows and tokens of the tokenizers, torch's sizes, columns in the results
-OF_NAME = {"seed": SEEDS, "data_seed": SEEDS, "seeds": SEEDS, "threads": WORKERS, "workers": WORKERS}
+VOCABULARY = (1, 1_000_000)  # SentencePiece begins with as many pieces; asked for more it never returns
+OF_NAME = {
+    **dict.fromkeys(("seed", "data_seed", "seeds"), SEEDS),
+    **dict.fromkeys(("threads", "workers"), WORKERS),
+    "vocab_size": VOCABULARY,
+    "limit": (1, 2**31 - 1),
+}
 FLOAT32 = (2.0**-126, (2 - 2.0**-23) * 2.0**127)  # the size of a normal one: beyond it lie 0 and infinity
 
 

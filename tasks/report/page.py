@@ -39,6 +39,8 @@ def write_report(store: Store, run_id: str, output: Path | None = None, *, endin
     with results_of(store, run_id, ending) as results:
         text = render(results)
     path = (output or report_path(store, run_id)).expanduser().absolute()
+    if path.exists() and not (path.is_file() or path.is_dir()):  # it would be replaced by a plain file
+        raise StoreError(f"cannot write {path}: it is a device or a pipe\ngive another place with --output")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))

@@ -66,7 +66,7 @@ def model_directory(path: Path, words: list[str]) -> Path:
         ("seed=-1", "seed must be in [0, 9223372036854775807], got -1"),
         ("data_seed=18446744073709551615", "data_seed must be in [0, 9223372036854775807]"),
         ("evaluation.seed=9223372036854775808", "evaluation.seed must be in [0, 9223372036854775807]"),
-        ("limit=4294967296", "limit must be in [-2147483648, 2147483647], got 4294967296"),
+        ("limit=4294967296", "limit must be in [1, 2147483647], got 4294967296"),
         ("teacher.fit.optimizer.learning_rate=NaN", "teacher.fit.optimizer.learning_rate must be a finite number"),
         ('method.reward={"reward_scale": Infinity}', "method.reward.reward_scale must be a finite number, got inf"),
         ("method.sampling.temperature=1e-60", "method.sampling.temperature must be 0 or of a size in"),

@@ -67,6 +67,8 @@ def test_other_flows_beside_ours_are_left_out(catalogue: Path) -> None:
         ("{entrypoint: ENTRY, name: 3}", "deployment 1 has no name"),
         ("{entrypoint: ENTRY, name: [a]}", "deployment 1 has no name"),
         ("{entrypoint: ENTRY, name: ' '}", "deployment 1 has no name"),
+        ('{entrypoint: ENTRY, name: "a\\nb"}', "deployment 1 has a name that no file can bear: 'a\\nb'"),
+        (f"{{entrypoint: ENTRY, name: {'é' * 101}}}", "deployment 1 has a name that no file can bear"),
         ("{entrypoint: ENTRY, name: a, description: [b]}", "deployment 1, 'a': description must be a text, got list"),
         ("{entrypoint: ENTRY, name: a, tags: b}", "deployment 1, 'a': tags must be a list, got str"),
         ("{entrypoint: ENTRY, name: a, parameters: 3}", "deployment 1, 'a': parameters must be settings, got int"),
