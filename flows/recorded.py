@@ -2,17 +2,22 @@
 
 import importlib
 import logging
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
+from httpx import HTTPError
 from prefect import get_run_logger
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import FailedRun
 from prefect.runtime import deployment, flow_run
 from prefect.states import Failed
 
+from flows import streams
+from flows.liveness import labels
 from flows.messages import explain
 from flows.outlines import Outline, execute
 from flows.publish import PrefectReporter, publish_report, publish_results
@@ -26,7 +31,10 @@ from tasks.store import Store, default_root
 
 def run_in_prefect(outline: Outline, parameters: dict[str, Any]) -> State[Any] | tuple[str, str]:
     """What every flow does: run its outline, publish the results; a user's mistake is a failed state with its line."""
+    streams.secure()
+    streams.outlive_readers()
     logger = get_run_logger()
+    _say_which_process()
     try:
         for name, value in parameters.items():
             check_numbers(name, value)
@@ -55,6 +63,12 @@ def run_recorded(outline: Outline, name: str, parameters: dict[str, Any]) -> tup
     except FailedRun:
         raise ValueError(state.message) from None
     return run_id, Path(last)
+
+
+def _say_which_process() -> None:
+    """Label the flow run with this process, so that its death can be known, and not only guessed."""
+    with suppress(HTTPError), get_client(sync_client=True) as client:
+        client.update_flow_run_labels(UUID(str(flow_run.id)), labels(int(flow_run.run_count)))
 
 
 def _run_name() -> str:

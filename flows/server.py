@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 DEFAULT_PORT = 4200
 POOL = "distill"
-CRASH_MESSAGE = "The process died with the local stack. Its finished stages and checkpoints are kept: run it again."
 
 
 def api_url(port: int) -> str:
@@ -58,13 +57,14 @@ def environment(root: Path, url: str, inherited: Mapping[str, str] = os.environ)
         "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED": "true",
         "DO_NOT_TRACK": "1",
         "PYTHONUNBUFFERED": "1",
+        "PYTHONUTF8": "1",  # logs and what is streamed to them, in any locale
     }
 
 
 def running_stack(root: Path) -> str | None:
     """The API's address of the `distill up` that is running for `root`, or None."""
     record = root / "prefect" / "up.lock"
-    with suppress(OSError, ValueError), record.open() as file:
+    with suppress(OSError, ValueError), record.open(encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -95,36 +95,6 @@ def arrange(url: str, project: Path) -> None:
     with _client(url) as client:
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template), overwrite=True)
         client.upsert_global_concurrency_limit_by_name("gpu", 1)
-
-
-def crash_dead_runs(url: str) -> list[str]:
-    """Mark the runs that a worker of ours had in hand as Crashed; call it when no worker runs. Returns their names.
-
-    After `kill -9` Prefect would show them, and their tasks, as running for ever.
-    """
-    from prefect.client.schemas import filters
-    from prefect.client.schemas.objects import StateType
-    from prefect.states import Crashed
-
-    going = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
-    with _client(url) as client:
-        dead = client.read_flow_runs(
-            work_pool_filter=filters.WorkPoolFilter(name=filters.WorkPoolFilterName(any_=[POOL])),
-            flow_run_filter=filters.FlowRunFilter(
-                state=filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=going))
-            ),
-        )
-        for run in dead:
-            tasks = client.read_task_runs(
-                flow_run_filter=filters.FlowRunFilter(id=filters.FlowRunFilterId(any_=[run.id])),
-                task_run_filter=filters.TaskRunFilter(
-                    state=filters.TaskRunFilterState(type=filters.TaskRunFilterStateType(any_=going))
-                ),
-            )
-            for task in tasks:
-                client.set_task_run_state(task.id, Crashed(message=CRASH_MESSAGE), force=True)
-            client.set_flow_run_state(run.id, Crashed(message=CRASH_MESSAGE), force=True)
-    return [run.name for run in dead]
 
 
 def _client(url: str) -> SyncPrefectClient:

@@ -14,8 +14,10 @@ from typing import NoReturn
 
 from flows import server
 from flows.children import Child, Nursery
+from flows.dead_runs import WORKER, settle
 
 START_SECONDS = 90.0
+SWEEP_SECONDS = 5.0
 
 
 def up(root: Path, project: Path, prefect_file: Path, port: int, say: Callable[[str], None]) -> None:
@@ -33,7 +35,7 @@ def up(root: Path, project: Path, prefect_file: Path, port: int, say: Callable[[
         return Child(name, [*prefect, *arguments], env=environment, cwd=project, log=root / "logs" / f"{name}.log")
 
     api = child("server", "server", "start", "--host", server.HOST, "--port", str(port))
-    worker = child("worker", "worker", "start", "--pool", server.POOL, "--name", "distill-up")
+    worker = child("worker", "worker", "start", "--pool", server.POOL, "--name", WORKER)
     deploy = child("deploy", "deploy", "--all", "--prefect-file", str(prefect_file))
     started = time.monotonic()
     with _only_one(root, url), Nursery(root / "prefect" / "children.lock") as nursery, _stop_on_sigterm():
@@ -42,8 +44,8 @@ def up(root: Path, project: Path, prefect_file: Path, port: int, say: Callable[[
         try:
             nursery.start(api)
             _wait(api, lambda: server.is_healthy(url))
-            for name in server.crash_dead_runs(url):
-                say(f"Run {name} had died with the stack; it is marked as Crashed.")
+            for name in settle(url, worker_runs=False, late_seconds=0.0):
+                say(f"Run {name} had died; it is marked as Crashed.")
             server.arrange(url, project)
             nursery.start(worker)
             nursery.start(deploy)
@@ -56,13 +58,17 @@ def up(root: Path, project: Path, prefect_file: Path, port: int, say: Callable[[
             for each in (deploy, worker):
                 each.stop()
             if server.is_healthy(url):
-                server.crash_dead_runs(url)
+                settle(url, worker_runs=False, late_seconds=0.0)
             api.stop()
 
 
 def _supervise(children: list[Child], nursery: Nursery, url: str, say: Callable[[str], None]) -> NoReturn:
-    """Restart children that end, each after its back-off. Only an exception (Ctrl-C) ends this loop."""
+    """Restart children that end, each after its back-off, and settle runs that have died, whoever had them in hand.
+
+    Only an exception (Ctrl-C) ends this loop.
+    """
     due: dict[str, float] = {}
+    next_sweep = 0.0
     while True:
         for child in children:
             code, now = child.exit_code(), time.monotonic()
@@ -75,8 +81,11 @@ def _supervise(children: list[Child], nursery: Nursery, url: str, say: Callable[
                 del due[child.name]
                 child.stop(grace_seconds=1.0)  # what is left of its group
                 if child.name == "worker":
-                    server.crash_dead_runs(url)
+                    settle(url, worker_runs=False)
                 nursery.start(child)
+        if time.monotonic() >= next_sweep and server.is_healthy(url):
+            settle(url, worker_runs=True)
+            next_sweep = time.monotonic() + SWEEP_SECONDS
         time.sleep(0.2)
 
 
@@ -96,7 +105,7 @@ def _only_one(root: Path, url: str) -> Iterator[None]:
     """Hold the stack's lock for `root`, with our pid and address in it; ValueError if another process has it."""
     path = root / "prefect" / "up.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
+    with path.open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

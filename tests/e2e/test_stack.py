@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from flows.up import SWEEP_SECONDS
 
 pytestmark = pytest.mark.e2e
 
@@ -24,6 +26,7 @@ SYSTEMS = ["teacher", "pre_distilled", "llmr"]
 STAGES = ["prepare", "teacher", "score", "pre_distill", "llmr"]
 STAGES += [f"{stage}[{system}]" for system in SYSTEMS for stage in ("decode", "measure")] + ["evaluate"]
 READY_SECONDS = 90
+SLOW = '{"max_steps": 100000, "epochs": 100000, "max_source_tokens": 16, "validate_every": 0}'
 
 
 @dataclass
@@ -63,6 +66,9 @@ class Stack:
     def newest_run(self) -> dict[str, Any]:
         return self.ask("flow_runs", sort="EXPECTED_START_TIME_DESC", limit=1)[0]
 
+    def task_states(self, run_id: str) -> set[str]:
+        return {task["state_type"] for task in self.ask("task_runs", flow_runs={"id": {"any_": [run_id]}})}
+
     def _run(self, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", module, *arguments],
@@ -79,6 +85,20 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def children_of(pid: int, word: str) -> list[int]:
+    """The living children of a process with `word` in their command."""
+    listed = subprocess.run(["ps", "-o", "pid=,stat=,args=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    rows = [line.split(maxsplit=2) for line in listed.splitlines()]
+    return [int(each) for each, state, command in rows if word in command and not state.startswith("Z")]
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def start(home: Path, port: int) -> Stack:
@@ -107,6 +127,14 @@ def start(home: Path, port: int) -> Stack:
 def stop(stack: Stack) -> int:
     stack.process.terminate()
     return stack.process.wait(timeout=40)
+
+
+def slow_run(stack: Stack) -> dict[str, Any]:
+    """A run whose second training does not end, once that has begun."""
+    created = stack.prefect("deployment", "run", "distill/tiny", "--param", f"pre_distill={SLOW}")
+    assert created.returncode == 0, created.stdout
+    until(lambda: {"COMPLETED", "RUNNING"} <= stack.task_states(stack.newest_run()["id"]))
+    return stack.newest_run()
 
 
 @pytest.fixture(scope="module")
@@ -196,15 +224,43 @@ def test_a_second_stack_on_the_same_home_or_port_is_refused_in_one_line(stack: S
     ]
 
 
+def test_a_run_ends_with_its_own_process_whoever_had_it_in_hand(stack: Stack) -> None:
+    """Our worker is killed, then the one that has the run, then the run: only the last is the run's end."""
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "distill", "--name", "second"]
+    (ours,) = children_of(stack.process.pid, "worker")
+    said = stack.home / "second.txt"
+    with (
+        said.open("w") as output,
+        subprocess.Popen(command, env=stack.environment, stdout=output, cwd=PROJECT) as second,
+    ):
+        try:
+            until(lambda: "started!" in said.read_text())
+            os.kill(ours, signal.SIGSTOP)  # so that the second one takes the run
+            run = slow_run(stack)
+            os.kill(ours, signal.SIGKILL)
+            until(lambda: children_of(stack.process.pid, "worker") not in ([], [ours]))
+            assert stack.newest_run()["state_type"] == "RUNNING"
+        finally:
+            os.kill(ours, signal.SIGKILL) if ours in children_of(stack.process.pid, "worker") else None
+            second.kill()
+    time.sleep(2 * SWEEP_SECONDS)
+    assert stack.newest_run()["state_type"] == "RUNNING"
+    os.kill(int(run["labels"]["distill.process"].split()[0]), signal.SIGKILL)
+    until(lambda: stack.newest_run()["state_type"] == "CRASHED")
+    until(lambda: stack.task_states(run["id"]) == {"COMPLETED", "CRASHED"})
+
+
+def test_the_tasks_of_a_killed_run_end_too_where_prefect_itself_notices_its_end(stack: Stack) -> None:
+    run = slow_run(stack)
+    os.kill(int(run["labels"]["distill.process"].split()[0]), signal.SIGKILL)
+    until(lambda: stack.newest_run()["state_type"] == "CRASHED")
+    assert "status code: -9" in stack.newest_run()["state"]["message"]
+    until(lambda: stack.task_states(run["id"]) == {"COMPLETED", "CRASHED"})
+
+
 def test_a_killed_stack_leaves_no_run_going_and_the_next_one_goes_on(stack: Stack) -> None:
     """Last, because the stack of this module is killed in it and another one takes its place."""
-    slow = '{"max_steps": 100000, "epochs": 100000, "max_source_tokens": 16, "validate_every": 0}'
-    created = stack.prefect("deployment", "run", "distill/tiny", "--param", f"pre_distill={slow}")
-    assert created.returncode == 0, created.stdout
-    deadline = time.monotonic() + 30
-    while not any((stack.home / ".checkpoints").glob("pre_distill-*")):
-        assert time.monotonic() < deadline, "the run did not begin its second training"
-        time.sleep(0.1)
+    slow_run(stack)
     os.kill(stack.process.pid, signal.SIGKILL)
     stack.process.wait()
     successor = start(stack.home, stack.port)
@@ -212,7 +268,6 @@ def test_a_killed_stack_leaves_no_run_going_and_the_next_one_goes_on(stack: Stac
         run = successor.newest_run()
         assert run["state_type"] == "CRASHED"
         assert "run it again" in run["state"]["message"]
-        states = {task["state_type"] for task in successor.ask("task_runs", flow_runs={"id": {"any_": [run["id"]]}})}
-        assert states == {"COMPLETED", "CRASHED"}
+        assert successor.task_states(run["id"]) == {"COMPLETED", "CRASHED"}
     finally:
         assert stop(successor) == 0
