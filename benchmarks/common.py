@@ -48,7 +48,7 @@ def line(benchmark: str, ours: float, reference: float, unit: str, **sizes: Any)
 
 def demo_parameters() -> dict[str, Any]:
     """The parameters of `llmr-chitchat`, as prefect.yaml names them."""
-    catalogue = yaml.safe_load((Path(__file__).parents[1] / "prefect.yaml").read_text())
+    catalogue = yaml.safe_load((Path(__file__).parents[1] / "prefect.yaml").read_text(encoding="utf-8"))
     parameters: dict[str, Any] = next(d["parameters"] for d in catalogue["deployments"] if d["name"] == "llmr-chitchat")
     return parameters
 

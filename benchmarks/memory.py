@@ -76,7 +76,7 @@ def resident_peak() -> int:
     """Bytes. On Linux of this program alone: what getrusage says has the parent's peak in it."""
     status = Path("/proc/self/status")
     if status.exists():
-        peak = next(row for row in status.read_text().splitlines() if row.startswith("VmHWM:"))
+        peak = next(row for row in status.read_text(encoding="utf-8").splitlines() if row.startswith("VmHWM:"))
         return int(peak.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS, in bytes
 

@@ -22,7 +22,7 @@ def nothing(build: Build, number: int) -> None:
 
 def write(directory: Path, number: int) -> None:
     """All that it does."""
-    (directory / "number.txt").write_text(str(number))
+    (directory / "number.txt").write_text(str(number), encoding="utf-8")
 
 
 def run() -> Iterator[dict[str, Any]]:

@@ -70,7 +70,9 @@ class Child:
     def last_words(self, num_lines: int = 5) -> str:
         """The end of the log, for a message about a child that would not start."""
         with suppress(FileNotFoundError):
-            lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+            lines = [
+                line for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+            ]
             return "\n".join(lines[-num_lines:])
         return ""
 
@@ -106,7 +108,7 @@ class Nursery:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a+")
+        self._file = path.open("a+", encoding="utf-8")
 
     def __enter__(self) -> "Nursery":
         try:

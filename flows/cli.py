@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from flows import streams
 from flows.messages import explain, why_stopped
 
 INTERRUPTED = 130
@@ -99,6 +100,18 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 (said in one line), 2 (usage) or 130 (interrupted)."""
+    streams.secure()
+    try:
+        try:
+            return _main(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader has gone: `distill sql … | head`
+        streams.let_go()
+        return 1
+
+
+def _main(argv: Sequence[str] | None) -> int:
     arguments = parser().parse_args(argv)
     try:
         from flows import commands
@@ -108,9 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\ninterrupted{_how_to_go_on(arguments.command)}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader has gone (`distill sql … | head`). Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        raise
     except (ValueError, OSError) as error:
         _keep_traceback()
         print(f"error: {explain(error)}", file=sys.stderr)

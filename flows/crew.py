@@ -21,6 +21,8 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from flows import streams
+
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
@@ -138,6 +140,7 @@ def _start_tracker() -> None:
 def _serve(connection: Connection) -> None:
     """What a process does: job after job, until there are no more."""
     _end_with_parent()
+    streams.secure()
     with suppress(EOFError, BrokenPipeError):
         while True:
             connection.send_bytes(_answer(connection.recv_bytes()))

@@ -12,6 +12,8 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+from flows import streams
+
 WIDEST = 100
 
 
@@ -78,7 +80,9 @@ def size(num_bytes: float) -> str:
 
 
 def answer(rows: Any, form: str) -> None:
-    """Print an Arrow table as a table, CSV or JSON. Columns of one name are numbered: a, a_1."""
+    """Print an Arrow table as a table, or as CSV or JSON, in UTF-8. Columns of one name are numbered: a, a_1."""
+    if form != "table":
+        streams.write_utf8()
     names: list[str] = []
     for name in rows.column_names:
         numbered = (f"{name}_{k}" for k in count(1))

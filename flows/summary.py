@@ -88,7 +88,9 @@ def warnings(directory: Path) -> list[str]:
     import json
 
     manifest = directory / "manifest.json"
-    found: list[str] = json.loads(manifest.read_text())["stats"].get("warnings", []) if manifest.exists() else []
+    found: list[str] = (
+        json.loads(manifest.read_text(encoding="utf-8"))["stats"].get("warnings", []) if manifest.exists() else []
+    )
     return found
 
 

@@ -119,11 +119,11 @@ class TrainState:
         tensors |= {f"in_flight.{name}": tensor.clone() for name, tensor in self.in_flight.items()}  # no shared storage
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, directory / "state.safetensors")
         rows = [{"step": row.step, **row.values} for row in log]
-        (directory / "state.json").write_text(json.dumps({"step": self.step, "log": rows}))
+        (directory / "state.json").write_text(json.dumps({"step": self.step, "log": rows}), encoding="utf-8")
 
     def load(self, directory: Path) -> list[StepMetrics]:
         """Put a saved state back; returns the log so far."""
-        record = json.loads((directory / "state.json").read_text())
+        record = json.loads((directory / "state.json").read_text(encoding="utf-8"))
         self.step = int(record["step"])
         device = next(self.model.parameters()).device
         with safe_open(directory / "state.safetensors", "pt", device=str(device)) as file:

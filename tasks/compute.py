@@ -71,7 +71,7 @@ def model_location(artifact: Artifact) -> tuple[str | Path, str | None, DType]:
     """
     if (artifact.path / "model").is_dir():
         return artifact.path / "model", None, "float32"
-    reference = json.loads((artifact.path / "reference.json").read_text())
+    reference = json.loads((artifact.path / "reference.json").read_text(encoding="utf-8"))
     if reference["content"] is not None:
         _check_unchanged(artifact, Path(reference["name"]), reference["content"])
     return reference["name"], reference["revision"], reference["dtype"]

@@ -76,7 +76,7 @@ def positions_of(settings: ModelSettings) -> int | None:
     snapshot = settings.directory or _cached(settings)
     if snapshot is None or check_config(snapshot) != "causal":
         return None
-    return int(json.loads((snapshot / "config.json").read_text())["max_position_embeddings"])
+    return int(json.loads((snapshot / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"])
 
 
 def _kind(settings: ModelSettings, found: Path | None) -> ModelKind | None:

@@ -17,7 +17,7 @@ def refer(build: Build, settings: ModelSettings) -> None:
     remark_on(build, settings)
     content = None if directory is None else directory_hash(directory)
     record = {"name": name, "revision": settings.commit, "dtype": settings.dtype, "content": content}
-    (build.dir / "reference.json").write_text(json.dumps(record, indent=2))
+    (build.dir / "reference.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
     build.record(model=str(name))
 
 
