@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import sys
 import urllib.error
 import urllib.request
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -31,8 +33,9 @@ def api_url(port: int) -> str:
 
 def is_healthy(url: str, timeout_seconds: float = 1.0) -> bool:
     """Whether a Prefect API answers at `url`."""
+    directly = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy knows this machine
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=timeout_seconds) as answer:
+        with directly.open(f"{url}/health", timeout=timeout_seconds) as answer:
             return bool(answer.read() == b"true")
     except (urllib.error.URLError, OSError, ValueError):
         return False
@@ -49,8 +52,13 @@ def environment(root: Path, url: str, inherited: Mapping[str, str] = os.environ)
         for name, value in inherited.items()
         if not name.startswith("PREFECT_") or name.startswith("PREFECT_LOGGING_")
     }
+    exempt = ",".join(filter(None, [inherited.get("NO_PROXY") or inherited.get("no_proxy"), HOST]))
     return kept | {
+        "NO_PROXY": exempt,  # or a proxy of the user's network is asked for this machine
+        "no_proxy": exempt,
         "PREFECT_HOME": str(root / "prefect"),
+        # Prefect's own would stop at a `?` and read `%20` as a space
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{quote(str(root / 'prefect' / 'prefect.db'))}",
         "PREFECT_API_URL": url,
         "DISTILL_HOME": str(root),
         "PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED": "true",  # both, or `--watch` shows no log lines
@@ -90,7 +98,7 @@ def arrange(url: str, project: Path) -> None:
     template = ProcessWorker.get_default_base_job_template()
     defaults = template["variables"]["properties"]
     # The same interpreter and folder as ours, in the worker's process group: stopping the worker stops its runs.
-    defaults["command"]["default"] = f"{sys.executable} -m prefect.engine"
+    defaults["command"]["default"] = shlex.join([sys.executable, "-m", "prefect.engine"])
     defaults["working_dir"]["default"] = str(project)
     with _client(url) as client:
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template), overwrite=True)

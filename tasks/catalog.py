@@ -122,7 +122,7 @@ def _readable(
     try:
         if files:
             connection.execute(
-                f"SELECT 1 FROM read_parquet([{', '.join(map(_literal, files))}], union_by_name = true) LIMIT 0"
+                f"SELECT 1 FROM read_parquet([{', '.join(_literal(_as_pattern(path)) for path in files)}], union_by_name = true) LIMIT 0"
             )
         return files
     except duckdb.Error as error:
@@ -149,7 +149,7 @@ def _over_files(connection: duckdb.DuckDBPyConnection, kind: str, name: str, fil
     if not files:
         connection.execute(f"CREATE TABLE {name} ({EMPTY[name]})")
         return
-    listed = ", ".join(_literal(path) for path in files)
+    listed = ", ".join(_literal(_as_pattern(path)) for path in files)
     read = f"read_parquet([{listed}], filename = 'file', union_by_name = true)"
     wanted = dict.fromkeys(re.findall(r'\bf\."?(\w+)', columns))
     absent = "".join(f", NULL AS {each}" for each in wanted if each not in connection.sql(f"FROM {read}").columns)
@@ -276,6 +276,11 @@ def _wal(database: Path) -> Path:
 def _literal(value: Path) -> str:
     """A path as an SQL string: DDL takes no parameters."""
     return "'" + str(value).replace("'", "''") + "'"
+
+
+def _as_pattern(path: Path) -> Path:
+    """A path where DuckDB takes patterns: in a folder `a[1]` it would read the files of `a1`."""
+    return Path(re.sub(r"([*?\[])", r"[\1]", str(path)))
 
 
 def _first_line(error: Exception) -> str:
