@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import streams
-from flows.messages import explain, why_stopped
+from flows.messages import explain, is_explained
 
 INTERRUPTED = 130
 MOST_DAYS = 36_500
@@ -122,15 +122,10 @@ def _main(argv: Sequence[str] | None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         raise
-    except (ValueError, OSError) as error:
-        _keep_traceback()
-        print(f"error: {explain(error)}", file=sys.stderr)
-        return 1
     except Exception as error:
-        stopped = why_stopped(error)
-        if stopped is not None:
+        if is_explained(error):
             _keep_traceback()
-            print(f"error: {stopped}", file=sys.stderr)
+            print(f"error: {explain(error)}", file=sys.stderr)
             return 1
         print(f"error: {type(error).__name__}: {' '.join(str(error).split())[:400]}", file=sys.stderr)
         print(f"this should not happen; the traceback is in {_keep_traceback()}", file=sys.stderr)

@@ -1,21 +1,36 @@
 """Errors as people read them: what is wrong in one line, then what to do where the error says so."""
 
 import errno
+import os
+import re
 
 LONGEST = 2000  # characters of a line that are shown: a path or a prompt may be any length
+FULL = (errno.ENOSPC, errno.EDQUOT)
+MAKE_ROOM = "what is finished is kept: make room there (distill gc lists what no run needs), and run it again"
 _NO_ACCESS = "this user may not: give it access (chmod, chown), or name another place"
 
 
 def explain(error: BaseException) -> str:
     """The text of a user's mistake, or of what the system refused."""
+    stopped = why_stopped(error)
+    if stopped is not None:
+        return stopped
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.strerror.lower()}{f': {error.filename}' if error.filename else ''}"
         return _cut(text) + (f"\n{_NO_ACCESS}" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else "")
     return "\n".join(_cut(line.strip()) for line in str(error).splitlines() if line.strip()) or type(error).__name__
 
 
-def why_stopped(error: Exception) -> str | None:
-    """What stopped a command where that is no fault of the program's: memory, or input nested without end."""
+def is_explained(error: BaseException) -> bool:
+    """Whether `explain` says all: no traceback is needed to know what to do."""
+    return isinstance(error, ValueError | OSError) or why_stopped(error) is not None
+
+
+def why_stopped(error: BaseException) -> str | None:
+    """What stopped a command where that is no fault of the program's: a full disk, memory, input nested without end."""
+    full = _full_disk(error)
+    if full:
+        return f"{full}\n{MAKE_ROOM}"
     said = _cut(" ".join(str(error).split())) or type(error).__name__
     # torch has a class of its own for a GPU's memory, and none for the machine's
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in said:
@@ -27,3 +42,22 @@ def why_stopped(error: Exception) -> str | None:
 
 def _cut(line: str) -> str:
     return line if len(line) <= LONGEST else f"{line[:LONGEST]}… ({len(line):,} characters)"
+
+
+def _full_disk(error: BaseException) -> str | None:
+    """What a full disk is called and which file met it; None for any other error, and what led to it."""
+    met: BaseException | None = error
+    while met is not None:
+        for number in FULL:
+            if _says(met, number):
+                path = getattr(met, "filename", None) or next(iter(re.findall(r'"(/[^"\n]+)"', str(met))), None)
+                return f"{os.strerror(number).lower()}: {path or os.environ.get('DISTILL_HOME') or 'outputs'}"
+        met = met.__cause__ or met.__context__
+    return None
+
+
+def _says(error: BaseException, number: int) -> bool:
+    """Each library has its own way: safetensors and DuckDB an error of their own with the system's words in it."""
+    said = str(error)
+    by_numpy = number == errno.ENOSPC and re.fullmatch(r"\d+ requested and \d+ written", said) is not None
+    return by_numpy or getattr(error, "errno", None) == number or os.strerror(number).lower() in said.lower()

@@ -18,7 +18,7 @@ from prefect.states import Failed
 
 from flows import streams
 from flows.liveness import labels
-from flows.messages import explain
+from flows.messages import explain, is_explained
 from flows.outlines import Outline, execute
 from flows.publish import PrefectReporter, publish_report, publish_results
 from tasks.compute import device_of
@@ -43,7 +43,9 @@ def run_in_prefect(outline: Outline, parameters: dict[str, Any]) -> State[Any] |
             run, last = execute(outline, store, _run_name(), parameters, PrefectReporter(store, default_reporter()))
             publish_results(run, last, store)
             publish_report(run.run_id, report_path(store, run.run_id))
-    except (ValueError, OSError) as error:
+    except Exception as error:
+        if not is_explained(error):
+            raise
         logger.error(explain(error))
         logging.getLogger("prefect.flow_runs").addFilter(_not_failed_run)
         return Failed(message=explain(error))
