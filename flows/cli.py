@@ -101,6 +101,11 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 (said in one line), 2 (usage) or 130 (interrupted)."""
     streams.secure()
+    if sys.flags.optimize > 1 and not _has_docstrings_again():
+        print(
+            "error: transformers cannot be imported without docstrings\nrun it without -OO; -O is fine", file=sys.stderr
+        )
+        return 1
     try:
         try:
             return _main(argv)
@@ -130,6 +135,13 @@ def _main(argv: Sequence[str] | None) -> int:
         print(f"error: {type(error).__name__}: {' '.join(str(error).split())[:400]}", file=sys.stderr)
         print(f"this should not happen; the traceback is in {_keep_traceback()}", file=sys.stderr)
         return 1
+
+
+def _has_docstrings_again() -> bool:
+    """Start over without PYTHONOPTIMIZE=2; False where an option, -OO, has taken the docstrings away."""
+    if os.environ.pop("PYTHONOPTIMIZE", None) is not None:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    return False
 
 
 def _how_to_go_on(command: str) -> str:

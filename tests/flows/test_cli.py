@@ -73,6 +73,28 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(
     assert "distill resume" in capsys.readouterr().err
 
 
+LOAD_A_MODEL = "import flows.commands as c; c.COMMANDS['ls'] = lambda _: print(__import__('kd_core.t5')) or 0; "
+
+
+def test_python_without_docstrings_is_started_over_or_said_to_be_too_little() -> None:
+    """transformers reads docstrings while it is imported, and stops at the first that is missing."""
+    program = LOAD_A_MODEL + "import flows.cli, sys; sys.exit(flows.cli.main())"
+    for options, value, code, said in (
+        ([], "2", 0, ""),
+        (["-O"], "", 0, ""),
+        (
+            ["-OO"],
+            "2",
+            1,
+            "error: transformers cannot be imported without docstrings\nrun it without -OO; -O is fine\n",
+        ),
+    ):
+        environment = os.environ | {"PYTHONOPTIMIZE": value, "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, *options, "-c", program, "ls"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (code, said)
+
+
 NO_DAYS = [["gc", f"--days={days}"] for days in ("nan", "inf", "-1", "1e300", "x")]
 
 

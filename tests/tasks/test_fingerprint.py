@@ -1,6 +1,9 @@
 """What code a stage depends on: an edit that changes meaning changes exactly the keys it should, and is named."""
 
+import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,3 +110,9 @@ def test_imports_are_found_wherever_they_stand(project: Path) -> None:
 
 def test_every_name_of_infrastructure_is_a_module() -> None:
     assert {name for name in fingerprint.INFRASTRUCTURE if fingerprint.module_path(name) is None} == set()
+
+
+def test_code_is_the_same_to_a_python_that_drops_docstrings_and_asserts() -> None:
+    program = "import json; from tasks.fingerprint import code_identity; print(json.dumps(code_identity('tasks.llmr')))"
+    done = subprocess.run([sys.executable, "-OO", "-c", program], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == code_identity("tasks.llmr")
