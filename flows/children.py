@@ -16,10 +16,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from tasks.runs import process_start
+
 GRACE_SECONDS = 10.0
 LONGEST_BACK_OFF_SECONDS = 30.0
 HEALTHY_SECONDS = 60.0
 LOG_BYTES = 10 * 2**20
+UNLOCK_SECONDS = 1.0
 
 
 class Child:
@@ -104,18 +107,22 @@ def _signal_group(group: int, number: int) -> bool:
 
 
 class Nursery:
-    """The file that living children keep locked, with their process groups in it."""
+    """The file that living children keep locked, with their process groups in it, and when each began."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a+", encoding="utf-8")
+        self._path, self._file = path, path.open("a+", encoding="utf-8")
 
     def __enter__(self) -> "Nursery":
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            end_groups(list(self._recorded().values()), GRACE_SECONDS)  # a supervisor was killed; its children were not
-            fcntl.flock(self._file, fcntl.LOCK_EX)
+        if not self._locked():  # a supervisor was killed; its children were not
+            ours = [group for group, began in self._recorded().values() if process_start(group) in (began, "")]
+            end_groups(ours, GRACE_SECONDS)
+            if not self._locked():
+                self._file.close()
+                raise ValueError(
+                    f"an earlier `distill up` has left processes, not of this machine, that hold {self._path}\n"
+                    "end them where they run, or use another DISTILL_HOME"
+                )
         self._record({})
         return self
 
@@ -124,14 +131,25 @@ class Nursery:
 
     def start(self, child: Child) -> None:
         """Start `child`, which holds the lock with us, and write its process group down."""
-        self._record({**self._recorded(), child.name: child.start(self._file)})
+        group = child.start(self._file)
+        self._record({**self._recorded(), child.name: (group, process_start(group))})
 
-    def _recorded(self) -> dict[str, int]:
+    def _locked(self) -> bool:
+        """Take the lock; what has just been ended takes a moment to let go of it."""
+        deadline = time.monotonic() + UNLOCK_SECONDS
+        while time.monotonic() < deadline:
+            with suppress(BlockingIOError):
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            time.sleep(0.05)
+        return False
+
+    def _recorded(self) -> dict[str, tuple[int, str]]:
+        """Name → process group and when its first process began: the number alone may be another's by now."""
         self._file.seek(0)
-        groups: dict[str, int] = json.loads(self._file.read() or "{}")
-        return groups
+        return {name: (group, began) for name, (group, began) in json.loads(self._file.read() or "{}").items()}
 
-    def _record(self, groups: dict[str, int]) -> None:
+    def _record(self, groups: dict[str, tuple[int, str]]) -> None:
         self._file.seek(0)
         self._file.truncate()
         self._file.write(json.dumps(groups))

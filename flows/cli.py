@@ -152,8 +152,8 @@ def _how_to_go_on(command: str) -> str:
 
 def _keep_traceback() -> Path | None:
     """Append the current traceback to the log; None where even that cannot be written."""
-    log = Path(os.environ.get("DISTILL_HOME") or "outputs") / "logs" / "distill.log"
-    with suppress(OSError):
+    with suppress(OSError, RuntimeError):  # RuntimeError: nobody knows whose home `~` is
+        log = Path(os.environ.get("DISTILL_HOME") or "outputs").expanduser() / "logs" / "distill.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8") as file:
             file.write(f"\n{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {' '.join(sys.argv)}\n{traceback.format_exc()}")

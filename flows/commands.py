@@ -41,11 +41,10 @@ def plan(arguments: argparse.Namespace) -> int:
 def up(arguments: argparse.Namespace) -> int:
     """`distill up`: the local stack, until Ctrl-C."""
     from flows.up import up as start
-    from tasks.store import default_root
 
     catalogue = _catalogue(arguments)
     settings.load_catalogue(catalogue)  # it has runs of ours, described well
-    start(default_root(), PROJECT, catalogue, arguments.port, lambda text: print(text, flush=True))
+    start(_root(), PROJECT, catalogue, arguments.port, lambda text: print(text, flush=True))
     return 0
 
 
@@ -254,9 +253,24 @@ def _runtime_assignments(arguments: argparse.Namespace) -> list[str]:
 
 
 def _store() -> Store:
-    from tasks.store import Store, default_root
+    from tasks.store import Store
 
-    return Store(default_root())
+    return Store(_root())
+
+
+def _root() -> Path:
+    """Where results go. Raises ValueError where that cannot be known, or not hold a database."""
+    from tasks.store import default_root
+
+    try:
+        root = default_root()
+    except RuntimeError:
+        raise ValueError("DISTILL_HOME begins with ~, and there is no such user's home\ngive the whole path") from None
+    if "?" in str(root):
+        raise ValueError(
+            f"DISTILL_HOME must not hold a question mark, got {root}: DuckDB cannot\nchoose another folder"
+        )
+    return root
 
 
 def _find_run(records: list[RunRecord], wanted: str) -> RunRecord:

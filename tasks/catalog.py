@@ -121,9 +121,8 @@ def _readable(
     """The files that DuckDB can read. One that it cannot is left out, and named, and the others are still asked."""
     try:
         if files:
-            connection.execute(
-                f"SELECT 1 FROM read_parquet([{', '.join(_literal(_as_pattern(path)) for path in files)}], union_by_name = true) LIMIT 0"
-            )
+            listed = ", ".join(_literal(_as_pattern(path)) for path in files)
+            connection.execute(f"SELECT 1 FROM read_parquet([{listed}], union_by_name = true) LIMIT 0")
         return files
     except duckdb.Error as error:
         if len(files) == 1:

@@ -1,5 +1,6 @@
 """Supervised children: their groups end with them, and a killed supervisor's children do not survive its successor."""
 
+import fcntl
 import json
 import os
 import signal
@@ -116,8 +117,26 @@ with Nursery(root / "children.lock") as nursery:
         process.stdout.readline()
     process.kill()
     process.wait()
-    left = json.loads((tmp_path / "children.lock").read_text())["it"]
+    left, _ = json.loads((tmp_path / "children.lock").read_text())["it"]
     assert alive(left)
     with Nursery(tmp_path / "children.lock"):
         assert not alive(left)
         assert (tmp_path / "children.lock").read_text() == "{}"
+
+
+def test_a_group_whose_number_is_anothers_by_now_is_not_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a lock that nobody here can free is said, not waited for."""
+    monkeypatch.setattr(children, "UNLOCK_SECONDS", 0.2)
+    monkeypatch.setattr(children, "GRACE_SECONDS", 0.2)
+    path = tmp_path / "children.lock"
+    with (
+        subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True) as stranger,
+        path.open("w") as held,
+    ):
+        held.write(json.dumps({"worker": [stranger.pid, "17"]}))
+        held.flush()
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="not of this machine, that hold"), Nursery(path):
+            pass
+        assert stranger.poll() is None
+        stranger.kill()

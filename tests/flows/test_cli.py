@@ -73,6 +73,34 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(
     assert "distill resume" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("root", "wrong"),
+    [("~nobody-of-this-name/x", "DISTILL_HOME begins with ~"), ("what?", "must not hold a question mark")],
+)
+def test_a_home_that_cannot_be_is_refused_and_leaves_nothing_behind(
+    root: str, wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DISTILL_HOME", root)
+    assert cli.main(["status"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert wrong in said[0]
+    assert len(said) == 2
+    assert list(tmp_path.glob("~*")) == []
+
+
+def test_the_log_of_a_mistake_goes_to_the_home_that_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A `~` that no shell has seen: in a .env file, or in quotes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    monkeypatch.setenv("DISTILL_HOME", "~/results")
+    assert cli.main(["report"]) == 1
+    assert (tmp_path / "me" / "results" / "logs" / "distill.log").exists()
+    assert not (tmp_path / "~").exists()
+
+
 LOAD_A_MODEL = "import flows.commands as c; c.COMMANDS['ls'] = lambda _: print(__import__('kd_core.t5')) or 0; "
 
 
