@@ -5,18 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows import server, settings, show
+from flows.status import find_run, show_status
 
 if TYPE_CHECKING:
     from tasks.runs import RunRecord
     from tasks.store import Store
 
 PROJECT = Path(__file__).resolve().parents[1]
-UNFINISHED = ("failed", "crashed")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -60,21 +59,7 @@ def ls(arguments: argparse.Namespace) -> int:
 
 def status(arguments: argparse.Namespace) -> int:
     """`distill status`: every run, or the stages of one."""
-    from tasks.runs import scan_runs
-
-    records, unreadable = scan_runs(_store())
-    print(*unreadable, sep="\n", end="\n" if unreadable else "", file=sys.stderr)
-    if arguments.run is not None:
-        _show_run(_find_run(records, arguments.run))
-        return 0
-    rows = [[each.run_id, each.status, _stages(each), _duration(each)] for each in records]
-    if not rows:
-        print("no run can be read" if unreadable else "no runs yet; start one with: distill run llmr-chitchat")
-        return 1 if unreadable else 0
-    show.table(["run", "state", "stages", "time"], rows)
-    if records[-1].status in UNFINISHED:
-        print("go on with the last one: distill resume")
-    return 0
+    return show_status(_store(), arguments.run)
 
 
 def resume(arguments: argparse.Namespace) -> int:
@@ -84,7 +69,7 @@ def resume(arguments: argparse.Namespace) -> int:
     records = read_runs(_store())
     unfinished = [each for number, each in enumerate(records) if not _is_done(each, records[number:])]
     if arguments.run is not None:
-        record = _find_run(records, arguments.run)
+        record = find_run(records, arguments.run)
     elif unfinished:
         record = unfinished[-1]
     else:
@@ -155,7 +140,7 @@ def export(arguments: argparse.Namespace) -> int:
     from tasks.runs import read_runs
 
     store = _store()
-    record = _find_run(read_runs(store), arguments.run)
+    record = find_run(read_runs(store), arguments.run)
     auto_class = export_run(store, record, arguments.directory)
     print(f"{arguments.directory} is ready: {auto_class}.from_pretrained({str(arguments.directory)!r})")
     return 0
@@ -172,7 +157,7 @@ def report(arguments: argparse.Namespace) -> int:
     print(*unreadable, sep="\n", end="\n" if unreadable else "", file=sys.stderr)
     if not records:
         raise ValueError("there are no runs that can be read\nstart one with: distill run llmr-chitchat")
-    record = records[-1] if arguments.run is None else _find_run(records, arguments.run)
+    record = records[-1] if arguments.run is None else find_run(records, arguments.run)
     print(write_report(store, record.run_id, arguments.output))
     if arguments.figures is not None:
         print(*write_figures(store, record, arguments.figures), sep="\n")
@@ -273,41 +258,10 @@ def _root() -> Path:
     return root
 
 
-def _find_run(records: list[RunRecord], wanted: str) -> RunRecord:
-    """The run with this id, or the last one of this name; ValueError with the nearest if there is none."""
-    matching = [each for each in records if wanted in (each.run_id, each.name)]
-    if matching:
-        return matching[-1]
-    known = [each.run_id for each in reversed(records)]
-    raise ValueError(f"there is no run {wanted}{settings.nearest(wanted, known)}\n`distill status` lists the runs")
-
-
 def _is_done(record: RunRecord, later: list[RunRecord]) -> bool:
     """Whether nothing is left to resume: it goes on, or it or a later run with the same parameters has completed."""
     same = [each for each in later if (each.name, each.parameters) == (record.name, record.parameters)]
     return record.status == "running" or any(each.status == "completed" for each in same)
-
-
-def _show_run(record: RunRecord) -> None:
-    facts = [("run", record.run_id), ("state", record.status), ("started", record.started), ("time", _duration(record))]
-    show.labelled(facts + ([("error", record.error)] if record.error else []))
-    print()
-    rows = [[each.name, each.outcome, show.seconds(each.seconds), each.key[:12], each.why] for each in record.stages]
-    show.table(["stage", "outcome", "time", "key", "why"], rows)
-
-
-def _stages(record: RunRecord) -> str:
-    """`6: 4 built, 2 hit`."""
-    counts = {outcome: sum(each.outcome == outcome for each in record.stages) for outcome in ("built", "waited", "hit")}
-    return ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count) or "none"
-
-
-def _duration(record: RunRecord) -> str:
-    """How long a run took, or has been going; of a crashed one only what its stages tell."""
-    if record.status == "crashed":
-        return f"≥ {show.seconds(sum(each.seconds for each in record.stages))}"
-    end = datetime.fromisoformat(record.finished) if record.finished else datetime.now().astimezone()
-    return show.seconds((end - datetime.fromisoformat(record.started)).total_seconds())
 
 
 def _agreed(question: str) -> bool:

@@ -12,10 +12,10 @@ from kd_core.models import (
     Tokenizer,
     load_tokenizer,
     save_model,
-    train_tokenizer,
 )
 from kd_core.prompts import PLACEHOLDER
 from kd_core.shapes import build_model
+from kd_core.tokenizer_training import train_tokenizer
 from kd_core.train_supervised import Pairs, SupervisedSettings, num_updates, train_supervised
 from kd_core.training import TrainState
 from tasks.compute import device_of, read_split

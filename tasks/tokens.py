@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from data.texts import TextSettings, load_texts
-from kd_core.models import ModelSettings, Tokenizer, load_tokenizer, train_tokenizer
+from kd_core.models import ModelSettings, Tokenizer, load_tokenizer
+from kd_core.tokenizer_training import train_tokenizer
 from tasks.stage import Build, stage
 from tasks.store import Artifact
 

@@ -7,7 +7,7 @@ import pytest
 from transformers import T5Config, T5ForConditionalGeneration
 
 from flows import cli
-from kd_core.models import train_tokenizer
+from kd_core.tokenizer_training import train_tokenizer
 from tasks import checkpoints
 
 PROJECT = Path(__file__).parents[2]

@@ -12,7 +12,8 @@ import pytest
 import sentencepiece
 import torch
 
-from kd_core.models import ModelSettings, load_model, load_tokenizer, save_model, train_tokenizer
+from kd_core.models import ModelSettings, load_model, load_tokenizer, save_model
+from kd_core.tokenizer_training import train_tokenizer
 from tasks.compute import LoadedModel, load_artifact
 from tasks.pre_distill import student_model
 from tasks.prepare import prepare
