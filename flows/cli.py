@@ -78,8 +78,8 @@ def parser() -> argparse.ArgumentParser:
     resume = command("resume", "run the last unfinished run again, with its recorded parameters")
     resume.add_argument("run", nargs="?", metavar="RUN", help="this one instead of the last")
     _runtime_arguments(resume)
-    command("verify", "check every file against its recorded hash; move aside what is damaged and all built from it")
-    gc = command("gc", "remove what no run of the last days refers to, and what dead builds left, after listing it")
+    command("verify", "check every file against its hash; move aside what is damaged")
+    gc = command("gc", "remove what no recent run refers to and dead builds left, listed first")
     gc.add_argument("--days", type=_days, default=30, help="runs younger than this keep what they use (30)")
     gc.add_argument(
         "--grace", type=float, default=1, metavar="HOURS", help="what was used in the last hours stays in any case (1)"

@@ -258,7 +258,7 @@ def _reading(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 
 @contextmanager
 def _one_at_a_time(store: Store) -> Iterator[None]:
-    with (store.root / ".locks" / DATABASE).open("a") as file:
+    with (store.root / ".locks" / DATABASE).open("a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

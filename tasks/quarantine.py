@@ -100,8 +100,8 @@ def _hash(path: Path) -> str | None:
 
 
 def _changed(path: Path) -> float:
-    """When a file was last changed; of one that is gone, when its folder was."""
-    return (path if path.exists() else path.parent).stat().st_mtime
+    """When a file was last changed; of one that is gone, when the folder was that it went with."""
+    return next(each for each in (path, *path.parents) if each.exists()).stat().st_mtime
 
 
 def _built_from(store: Store, artifact: Artifact, since: float) -> list[Artifact]:

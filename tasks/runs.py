@@ -89,7 +89,7 @@ class RunRecord:
     def going_on(self, store: Store) -> Iterator[None]:
         """Show, to whoever looks, that this run is alive."""
         path = _lock_path(store, self.run_id)
-        with path.open("w") as file:
+        with path.open("w", encoding="utf-8") as file:
             with suppress(OSError):  # a file system without locks: its process is looked for
                 fcntl.flock(file, fcntl.LOCK_EX)
             try:
@@ -161,7 +161,7 @@ def _lock_path(store: Store, run_id: str) -> Path:
 
 def _is_held(lock: Path) -> bool | None:
     try:
-        with lock.open() as file:
+        with lock.open(encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
     except BlockingIOError:
@@ -184,7 +184,7 @@ def process_start(pid: int) -> str:
     """When a process began, in the system's own count; empty if there is no such process."""
     try:
         # after the command's closing bracket, which may itself hold spaces: field 22 of the line, 20th from there
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         return "" if fields[0] in ("Z", "X") else fields[19]  # dead, but its parent has not asked how it ended
     except (OSError, IndexError):
         return _process_start_elsewhere(pid)

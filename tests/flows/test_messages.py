@@ -95,7 +95,7 @@ def test_a_device_that_is_not_there_is_said_before_anything_starts(
 
 
 def test_a_report_never_replaces_a_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "results_of", lambda store, run_id: nullcontext())
+    monkeypatch.setattr(page, "results_of", lambda store, run_id, ending: nullcontext())
     monkeypatch.setattr(page, "render", lambda results: "<html>")
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(StoreError, match=r"cannot write .*pipe: it is a device or a pipe\ngive another place"):
