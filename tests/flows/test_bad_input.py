@@ -1,5 +1,7 @@
 """What a user can get wrong: one clear line, exit code 1, nothing half-written, and the next run works."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +11,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 from flows import cli
 from kd_core.tokenizer_training import train_tokenizer
 from tasks import checkpoints
+from tasks.runs import read_runs
+from tasks.store import Store
 
 PROJECT = Path(__file__).parents[2]
 RECIPES = PROJECT / "tests" / "e2e" / "prefect.yaml"
@@ -163,3 +167,50 @@ def test_a_damaged_artifact_is_named_and_built_anew(home: Path, capsys: pytest.C
     said = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in said if ": built" in line] == ["teacher", "score"]
     assert cli.main(["verify"]) == 0
+
+
+def test_a_run_has_completed_once_its_results_and_report_are_there(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meanwhile: list[str] = []
+
+    def full(store: Store, run_id: str, **_: object) -> Path:
+        meanwhile.append(read_runs(store)[-1].status)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(store.root / "reports"))
+
+    monkeypatch.setattr("tasks.report.write_report", full)
+    assert distill("run", "tiny") == 1
+    assert meanwhile == ["running"]
+    assert read_runs(Store(home))[-1].status == "failed"
+    monkeypatch.undo()
+    monkeypatch.setenv("DISTILL_HOME", str(home))
+    monkeypatch.chdir(PROJECT)
+    capsys.readouterr()
+    assert cli.main(["resume"]) == 0
+    assert ": built" not in capsys.readouterr().out
+    last = read_runs(Store(home))[-1]
+    assert last.status == "completed"
+    assert (home / "reports" / f"{last.run_id}.html").is_file()
+    before = (home / "results.duckdb").stat().st_ino
+    assert cli.main(["sql", "select state from runs order by started"]) == 0
+    assert capsys.readouterr().out.split()[-2:] == ["failed", "completed"]
+    assert (home / "results.duckdb").stat().st_ino == before  # what the run left is not stale
+
+
+def test_an_answer_that_lacks_what_is_damaged_is_no_success(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert distill("run", "tiny") == 0
+    evaluation = next((home / "artifacts" / "evaluate").iterdir())
+    (evaluation / "metrics.parquet").unlink()
+    capsys.readouterr()
+    assert cli.main(["sql", "from metrics"]) == 1
+    assert f"evaluate {evaluation.name[:8]} is left out: metrics.parquet is missing" in capsys.readouterr().err
+    assert cli.main(["sql", "from runs"]) == 0
+    assert cli.main(["report"]) == 0
+    report = max((home / "reports").iterdir(), key=lambda path: path.stat().st_mtime)
+    assert "metrics.parquet is missing" in report.read_text(encoding="utf-8")
+    (next((home / "runs").glob("*.json"))).write_text("{", encoding="utf-8")
+    capsys.readouterr()
+    assert cli.main(["status"]) == 1
+    said = capsys.readouterr()
+    assert "is damaged" in said.err
+    assert "no runs yet" not in said.out

@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import subprocess
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -223,6 +225,27 @@ def test_two_processes_that_want_one_key_build_it_once(tmp_path: Path) -> None:
     assert found[0] == "built"
     assert found[1] in ("waited", "hit")
     assert (tmp_path / "log").read_text() == "built\n"
+
+
+def test_what_another_process_commits_between_the_look_and_the_lock_is_a_hit(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, others = Store.lock, []
+
+    def late(self: Store, artifact: Artifact, waiting: Callable[[str], None]) -> AbstractContextManager[bool]:
+        if not others:
+            others.append("commits")  # before this lock is asked for, and has let go of it when it is
+            with open_run(store, name="other"):
+                first(settings=Settings(), seed=0)
+        return lock(self, artifact, waiting)
+
+    monkeypatch.setattr(Store, "lock", late)
+    listener = Listener()
+    with open_run(store, name="mine", reporter=listener):
+        first(settings=Settings(), seed=0)
+    assert BUILT == ["first"]
+    assert listener.outcomes == [("first", "hit")]
+    assert list((store.root / ".damaged").iterdir()) == []
 
 
 def test_a_run_whose_process_is_gone_reads_as_crashed(store: Store) -> None:
