@@ -156,7 +156,7 @@ def report(arguments: argparse.Namespace) -> int:
     records, unreadable = scan_runs(store)
     print(*unreadable, sep="\n", end="\n" if unreadable else "", file=sys.stderr)
     if not records:
-        raise ValueError("there are no runs that can be read\nstart one with: distill run llmr-chitchat")
+        raise ValueError("there are no runs yet\nstart one with: distill run llmr-chitchat")
     record = records[-1] if arguments.run is None else find_run(records, arguments.run)
     print(write_report(store, record.run_id, arguments.output))
     if arguments.figures is not None:

@@ -176,7 +176,7 @@ def _manifests(store: Store, missing: list[dict[str, str | None]]) -> dict[Path,
     found = {}
     for artifact in store.artifacts():
         try:
-            damage = store.damage(artifact)
+            damage = store.damage(artifact, of=_is_asked)
             if damage is None:
                 found[artifact.path] = artifact.manifest()
                 continue
@@ -211,10 +211,15 @@ def _state(store: Store, runs: list[RunRecord], unreadable: list[str]) -> str:
 def _changed(artifact: Artifact) -> list[list[int]]:
     """When an artifact last gained or lost a file, and when what is asked of it was last written to."""
     try:
-        asked = [path for path in sorted(artifact.path.iterdir()) if path.suffix == ".parquet" or path.name == MANIFEST]
+        asked = [path for path in sorted(artifact.path.iterdir()) if _is_asked(path.name) or path.name == MANIFEST]
         return [stamp(path) for path in (artifact.path, *asked)]
     except FileNotFoundError:  # it has just gone
         return []
+
+
+def _is_asked(name: str) -> bool:
+    """Whether SQL can ask for what a file holds. Models and features take long to read, and tell it nothing."""
+    return name.endswith(".parquet")
 
 
 def _is_as_written(store: Store) -> bool:

@@ -52,8 +52,9 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record with a hash of itself inside."""
-    return {**record, SEAL: digest(record)}
+    """A record, as it will be read again, with a hash of itself inside."""
+    plain = json.loads(json.dumps(record))  # a number as a key sorts otherwise than the text it is read as
+    return {**plain, SEAL: digest(plain)}
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -115,11 +115,14 @@ class Store:
         """Where an unfinished build of this artifact keeps what it has."""
         return self.root / ".checkpoints" / f"{artifact.stage}-{artifact.key}"
 
-    def damage(self, artifact: Artifact, *, thorough: bool = False) -> str | None:
+    def damage(
+        self, artifact: Artifact, *, thorough: bool = False, of: Callable[[str], bool] = lambda name: True
+    ) -> str | None:
         """What is wrong with an artifact that exists, or None.
 
         Every file is compared with its record: by size, and by content where the file has been touched since that was
-        last done, or, if `thorough`, in any case. Raises OSError for what cannot be read, which says nothing of it.
+        last done, or, if `thorough`, in any case. `of`: the files whose content matters, by name. Raises OSError for
+        what cannot be read, which says nothing of it.
         """
         try:
             manifest = artifact.manifest()
@@ -127,19 +130,21 @@ class Store:
             return f"{MANIFEST} is missing or not whole ({type(error).__name__})"
         memo = self._memo(artifact)
         checked = {} if thorough else _read_stamps(memo)
-        stamps: dict[str, list[int]] = {}
+        known = {name: checked[name] for name in manifest.files if name in checked}
         for name, record in manifest.files.items():
             try:
-                stamps[name] = stamp(artifact.path / name)
-                if stamps[name][1] != record.bytes:
-                    return f"{name} has {stamps[name][1]} bytes, not {record.bytes}"
-                if stamps[name] != checked.get(name) and file_hash(artifact.path / name) != record.sha256:
-                    return f"{name} is not what it was: its content has changed"
+                now = stamp(artifact.path / name)
+                if now[1] != record.bytes:
+                    return f"{name} has {now[1]} bytes, not {record.bytes}"
+                if now != checked.get(name) and of(name):
+                    if file_hash(artifact.path / name) != record.sha256:
+                        return f"{name} is not what it was: its content has changed"
+                    known[name] = now
             except FileNotFoundError:
                 return f"{name} is missing"
-        if thorough or stamps != checked:
+        if thorough or known != checked:
             with suppress(OSError):  # a store that may only be read is checked each time
-                write_json(memo, {"files": stamps})
+                write_json(memo, {"files": known})
         return None
 
     def touch(self, artifact: Artifact) -> None:

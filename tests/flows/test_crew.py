@@ -25,11 +25,12 @@ SLEEP = "time.sleep(60)"
 COMPUTE = "sum(range(10**10))"  # one call into C that never lets go of the interpreter
 IMPORT = "sys.path.insert(0, str(folder)); import slow_to_import"
 PARENT = """
-import sys
+import signal, sys
 from pathlib import Path
 from flows.crew import Job, run_jobs
 from tests.flows.test_crew import work
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell has started in the background
     folder = Path(sys.argv[1])
     run_jobs([Job(f"cell {i}", work, (folder, sys.argv[2])) for i in range(3)], 2, lambda: None)
 """
@@ -151,6 +152,15 @@ def test_elsewhere_than_on_linux_a_thread_does_it(tmp_path: Path) -> None:
         assert eventually(lambda: not any(alive(pid) for pid in pids), 2)
 
 
+@pytest.fixture
+def ctrl_c_interrupts() -> Iterator[None]:
+    """Whatever the shell has made of it that started the tests."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("ctrl_c_interrupts")
 def test_ctrl_c_while_processes_start_is_kept_back_until_they_have() -> None:
     started = []
 

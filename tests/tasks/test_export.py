@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import re
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from kd_core.models import ModelSettings, load_model, load_tokenizer
 from tasks.export import export_run
+from tasks.files import read_json, write_json
 from tasks.markdown import escape, fenced
 from tasks.runs import RunRecord
 from tasks.store import Artifact, Store
@@ -211,7 +211,7 @@ def flip(path: Path) -> None:
         (lambda path: (path / "model" / "config.json").unlink(), "config.json is missing\n`distill run"),
         (
             lambda path: flip(path / "model" / "model.safetensors"),
-            "is not what it was when it was made\n`distill verify`",
+            "is not what it was: its content has changed\n`distill run",
         ),
     ],
 )
@@ -256,9 +256,9 @@ def test_hub_names_stand_in_the_front_matter(copied: Made, tmp_path: Path) -> No
     }
     for name, (field, value) in change.items():
         path = artifacts[name].path / "manifest.json"
-        content = json.loads(path.read_text())
+        content = read_json(path)
         content["key_record"]["settings"][field] = value
-        path.write_text(json.dumps(content))
+        write_json(path, content)
     export_run(store, record, tmp_path / "out")
     _, front, body = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)
     matter = yaml.safe_load(front)
