@@ -64,9 +64,13 @@ def status(arguments: argparse.Namespace) -> int:
 
 def resume(arguments: argparse.Namespace) -> int:
     """`distill resume`: an unfinished run again, with the parameters that it recorded."""
-    from tasks.runs import read_runs
+    from tasks.runs import scan_runs
 
-    records = read_runs(_store())
+    records, unreadable = scan_runs(_store())
+    if unreadable and arguments.run is None:
+        raise ValueError(
+            f"{unreadable[0]}: it may be the last run\nname the run to go on with; `distill status` lists them"
+        )
     unfinished = [each for number, each in enumerate(records) if not _is_done(each, records[number:])]
     if arguments.run is not None:
         record = find_run(records, arguments.run)
@@ -86,13 +90,13 @@ def verify(arguments: argparse.Namespace) -> int:
     from tasks.runs import scan_runs
 
     store, count = _store(), 0
-    for problem in maintenance.verify(store):
+    for problem in maintenance.verify(store, show.counter("artifacts checked")):
         count += 1
         print(f"{problem.artifact.path}: {problem.what}")
         for moved in problem.moved:
             print(f"  {moved}")
         if not problem.moved:
-            print("  left there: somebody is at it; call this again when it has ended")
+            print("  left where it is: call this again when nobody is at it, and it can be read")
     unreadable = scan_runs(store)[1]
     print(*unreadable, sep="\n", end="\n" if unreadable else "")
     if count:
@@ -117,7 +121,7 @@ def gc(arguments: argparse.Namespace) -> int:
     if not arguments.yes and not _agreed(f"delete these {len(garbage)}, {total} in all? [y/N] "):
         print("nothing was deleted; --yes deletes without asking")
         return 0
-    count, freed = maintenance.delete(store, garbage, arguments.days)
+    count, freed = maintenance.delete(store, garbage)
     kept = f"; {len(garbage) - count} are in use by now and stay" if count < len(garbage) else ""
     print(f"freed {show.size(freed)}{kept}")
     return 0
@@ -127,8 +131,8 @@ def sql(arguments: argparse.Namespace) -> int:
     """`distill sql`: one query against results.duckdb. An empty answer is an error where something is left out."""
     from tasks import catalog
 
-    store = _store()
-    answer, missing = catalog.query(store, arguments.query), catalog.left_out(store)
+    with catalog.questions(_store()) as ask:
+        answer, missing = ask(arguments.query), catalog.left_out(ask)
     show.answer(answer, arguments.format)
     print(*missing, sep="\n", end="\n" if missing else "", file=sys.stderr)
     return 1 if missing and not answer.num_rows else 0
@@ -137,10 +141,12 @@ def sql(arguments: argparse.Namespace) -> int:
 def export(arguments: argparse.Namespace) -> int:
     """`distill export`: a model directory with its card."""
     from tasks.export import export_run
-    from tasks.runs import read_runs
+    from tasks.runs import scan_runs
 
     store = _store()
-    record = find_run(read_runs(store), arguments.run)
+    records, unreadable = scan_runs(store)
+    print(*unreadable, sep="\n", end="\n" if unreadable else "", file=sys.stderr)
+    record = find_run(records, arguments.run)
     auto_class = export_run(store, record, arguments.directory)
     print(f"{arguments.directory} is ready: {auto_class}.from_pretrained({str(arguments.directory)!r})")
     return 0

@@ -92,6 +92,10 @@ def execute(
         last = outline.pipeline(**settings)
         if not planning:  # a run that was killed before its results were written has not completed
             run.record.end("completed")
-            build_catalog(store, ending=run.record)
-            write_report(store, run.run_id, ending=run.record)
+            try:
+                build_catalog(store, ending=run.record)
+                write_report(store, run.run_id, ending=run.record)
+            except ValueError:  # gc may have taken from under them what other runs had: once more
+                build_catalog(store, ending=run.record)
+                write_report(store, run.run_id, ending=run.record)
     return run, last

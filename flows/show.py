@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -142,3 +142,13 @@ def _plain_table(headers: Sequence[str], cells: list[list[str]], numeric: list[b
             for value, size, right in zip(row, widths, numeric, strict=True)
         ]
         print("  ".join(aligned).rstrip())
+
+
+def counter(what: str) -> Callable[[int, int], None]:
+    """Tells, where somebody watches, how far something is: `3/40 artifacts checked`, on a line that goes at the end."""
+
+    def tell(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r\033[K{done}/{total} {what}" if done < total else "\r\033[K", end="", file=sys.stderr, flush=True)
+
+    return tell

@@ -6,6 +6,7 @@ The store is what they share: a stage that two cells need is built by one of the
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
@@ -44,5 +45,12 @@ def build_cells(run: Run, entrypoint: str, cells: Sequence[tuple[str, dict[str, 
 
 def _build(root: Path, entrypoint: str, parameters: dict[str, Any], runtime: RuntimeSettings, comparison: str) -> None:
     """One cell in a process of its own, recorded as a part of the comparison, which then finds all in the store."""
-    with open_run(Store(root), name="cell", runtime=runtime, reporter=NullReporter(), part_of=comparison):
+    with open_run(Store(root), name="cell", runtime=runtime, reporter=_Warner(), part_of=comparison):
         outline_of(entrypoint).pipeline(**parameters)
+
+
+class _Warner(NullReporter):
+    """Says only what must be read: the comparison finds the stages as hits, and would never know."""
+
+    def warning(self, text: str) -> None:
+        print(f"WARNING: {text}", file=sys.stderr, flush=True)

@@ -26,7 +26,7 @@ from tasks.store import MANIFEST, Artifact, Manifest, Store, StoreError
 
 DATABASE = "results.duckdb"
 PUBLISHED = Path(__file__).resolve().parents[1] / "data" / "published_results.csv"
-CODE = (Path(__file__), Path(__file__).with_name("relations.py"), PUBLISHED)
+CODE = (*(Path(__file__).with_name(name) for name in ("catalog.py", "catalog_rows.py", "relations.py")), PUBLISHED)
 
 
 def build_catalog(store: Store, *, ending: RunRecord | None = None) -> Path:
@@ -69,9 +69,9 @@ def query(store: Store, sql: str) -> pa.Table:
         return ask(sql)
 
 
-def left_out(store: Store) -> list[str]:
+def left_out(ask: Callable[[str], pa.Table]) -> list[str]:
     """What the results lack because it is damaged or cannot be read, a line each."""
-    return [str(what) for what in query(store, "SELECT what FROM left_out").column("what").to_pylist()]
+    return [str(what) for what in ask("SELECT what FROM left_out").column("what").to_pylist()]
 
 
 @contextmanager
@@ -213,8 +213,8 @@ def _changed(artifact: Artifact) -> list[list[int]]:
     try:
         asked = [path for path in sorted(artifact.path.iterdir()) if _is_asked(path.name) or path.name == MANIFEST]
         return [stamp(path) for path in (artifact.path, *asked)]
-    except FileNotFoundError:  # it has just gone
-        return []
+    except OSError as error:  # it has just gone, or may not be looked at
+        return [[error.errno or 0]]
 
 
 def _is_asked(name: str) -> bool:

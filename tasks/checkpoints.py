@@ -22,9 +22,23 @@ class Checkpoints:
         self._saved_at = time.monotonic()
         directory.mkdir(parents=True, exist_ok=True)
 
-    def note_inputs(self, keys: list[str]) -> None:
-        """Write down which artifacts the stage reads: where one of them was damaged, what is here is suspect."""
-        write_json(self.dir / INPUTS, {"keys": keys})
+    def claim(self, keys: list[str], contents: dict[str, str], *, suspect: bool) -> None:
+        """Write down what the stage reads, and go on only from what was made of the very same.
+
+        What is here is moved aside, and named, if it is `suspect`, or was made of other contents.
+        """
+        note = {"keys": keys, "contents": contents}
+        try:
+            same = read_json(self.dir / INPUTS) == note
+        except FileNotFoundError:  # new, or of before there were notes
+            same = True
+        except ValueError:
+            same = False
+        if suspect or not same:
+            moved = self._store.set_aside(self.dir)
+            self._warn(f"what {self.dir.name} had was made of other inputs, or of damaged ones; moved to {moved}")
+            self.dir.mkdir()
+        write_json(self.dir / INPUTS, note)
 
     def due(self) -> bool:
         """Whether the time set for a checkpoint has passed since the last."""
@@ -87,5 +101,5 @@ class Checkpoints:
         try:
             hashes = read_json(path / HASHES)
             return next((f"{name} has changed" for name, sha in hashes.items() if file_hash(path / name) != sha), None)
-        except (OSError, ValueError) as error:
+        except (FileNotFoundError, ValueError) as error:
             return f"{type(error).__name__}: {error}"

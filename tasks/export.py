@@ -28,6 +28,12 @@ def export_run(store: Store, record: RunRecord, directory: Path) -> str:
     something, and a disk that is full.
     """
     artifact, target = _student(store, record), directory.expanduser().resolve()
+    with store.try_lock(artifact, shared=True):  # so that gc leaves it alone meanwhile
+        _write(store, record, artifact, directory, target)
+    return family_of(artifact).auto_class
+
+
+def _write(store: Store, record: RunRecord, artifact: Artifact, directory: Path, target: Path) -> None:
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise StoreError(f"{directory} is there already and not empty\ngive the name of a new directory")
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -44,7 +50,6 @@ def export_run(store: Store, record: RunRecord, directory: Path) -> str:
         raise StoreError(f"cannot write {directory}: {reason}\nnothing was kept; give another place") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return family_of(artifact).auto_class
 
 
 def _student(store: Store, record: RunRecord) -> Artifact:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +79,15 @@ def stamp(path: Path) -> list[int]:
     """What changes when a file is written to, replaced or copied."""
     stat = path.stat()
     return [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def newest(path: Path) -> float:
+    """When anything in a directory was last written or moved there, in seconds since 1970. What goes meanwhile is passed
+    over."""
+    times = [path.lstat().st_mtime] if path.is_file() else [0.0]
+    for folder, _, files in os.walk(path):
+        for each in (folder, *(os.path.join(folder, name) for name in files)):  # noqa: PTH118 (of many files)
+            with suppress(OSError):
+                stat = os.stat(each)  # noqa: PTH116
+                times.append(max(stat.st_mtime, stat.st_ctime))
+    return max(times)

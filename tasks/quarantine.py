@@ -6,26 +6,28 @@ Where a bit has flipped on the disk by itself no time tells, and everything buil
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
-from tasks.files import file_hash, read_json
+from tasks.checkpoints import INPUTS
+from tasks.files import file_hash, newest, read_json
 from tasks.store import MANIFEST, Artifact, Manifest, Store, StoreError
 
-CLOCK_SECONDS = 0.05  # what two of the system's clocks may differ by
+CLOCK_SECONDS = 0.05  # what two files' times may be wrong by
+COPIED_SECONDS = 60.0  # a manifest's file is no younger than what it says, unless it was copied
 UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 
 
 @dataclass(frozen=True)
 class Moved:
-    """Something that was moved to .damaged/, and why. `to` is None for what somebody holds: it stays where it is."""
+    """Something that was moved to .damaged/, and why. `to` is None for what somebody holds: it is marked instead."""
 
     what: str
     why: str
     to: Path | None
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.why}; " + (f"moved to {self.to}" if self.to else "left there: somebody is at it")
+        return f"{self.what}: {self.why}; " + (f"moved to {self.to}" if self.to else "marked, as somebody is at it")
 
 
 def problem_of(store: Store, artifact: Artifact, inputs: Mapping[str, Artifact]) -> str | None:
@@ -33,6 +35,8 @@ def problem_of(store: Store, artifact: Artifact, inputs: Mapping[str, Artifact])
     damage = store.damage(artifact)
     if damage is not None:
         return f"damaged: {damage}"
+    if store.suspect(artifact).exists():
+        return "built from something that was damaged then"
     for name, content in artifact.manifest().inputs.items():
         try:
             if inputs[name].manifest().content != content:
@@ -55,27 +59,35 @@ def contents_of(store: Store, inputs: Mapping[str, Artifact]) -> dict[str, str]:
 
 def make_room(store: Store, artifact: Artifact, problem: str) -> list[Moved]:
     """Move aside what is no hit, to build it anew. Its lock must be held."""
+    store.suspect(artifact).unlink(missing_ok=True)
     if store.damage(artifact) is not None:
         return quarantine(store, artifact, problem)
     return [Moved(_name(artifact), problem, store.set_aside(artifact.path))]
 
 
 def quarantine(store: Store, artifact: Artifact, damage: str) -> list[Moved]:
-    """Move a damaged artifact aside, and everything that was built from it since. Its lock must be held."""
+    """Move a damaged artifact aside, and everything that was built from it since. Its lock must be held.
+
+    It goes last: cut off half way, the next look finds it again, and through it the rest. What somebody holds is
+    marked, and moved by whoever needs it next.
+    """
     since, name = _damaged_since(artifact), _name(artifact)
     suspects = _built_from(store, artifact, since)
-    moved = [Moved(name, damage, store.set_aside(artifact.path))]
-    why = f"built from {name}, which was damaged then"
-    for each in suspects:
-        with store.try_lock(each) as held:
-            to = store.set_aside(each.path) if held and each.path.exists() else None
-            moved.append(Moved(_name(each), why, to))
-    keys = {artifact.key, *(each.key for each in suspects)}
-    for directory in _unfinished(store, keys, since):
+    why, moved = f"built from {name}, which was damaged then", list[Moved]()
+    for directory in _unfinished(store, {artifact.key, *(each.key for each in suspects)}, since):
         stage, _, key = directory.name.rpartition("-")
-        with store.try_lock(store.artifact(stage, key)) as held:
-            moved.append(Moved(f"{stage} {key[:8]}, unfinished", why, store.set_aside(directory) if held else None))
-    return moved
+        moved += _take(store, store.artifact(stage, key), directory, f"{stage} {key[:8]}, unfinished", why)
+    for each in reversed(suspects):  # leaves first: what is left is still found through what it read
+        moved += _take(store, each, each.path, _name(each), why)
+    return [Moved(name, damage, store.set_aside(artifact.path)), *moved]
+
+
+def _take(store: Store, artifact: Artifact, path: Path, what: str, why: str) -> list[Moved]:
+    with store.try_lock(artifact) as held:
+        if not held:
+            store.suspect(artifact).touch()
+            return [Moved(what, why, None)]
+        return [Moved(what, why, store.set_aside(path))] if path.exists() else []
 
 
 def _name(artifact: Artifact) -> str:
@@ -83,12 +95,18 @@ def _name(artifact: Artifact) -> str:
 
 
 def _damaged_since(artifact: Artifact) -> float:
-    """When the first of the damaged files was last changed, in seconds since 1970."""
+    """When the first of the damaged files was last changed, in seconds since 1970 by the file system's clock.
+
+    0, long ago, where the times tell nothing: in a store that was copied without them.
+    """
     try:
-        records = artifact.manifest().files
+        manifest = artifact.manifest()
     except UNREADABLE:
         return _changed(artifact.path / MANIFEST) - CLOCK_SECONDS
-    damaged = [name for name, record in records.items() if _hash(artifact.path / name) != record.sha256]
+    created = datetime.fromisoformat(manifest.created).timestamp()
+    if abs(_changed(artifact.path / MANIFEST) - created) > COPIED_SECONDS:
+        return 0.0
+    damaged = [name for name, record in manifest.files.items() if _hash(artifact.path / name) != record.sha256]
     return min((_changed(artifact.path / name) for name in damaged), default=0.0) - CLOCK_SECONDS
 
 
@@ -112,7 +130,7 @@ def _built_from(store: Store, artifact: Artifact, since: float) -> list[Artifact
     while grown:
         grown = False
         for each, manifest in manifests.items():
-            finished = datetime.fromisoformat(manifest.created).astimezone(UTC).timestamp()
+            finished = _changed(each.path / MANIFEST)
             if each.key not in found and finished >= since and found.keys() & set(_inputs(manifest)):
                 found[each.key], grown = each, True
     return [each for each in found.values() if each != artifact]
@@ -131,12 +149,11 @@ def _inputs(manifest: Manifest) -> list[str]:
 
 
 def _unfinished(store: Store, keys: set[str], since: float) -> Iterator[Path]:
-    """Checkpoints of stages that read one of these artifacts, saved after a moment."""
-    for note in sorted((store.root / ".checkpoints").glob("*/inputs.json")):
-        newest = max(path.stat().st_mtime for path in note.parent.rglob("*"))
+    """What unfinished builds that read one of these artifacts have kept since a moment. One without a note may have."""
+    for directory in sorted((store.root / ".checkpoints").iterdir()):
         try:
-            read = set(read_json(note)["keys"])
+            read = set(read_json(directory / INPUTS)["keys"])
         except UNREADABLE:
             read = keys
-        if read & keys and newest >= since:
-            yield note.parent
+        if read & keys and newest(directory) >= since:
+            yield directory

@@ -120,9 +120,9 @@ def scan_runs(store: Store) -> tuple[list[RunRecord], list[str]]:
     return _scan(store, store.root / "runs")
 
 
-def parts_of(store: Store, run_id: str) -> list[RunRecord]:
-    """What other processes have used for a run so far."""
-    return _scan(store, store.root / "runs" / ".parts" / run_id)[0]
+def parts_of(store: Store, run_id: str) -> tuple[list[RunRecord], list[str]]:
+    """What other processes have used for a run so far, as `scan_runs` tells of runs."""
+    return _scan(store, store.root / "runs" / ".parts" / run_id)
 
 
 def end_parts(store: Store, run_id: str) -> None:
@@ -151,7 +151,9 @@ def _read(path: Path) -> RunRecord:
     content = read_json(path)
     stages = [StageRun(**stage) for stage in content.pop("stages")]
     record = RunRecord(stages=stages, **content)
-    utc_time(record.started)
+    for moment in (record.started, record.finished):
+        if moment is not None:
+            utc_time(moment)
     return record
 
 

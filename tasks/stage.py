@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.checkpoints import Checkpoints
+from tasks.files import stamp
 from tasks.keys import KeyRecord, explain, inputs_of, key_of, key_record
 from tasks.machine import machine, versions
 from tasks.messages import first_line
@@ -27,7 +28,7 @@ from tasks.progress import NullReporter, Reporter
 from tasks.quarantine import contents_of, make_room, problem_of
 from tasks.runs import DISTILL, RunRecord, StageRun, end_parts, utc_now
 from tasks.shards import Shards
-from tasks.store import Artifact, FileRecord, Manifest, Store, StoreError
+from tasks.store import MANIFEST, Artifact, FileRecord, Manifest, Store, StoreError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,17 +241,21 @@ class Stage:
     def _build(self, run: Run, artifact: Artifact, record: KeyRecord, arguments: dict[str, Any]) -> None:
         begun = time.monotonic()
         inputs = inputs_of(arguments)
-        contents = contents_of(run.store, inputs)
+        contents, suspect = contents_of(run.store, inputs), run.store.suspect(artifact)
+        versions_read = [stamp(each.path / MANIFEST) for each in inputs.values()]
         with run.store.staging(artifact) as staged:
             build = Build(run, artifact, staged, self.shown)
-            build.checkpoints.note_inputs([each.key for each in inputs.values()])
+            build.checkpoints.claim([each.key for each in inputs.values()], contents, suspect=suspect.exists())
+            suspect.unlink(missing_ok=True)
             try:
                 self.function(build, **arguments)
             except Exception:
                 contents_of(run.store, inputs)  # what a damaged input leads to is told as that
                 raise
-            if contents_of(run.store, inputs) != contents:
-                raise StoreError(f"what {self.shown} reads was built anew meanwhile\nrun again")
+            contents_of(run.store, inputs)
+            if suspect.exists() or versions_read != [stamp(each.path / MANIFEST) for each in inputs.values()]:
+                suspect.touch()
+                raise StoreError(f"what {self.shown} read was damaged, or built anew, meanwhile\nrun again")
 
             def describe(files: dict[str, FileRecord]) -> Manifest:
                 build.shards.check(files)

@@ -17,13 +17,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
 from tasks.files import digest, file_hash, read_json, stamp, sync, write_json
 
 MANIFEST = "manifest.json"
-ONE_DISK = ("artifacts", ".staging", ".damaged")  # directories are renamed from one of them into another
+ONE_DISK = ("artifacts", ".staging", ".checkpoints", ".damaged")  # things are renamed from one of them into another
 
 
 class StoreError(ValueError):
@@ -63,7 +64,10 @@ class Manifest:
         """Raises ValueError, KeyError, TypeError or OSError if it is missing or not whole."""
         record = read_json(directory / MANIFEST)
         files = {name: FileRecord(**entry) for name, entry in record.pop("files").items()}
-        return cls(files=files, **record)
+        manifest = cls(files=files, **record)
+        datetime.fromisoformat(manifest.created)
+        dict.items(manifest.key_record["inputs"])
+        return manifest
 
     @property
     def content(self) -> str:
@@ -89,8 +93,10 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
-        for name in ("artifacts", ".staging", ".locks", ".checkpoints", ".checked", ".damaged", "runs"):
+        for name in ("artifacts", ".staging", ".locks", ".checkpoints", ".damaged", "runs"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):  # a store of before there was one, which may only be read
+            (self.root / ".checked").mkdir(exist_ok=True)
 
     def check_disk(self) -> None:
         """What a run relies on, asked before it starts. Raises StoreError where directories lie on several disks."""
@@ -108,7 +114,7 @@ class Store:
 
     def artifacts(self, stage: str = "*") -> Iterator[Artifact]:
         """Every artifact that there is, of one stage or of all."""
-        for path in sorted((self.root / "artifacts").glob(f"{stage}/*")):
+        for path in sorted((self.root / "artifacts").glob(f"{stage}/*/")):
             yield Artifact(path.parent.name, path.name, path)
 
     def checkpoint_dir(self, artifact: Artifact) -> Path:
@@ -142,9 +148,11 @@ class Store:
                     known[name] = now
             except FileNotFoundError:
                 return f"{name} is missing"
-        if thorough or known != checked:
+        if known != checked:
+            used = self.used(artifact)  # to look is not to use
             with suppress(OSError):  # a store that may only be read is checked each time
                 write_json(memo, {"files": known})
+                os.utime(memo, (used, used))
         return None
 
     def touch(self, artifact: Artifact) -> None:
@@ -162,6 +170,10 @@ class Store:
     def forget(self, artifact: Artifact) -> None:
         """An artifact is gone for good, and with it what is known of its files."""
         self._memo(artifact).unlink(missing_ok=True)
+
+    def suspect(self, artifact: Artifact) -> Path:
+        """A file that is there where an artifact, or an unfinished build of it, has read something damaged."""
+        return self.root / ".checked" / f"{artifact.stage}-{artifact.key}.suspect"
 
     def _memo(self, artifact: Artifact) -> Path:
         return self.root / ".checked" / f"{artifact.stage}-{artifact.key}.json"

@@ -415,9 +415,14 @@ def test_what_gc_deletes_is_gone_and_the_rest_stays(own: Filled) -> None:
     ]
 
 
+def left_out(store: Store) -> list[str]:
+    with catalog.questions(store) as ask:
+        return catalog.left_out(ask)
+
+
 def delete(store: Store, *artifacts: Artifact) -> None:
-    garbage = [maintenance.Garbage(each.stage, each.path, 0, each) for each in artifacts]
-    assert maintenance.delete(store, garbage, days=0) == (len(garbage), 0)
+    garbage = [maintenance.Garbage(each.stage, each.path, 0, each, store.used(each)) for each in artifacts]
+    assert maintenance.delete(store, garbage) == (len(garbage), 0)
 
 
 def test_all_of_it_deleted_leaves_the_runs(own: Filled) -> None:
@@ -462,7 +467,7 @@ def test_a_byte_of_one_run_does_not_keep_the_others_from_being_asked(own: Filled
     assert values(own.store, "select distinct run from metrics where run like 'llmr%' order by 1") == sorted(
         {own.second, own.paper}
     )
-    (what,) = catalog.left_out(own.store)
+    (what,) = left_out(own.store)
     assert what.startswith(f"evaluate {artifact.key[:8]} is left out: metrics.parquet is not what it was")
     assert rows(own.store, "select stage, key from left_out") == [{"stage": "evaluate", "key": artifact.key}]
 
@@ -475,7 +480,7 @@ def test_what_was_written_whole_and_is_no_parquet_is_left_out_and_named(own: Fil
     write_json(path.with_name("manifest.json"), manifest)
     assert own.first not in values(own.store, "select distinct run from metrics")
     assert own.second in values(own.store, "select distinct run from metrics")
-    (what,) = catalog.left_out(own.store)
+    (what,) = left_out(own.store)
     assert str(path) in what
 
 
@@ -484,7 +489,7 @@ def test_a_record_that_cannot_be_read_is_named(own: Filled) -> None:
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace('"seed": 0', '"seed": 4'), encoding="utf-8")
     assert count(own.store, "runs") == RUNS - 1
-    assert catalog.left_out(own.store) == [f"{path} is damaged: its content has changed since it was written"]
+    assert left_out(own.store) == [f"{path} is damaged: its content has changed since it was written"]
 
 
 def test_a_seed_that_sql_has_no_room_for_is_null_and_blocks_nobody(own: Filled) -> None:

@@ -103,3 +103,19 @@ def test_if_all_are_corrupt_the_run_says_so_and_the_next_one_starts_afresh(
 def test_they_fall_due_by_the_clock(make: Callable[[float], Checkpoints]) -> None:
     assert make(0).due()
     assert not make(3600).due()
+
+
+def test_unfinished_work_goes_on_only_from_the_very_inputs_that_it_read(
+    make: Callable[[float], Checkpoints], warnings: list[str]
+) -> None:
+    checkpoints = make(0)
+    checkpoints.claim(["key"], {"source": "as it was"}, suspect=False)
+    save(checkpoints, 1)
+    make(0).claim(["key"], {"source": "as it was"}, suspect=False)
+    assert checkpoints.latest() is not None
+    make(0).claim(["key"], {"source": "built with other bytes"}, suspect=False)
+    assert checkpoints.latest() is None
+    save(checkpoints, 1)
+    make(0).claim(["key"], {"source": "built with other bytes"}, suspect=True)
+    assert checkpoints.latest() is None
+    assert len(warnings) == 2

@@ -41,7 +41,7 @@ def test_what_no_recent_run_refers_to_is_taken(store: Store) -> None:
     garbage = maintenance.unreferenced(store, days=30)
     assert [item.artifact for item in garbage] == [made.artifacts["count"]]
     size = sum(path.stat().st_size for path in made.artifacts["count"].path.iterdir())
-    assert maintenance.delete(store, garbage, days=30) == (1, size)
+    assert maintenance.delete(store, garbage) == (1, size)
     assert len(list(store.artifacts())) == 3
     assert list((store.root / ".damaged").iterdir()) == []
     assert len(list((store.root / ".checked").iterdir())) == 3
@@ -88,7 +88,7 @@ def test_what_a_run_has_come_to_need_since_it_was_listed_stays(store: Store) -> 
     assert len(garbage) == 3
     with open_run(store, name="mine"):
         words(text="hello all")
-    assert maintenance.delete(store, garbage, days=1)[0] == 2
+    assert maintenance.delete(store, garbage)[0] == 2
     assert [each.stage for each in store.artifacts()] == ["words"]
 
 
@@ -110,18 +110,18 @@ def test_what_another_process_holds_stays(store: Store) -> None:
     try:
         assert ready.wait(60)
         garbage = maintenance.unreferenced(store, days=1)
-        assert maintenance.delete(store, garbage, days=1)[0] == 2
+        assert maintenance.delete(store, garbage)[0] == 2
         assert [each.stage for each in store.artifacts()] == ["words"]
     finally:
         process.kill()
         process.join()
-    assert maintenance.delete(store, garbage, days=1)[0] == 1
+    assert maintenance.delete(store, garbage)[0] == 1
 
 
 def test_two_at_once_take_each_thing_once(store: Store) -> None:
     forget(store, run_all(store))
     one, other = (maintenance.unreferenced(store, days=1) for _ in range(2))
-    assert maintenance.delete(store, one, days=1)[0] + maintenance.delete(store, other, days=1)[0] == 3
+    assert maintenance.delete(store, one)[0] + maintenance.delete(store, other)[0] == 3
     assert list(store.artifacts()) == []
 
 
@@ -142,6 +142,7 @@ def test_what_dead_builds_have_left_is_listed_and_taken(store: Store) -> None:
     (store.root / ".staging" / f"upper-{never.key}-abc").mkdir()
     (store.root / "runs" / ".mine.json.999999999.partial").write_text("{")
     (store.root / "runs" / f".mine.json.{os.getpid()}.partial").write_text("{")  # somebody writes it now
+    os.utime(store.root / "runs" / ".mine.json.999999999.partial", (0, 0))
     flip(made.artifacts["words"].path / "words.txt")
     assert len(list(maintenance.verify(store))) == 1
     found = maintenance.unreferenced(store, days=30)
@@ -154,7 +155,7 @@ def test_what_dead_builds_have_left_is_listed_and_taken(store: Store) -> None:
         ".staging",
         "runs",
     ]
-    maintenance.delete(store, later, days=0)
+    maintenance.delete(store, later)
     assert list((store.root / ".checkpoints").iterdir()) == []
     assert list((store.root / ".staging").iterdir()) == []
     assert list((store.root / ".damaged").iterdir()) == []

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,17 +94,13 @@ def tainted(store: Store, source: Artifact) -> list[Artifact]:
         shutil.copytree(like.path, artifact.path)
         manifest = read_json(artifact.path / "manifest.json")
         manifest["key"], manifest["key_record"]["inputs"] = artifact.key, {"source": read}
-        manifest["created"] = "2100-01-01T00:00:00.000+00:00"
         write_json(artifact.path / "manifest.json", manifest)
     return made
 
 
 def test_where_no_time_tells_everything_built_from_a_damaged_file_goes(store: Store) -> None:
     made = run_all(store).artifacts
-    path = made["words"].path / "words.txt"
-    times = path.stat()
-    flip(path)
-    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a bit that flips by itself
+    silently_flip(made["words"].path / "words.txt")
     (problem,) = maintenance.verify(store)
     assert len(problem.moved) == 3
     assert list(store.artifacts()) == []
@@ -176,3 +173,84 @@ def test_what_cannot_be_read_is_not_damaged(store: Store, monkeypatch: pytest.Mo
     with pytest.raises(PermissionError, match="Permission denied"):
         run_all(store)
     assert list((store.root / ".damaged").iterdir()) == []
+
+
+def test_verify_looks_again_once_it_has_the_lock(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_all(store)
+    damage, looks = Store.damage, []
+
+    def healed_meanwhile(self: Store, artifact: Artifact, **more: Any) -> str | None:
+        looks.append(artifact.stage)
+        return "damaged" if looks.count(artifact.stage) == 1 else damage(self, artifact, **more)
+
+    monkeypatch.setattr(Store, "damage", healed_meanwhile)
+    assert list(maintenance.verify(store)) == []
+    assert len(looks) == 6
+    assert len(list(store.artifacts())) == 3
+
+
+def test_what_cannot_be_read_does_not_end_verify(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = run_all(store)
+    damage = Store.damage
+
+    def one_refused(self: Store, artifact: Artifact, **more: Any) -> str | None:
+        if artifact.stage == "count":
+            raise OSError(5, "Input/output error")
+        return damage(self, artifact, **more)
+
+    flip(made.artifacts["upper"].path / "upper.txt")
+    monkeypatch.setattr(Store, "damage", one_refused)
+    found = {problem.artifact.stage: problem.what for problem in maintenance.verify(store)}
+    assert found["count"] == "cannot be read: Input/output error"
+    assert found["upper"].startswith("upper.txt is not what it was")
+
+
+def test_a_suspect_that_somebody_holds_is_marked_and_is_no_hit_afterwards(store: Store) -> None:
+    made = run_all(store).artifacts
+    silently_flip(made["words"].path / "words.txt")
+    with store.lock(made["count"], print):
+        (problem,) = maintenance.verify(store)
+    assert [moved.to is None for moved in problem.moved] == [False, True, False]
+    assert [each.stage for each in store.artifacts()] == ["count"]
+    again = run_all(store)
+    assert again.outcomes == ["built", "built", "built"]
+    assert "built from something that was damaged then" in again.said.warnings[0]
+    assert run_all(store).outcomes == ["hit", "hit", "hit"]
+
+
+def silently_flip(path: Path) -> None:
+    """As a bit that flips by itself: no time tells."""
+    times = path.stat()
+    flip(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_a_quarantine_that_was_cut_off_is_finished_by_the_next_look(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = run_all(store).artifacts
+    silently_flip(made["words"].path / "words.txt")
+    aside, left = Store.set_aside, [1]
+
+    def cut_off(self: Store, path: Path) -> Path:
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        return aside(self, path)
+
+    monkeypatch.setattr(Store, "set_aside", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        list(maintenance.verify(store))
+    monkeypatch.undo()
+    (problem,) = maintenance.verify(store)
+    assert len(problem.moved) == 2
+    assert list(store.artifacts()) == []
+
+
+def test_where_a_store_was_copied_without_its_times_none_of_them_tells(store: Store) -> None:
+    made = run_all(store).artifacts
+    for path in (store.root / "artifacts").rglob("*"):
+        os.utime(path, (4e9, 4e9))
+    silently_flip(made["words"].path / "words.txt")
+    (problem,) = maintenance.verify(store)
+    assert len(problem.moved) == 3
