@@ -82,8 +82,10 @@ def stamp(path: Path) -> list[int]:
 
 
 def newest(path: Path) -> float:
-    """When anything in a directory was last written or moved there, in seconds since 1970. What goes meanwhile is passed
-    over."""
+    """When anything in a directory was last written or moved there, in seconds since 1970; of a file, when that was.
+
+    What goes meanwhile is passed over.
+    """
     times = [path.lstat().st_mtime] if path.is_file() else [0.0]
     for folder, _, files in os.walk(path):
         for each in (folder, *(os.path.join(folder, name) for name in files)):  # noqa: PTH118 (of many files)
