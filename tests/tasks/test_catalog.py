@@ -20,12 +20,14 @@ import pytest
 from kd_core.metrics.bootstrap import Measured, MetricValue
 from tasks import catalog, maintenance
 from tasks.catalog import DATABASE, PUBLISHED, build_catalog, query, relations
+from tasks.compare import Cell
 from tasks.files import file_hash, read_json, write_json
 from tasks.measured import write_measured
 from tasks.relations import EMPTY, TABLES, VIEWS
 from tasks.runs import RunRecord, process_start, scan_runs
 from tasks.stage import Build, open_run, stage
 from tasks.store import Artifact, Store
+from tests.tasks import fake_texts
 from tests.tasks.fake_runs import REFERENCES, WRITTEN, Filled, measured, run_stages
 
 STORAGE_VERSION_1_2 = 65  # the number that DuckDB writes at the start of a file for v1.2.0
@@ -305,6 +307,37 @@ def test_running_text_stands_beside_the_paper_at_its_own_alpha(
     places = [(row["row"], row["alpha"], row["our_value"]) for row in found]
     models = [("Fine-tuned Teacher", None, 9), ("Pre-trained Student", None, 10)]
     assert places == sorted([*models, *((row, at, 11) for row, at in shown)])
+
+
+def test_a_cell_of_a_sweep_stands_beside_the_paper_at_the_alpha_it_was_swept_to(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_texts, "TEXT", {"source": "file", "path": "corpora/asoif.txt"})
+    fake_texts.run_grid(store)
+    ours = "from paper_vs_ours where our_value is not null and alpha is not null and metric = 'perplexity'"
+    found = rows(store, f"select row, alpha, cell, seed, our_value {ours}")
+    assert sorted((row["row"], row["alpha"], row["seed"]) for row in found) == [
+        (row, alpha, seed) for row in ("DaD-Dagger", "Next-token prediction") for alpha in (0.0, 1.0) for seed in (0, 1)
+    ]
+    assert all(f"method.alpha={row['alpha']:g}, seed={row['seed']}" in row["cell"] for row in found)
+
+
+@pytest.mark.parametrize(
+    ("settings", "variant", "alpha"), [({}, {"method.alpha": 0.25}, 0.25), ({"method.alpha": 0.75}, {}, 0.75)]
+)
+def test_a_cell_has_the_alpha_of_its_variant_or_of_all_cells(
+    store: Store, settings: dict[str, float], variant: dict[str, float], alpha: float
+) -> None:
+    parameters = {"run": "dad-dagger-asoif", "variants": {"ours": variant}, "settings": settings}
+    with open_run(store, name="compare/some", parameters=parameters) as run:
+        run.record.dataset = {"source": "file", "path": "corpora/asoif.txt"}
+        with run.serving("ours, seed=3"):
+            result = fake_texts._run_method("dad_dagger", alpha, 3)
+        cell = Cell(name="ours, seed=3", variant="ours", seed=3)
+        fake_texts.compare(results={cell.name: result}, cells=(cell,), x_name=None)
+    ours = "from paper_vs_ours where our_value is not null and row = 'DaD-Dagger'"
+    assert set(values(store, f"select distinct alpha {ours}")) == {alpha}
+    assert set(values(store, f"select distinct seed {ours}")) == {3}
 
 
 def published_rows() -> int:

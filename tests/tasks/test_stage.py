@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -225,6 +226,21 @@ def test_two_processes_that_want_one_key_build_it_once(tmp_path: Path) -> None:
     assert found[0] == "built"
     assert found[1] in ("waited", "hit")
     assert (tmp_path / "log").read_text() == "built\n"
+
+
+@pytest.mark.parametrize("name", ["artifacts", ".damaged", ".checkpoints"])
+def test_a_store_over_two_disks_is_refused_before_anything_is_built(store: Store, name: str) -> None:
+    elsewhere = Path("/dev/shm")
+    if not elsewhere.is_dir() or elsewhere.stat().st_dev == store.root.stat().st_dev:
+        pytest.skip("there is no second file system here")
+    with TemporaryDirectory(dir=elsewhere) as other:
+        (store.root / name).rmdir()
+        (store.root / name).symlink_to(other)
+        with pytest.raises(StoreError, match=r"lie on two disks\n.*set DISTILL_HOME") as caught:
+            both(store)
+        assert str(store.root / name) in str(caught.value)
+        assert BUILT == []
+        assert read_runs(store) == []
 
 
 def test_what_another_process_commits_between_the_look_and_the_lock_is_a_hit(
