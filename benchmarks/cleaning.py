@@ -17,10 +17,10 @@ import numpy as np
 
 from benchmarks.common import line
 from benchmarks.memory import MIB, resident_peak
-from data.cleaning import tokens
-from data.overlap import best_partners, type_sets
-from data.wen import decide
-from data.wen_rules import DAILYDIALOG, OPENSUBTITLES
+from data.cleaning.overlap import best_partners, type_sets
+from data.cleaning.pairs import tokens
+from data.cleaning.wen import decide
+from data.cleaning.wen_rules import DAILYDIALOG, OPENSUBTITLES
 
 SIZES = {  # items, lines of each, words of a line, words of the language
     "dialogues": (13_000, 8, 14, 30_000),

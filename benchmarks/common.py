@@ -10,12 +10,12 @@ from typing import Any
 import torch
 import yaml
 
+from data.reading.specs import DatasetSettings
 from data.sources import load
-from data.specs import DatasetSettings
 from kd_core.batching import BatchSettings, TokenRows
-from kd_core.shapes import T5Shape, build_t5
-from kd_core.tokenizer_training import train_tokenizer
-from kd_core.train_supervised import Pairs, SupervisedSettings, train_supervised
+from kd_core.models.shapes import T5Shape, build_t5
+from kd_core.models.tokenizer import train_tokenizer
+from kd_core.train.supervised import Pairs, SupervisedSettings, train_supervised
 from kd_core.training import OptimizerSettings, TrainState
 
 REPEATS = 9

@@ -17,10 +17,10 @@ from benchmarks import reference_divergence
 from benchmarks.common import in_turn, line
 from benchmarks.memory import MIB, resident_peak
 from kd_core.batching import Sources, TokenRows
-from kd_core.divergence_head import Divergence, DivergenceKind
-from kd_core.sampling import SamplingSettings
-from kd_core.shapes import T5Shape, build_t5
-from kd_core.train_divergence import ForwardKLSettings, Pair, Term, Transfer
+from kd_core.losses.divergence_head import Divergence, DivergenceKind
+from kd_core.models.shapes import T5Shape, build_t5
+from kd_core.rollout.sampling import SamplingSettings
+from kd_core.train.divergence import ForwardKLSettings, Pair, Term, Transfer
 
 VOCABULARY, ROWS, SOURCE, LENGTH = 32_128, 64, 24, 24
 SHAPES = {  # the demo's, and heads as wide as T5-small's student under a T5-base teacher

@@ -12,8 +12,8 @@ import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
 
 from benchmarks.common import demo_parameters, line
+from data.reading.specs import DatasetSettings
 from data.sources import load
-from data.specs import DatasetSettings
 from kd_core.metrics.outputs import ALL_METRICS, Outputs, References, evaluate_outputs
 from kd_core.metrics.rouge import rouge
 

@@ -12,12 +12,12 @@ from benchmarks.common import in_turn, line
 def run() -> Iterator[dict[str, Any]]:
     """Seconds of a fresh process."""
     eager = "import torch, transformers, prefect"
-    for what, program in (("import flows.cli", "import flows.cli"), ("distill --help", HELP)):
+    for what, program in (("import flows.cli.main", "import flows.cli.main"), ("distill --help", HELP)):
         ours, reference = in_turn(lambda program=program: fresh(program), lambda: fresh(eager), repeats=5)
         yield line("import_time", ours, reference, "s", what=what, reference_is=eager)
 
 
-HELP = "import sys, flows.cli; sys.argv = ['distill', '--help']; flows.cli.main()"
+HELP = "import sys, flows.cli.main; sys.argv = ['distill', '--help']; flows.cli.main.main()"
 
 
 def fresh(program: str) -> float:

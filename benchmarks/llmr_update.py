@@ -10,11 +10,11 @@ import torch
 from benchmarks import reference_llmr
 from benchmarks.common import Bench, demo_bench, in_turn, line
 from kd_core.batching import BatchSettings
-from kd_core.rewards import RewardSettings
-from kd_core.sampling import SamplingSettings, sample
-from kd_core.scoring import judge
-from kd_core.t5 import encode
-from kd_core.train_llmr import Collector, Experience, LLMRSettings, Sources, _update, policy_gradient_loss
+from kd_core.losses.rewards import RewardSettings
+from kd_core.models.t5 import encode
+from kd_core.rollout.sampling import SamplingSettings, sample
+from kd_core.rollout.scoring import judge
+from kd_core.train.llmr import Collector, Experience, LLMRSettings, Sources, _update, policy_gradient_loss
 from kd_core.training import OptimizerSettings, TrainState
 
 ROWS = 64

@@ -16,11 +16,11 @@ import torch
 
 from benchmarks import reference_llmr
 from benchmarks.common import line
-from kd_core.rewards import RewardSettings
-from kd_core.scoring import judge
-from kd_core.shapes import T5Shape, build_t5
-from kd_core.t5 import encode
-from kd_core.train_llmr import Experience, policy_gradient_loss
+from kd_core.losses.rewards import RewardSettings
+from kd_core.models.shapes import T5Shape, build_t5
+from kd_core.models.t5 import encode
+from kd_core.rollout.scoring import judge
+from kd_core.train.llmr import Experience, policy_gradient_loss
 
 ROWS, SOURCE = 64, 32
 SHAPE = T5Shape(d_model=64, d_kv=32, d_ff=128, num_layers=1, num_decoder_layers=1, num_heads=2)

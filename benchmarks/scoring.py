@@ -10,12 +10,12 @@ from torch import Tensor
 
 from benchmarks import reference_llmr
 from benchmarks.common import Bench, demo_bench, in_turn, line
-from kd_core.lm_head import chunk_rows
+from kd_core.losses.lm_head import chunk_rows
+from kd_core.losses.rewards import RewardSettings, ValueKind
 from kd_core.masking import shift_right
-from kd_core.rewards import RewardSettings, ValueKind
-from kd_core.sampling import SamplingSettings, sample
-from kd_core.scoring import judge
-from kd_core.t5 import decode, encode, head_weight
+from kd_core.models.t5 import decode, encode, head_weight
+from kd_core.rollout.sampling import SamplingSettings, sample
+from kd_core.rollout.scoring import judge
 
 ROWS = 64
 LARGE_VOCABULARY = 32_128

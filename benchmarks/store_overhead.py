@@ -8,8 +8,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks.common import line
-from tasks.stage import Build, open_run, stage
-from tasks.store import Store
+from tasks.store.artifacts import Store
+from tasks.store.stage import Build, open_run, stage
 
 ARTIFACTS, REPEATS = 300, 30
 

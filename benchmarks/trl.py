@@ -23,12 +23,12 @@ from torch import Tensor
 
 from benchmarks.common import line
 from kd_core.batching import BatchSettings, Sources, TokenRows
-from kd_core.divergence_head import Divergence, TeacherStates, divergence_loss
+from kd_core.losses.divergence_head import Divergence, TeacherStates, divergence_loss
 from kd_core.masking import shift_right
-from kd_core.policy import decode, encode, head_weight, start_tokens
-from kd_core.sampling import SamplingSettings
-from kd_core.shapes import GPTNeoShape, build_gpt_neo
-from kd_core.train_divergence import GKDSettings, Transfer, train_divergence
+from kd_core.models.policy import decode, encode, head_weight, start_tokens
+from kd_core.models.shapes import GPTNeoShape, build_gpt_neo
+from kd_core.rollout.sampling import SamplingSettings
+from kd_core.train.divergence import GKDSettings, Transfer, train_divergence
 from kd_core.training import OptimizerSettings, TrainState
 
 STEPS = 12  # of each, the first two not counted

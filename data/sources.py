@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data.cleaning import DROPPED_SCHEMA, Cleaned, Rules, clean
-from data.dialogues import RAW_SCHEMA, raw_batches
-from data.reading import Progress, read
-from data.specs import DatasetSettings
-from data.split_overlap import overlap_of_pairs
-from data.splits import cut, sample
-from data.wen import OVERLAP_SCHEMA
+from data.cleaning.pairs import DROPPED_SCHEMA, Cleaned, Rules, clean
+from data.cleaning.split_overlap import overlap_of_pairs
+from data.cleaning.splits import cut, sample
+from data.cleaning.wen import OVERLAP_SCHEMA
+from data.reading.dialogues import RAW_SCHEMA, raw_batches
+from data.reading.reading import Progress, read
+from data.reading.specs import DatasetSettings
 
 SPLITS = ("train", "validation", "test")
 _PRECEDENCE = ("train", "test", "validation")  # an overlapping pair stays in the first of these that has it

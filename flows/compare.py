@@ -5,9 +5,9 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.comparison import OUTLINE
-from flows.recorded import run_in_prefect
-from tasks.stage import RuntimeSettings
+from flows.compare_outline import OUTLINE
+from flows.stack.recorded import run_in_prefect
+from tasks.store.stage import RuntimeSettings
 
 
 @flow(name="compare", persist_result=False)

@@ -21,7 +21,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from flows import streams
+from flows.output import streams
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 

@@ -5,18 +5,18 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from data.specs import DatasetSettings
+from data.reading.specs import DatasetSettings
+from flows.distill_outline import OUTLINE
 from flows.methods import Method
-from flows.pipeline import OUTLINE
-from flows.recorded import run_in_prefect
-from kd_core.models import ModelSettings
-from kd_core.train_llmr import LLMRSettings
-from kd_core.train_supervised import SupervisedSettings
-from tasks.evaluate import EvaluationSettings
-from tasks.exposure import ExposureSettings
-from tasks.score import ScoreSettings
-from tasks.stage import RuntimeSettings
-from tasks.teacher import TeacherSettings
+from flows.stack.recorded import run_in_prefect
+from kd_core.models.loading import ModelSettings
+from kd_core.train.llmr import LLMRSettings
+from kd_core.train.supervised import SupervisedSettings
+from tasks.pairs.evaluate import EvaluationSettings
+from tasks.pairs.exposure import ExposureSettings
+from tasks.pairs.score import ScoreSettings
+from tasks.pairs.teacher import TeacherSettings
+from tasks.store.stage import RuntimeSettings
 
 
 @flow(name="distill", persist_result=False)

@@ -5,15 +5,15 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from data.texts import TextSettings
-from flows.recorded import run_in_prefect
-from flows.text_pipeline import OUTLINE
-from kd_core.teacher_labels import LabelSettings
-from kd_core.windows import WindowSettings
-from tasks.dagger_settings import DaggerSettings
-from tasks.evaluate_text import TextEvaluationSettings
-from tasks.language_model import LanguageModelSettings, TeacherModelSettings
-from tasks.stage import RuntimeSettings
+from data.reading.texts import TextSettings
+from flows.distill_text_outline import OUTLINE
+from flows.stack.recorded import run_in_prefect
+from kd_core.windows.teacher_labels import LabelSettings
+from kd_core.windows.windows import WindowSettings
+from tasks.store.stage import RuntimeSettings
+from tasks.text.dagger_settings import DaggerSettings
+from tasks.text.evaluate import TextEvaluationSettings
+from tasks.text.language_model import LanguageModelSettings, TeacherModelSettings
 
 
 @flow(name="distill", persist_result=False)

@@ -4,12 +4,12 @@ its own prefixes do to a student."""
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kd_core.rewards import RewardSettings
-from tasks.decode import decode
-from tasks.evaluate import EvaluationSettings, evaluate
-from tasks.exposure import ExposureSettings, exposure
-from tasks.measure import measure
-from tasks.store import Artifact
+from kd_core.losses.rewards import RewardSettings
+from tasks.pairs.decode import decode
+from tasks.pairs.evaluate import EvaluationSettings, evaluate
+from tasks.pairs.exposure import ExposureSettings, exposure
+from tasks.pairs.measure import measure
+from tasks.store.artifacts import Artifact
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag
 
-from kd_core.train_divergence import ForwardKLSettings, GKDSettings, JSSettings, ReverseKLSettings
-from kd_core.train_llmr import LLMRSettings
-from kd_core.train_minillm import MiniLLMSettings
-from tasks.prompting_student import PromptingStudentSettings
-from tasks.seqkd import SeqKDSettings
+from kd_core.train.divergence import ForwardKLSettings, GKDSettings, JSSettings, ReverseKLSettings
+from kd_core.train.llmr import LLMRSettings
+from kd_core.train.minillm import MiniLLMSettings
+from tasks.pairs.prompting_student import PromptingStudentSettings
+from tasks.pairs.seqkd import SeqKDSettings
 
 
 def kind_of(value: Any) -> str | None:

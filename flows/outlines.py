@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from flows.settings import jsonable, signature
 
 if TYPE_CHECKING:
-    from tasks.progress import Reporter
-    from tasks.stage import PlanRow, Run
-    from tasks.store import Artifact, Store
+    from tasks.store.artifacts import Artifact, Store
+    from tasks.store.progress import Reporter
+    from tasks.store.stage import PlanRow, Run
 
 MODULES = {  # a deployment's entrypoint -> where its outline is
-    "flows/distill.py:distill": "flows.pipeline",
-    "flows/distill_text.py:distill_text": "flows.text_pipeline",
-    "flows/compare.py:compare": "flows.comparison",
+    "flows/distill.py:distill": "flows.distill_outline",
+    "flows/distill_text.py:distill_text": "flows.distill_text_outline",
+    "flows/compare.py:compare": "flows.compare_outline",
 }
 
 
@@ -37,7 +37,7 @@ class Outline:
     @property
     def parameters(self) -> dict[str, tuple[Any, Any]]:
         """What a run can be told: name → (type, default)."""
-        from tasks.stage import RuntimeSettings
+        from tasks.store.stage import RuntimeSettings
 
         return signature(self.pipeline) | {"runtime": (RuntimeSettings, RuntimeSettings())}
 
@@ -60,10 +60,10 @@ def execute(
     planning: bool = False,
 ) -> tuple[Run, Artifact]:
     """Run (or plan) an outline with validated parameters, record it, and rebuild the results' database."""
-    from tasks.catalog import build_catalog
-    from tasks.progress import NullReporter
+    from tasks.catalog.database import build_catalog
     from tasks.report import write_report
-    from tasks.stage import RuntimeSettings, open_run
+    from tasks.store.progress import NullReporter
+    from tasks.store.stage import RuntimeSettings, open_run
 
     settings = dict(parameters)
     runtime: RuntimeSettings = settings.pop("runtime")

@@ -15,9 +15,9 @@ from typing import Any
 
 from flows.crew import Job, run_jobs
 from flows.outlines import outline_of
-from tasks.progress import NullReporter
-from tasks.stage import Run, RuntimeSettings, open_run
-from tasks.store import Store
+from tasks.store.artifacts import Store
+from tasks.store.progress import NullReporter
+from tasks.store.stage import Run, RuntimeSettings, open_run
 
 
 def build_cells(run: Run, entrypoint: str, cells: Sequence[tuple[str, dict[str, Any]]], workers: int) -> None:

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 from kd_core.metrics.bootstrap import Measured
 from kd_core.metrics.comparison import MethodDifference, MethodValue, holm, method_differences, method_values
 from tasks.measured import read_replicates
-from tasks.stage import Build, stage
-from tasks.store import Artifact
+from tasks.store.artifacts import Artifact
+from tasks.store.stage import Build, stage
 
 _PLACE = [("x_name", pa.string()), ("x", pa.float64()), ("split", pa.string()), ("metric", pa.string())]
 _NUMBERS = [(name, pa.float64()) for name in ("value", "low", "high")]

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import torch
 
 from kd_core.batching import TokenRows
-from kd_core.models import DType, Model, Tokenizer, directory_hash, load_model, load_tokenizer
-from kd_core.prompts import PLACEHOLDER, wrapped_rows
-from kd_core.special_ids import vocabulary_size
-from tasks.stage import RuntimeSettings
-from tasks.store import Artifact, StoreError
+from kd_core.models.loading import DType, Model, Tokenizer, directory_hash, load_model, load_tokenizer
+from kd_core.models.prompts import PLACEHOLDER, wrapped_rows
+from kd_core.models.special_ids import vocabulary_size
+from tasks.store.artifacts import Artifact, StoreError
+from tasks.store.stage import RuntimeSettings
 
 
 def device_of(runtime: RuntimeSettings) -> torch.device:

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kd_core.model_files import (
+from kd_core.models.files import (
     ModelKind,
     check_config,
     check_model_files,
@@ -21,7 +21,7 @@ from kd_core.model_files import (
 )
 
 if TYPE_CHECKING:
-    from kd_core.models import ModelSettings
+    from kd_core.models.loading import ModelSettings
 
 
 TIED = {
@@ -38,7 +38,7 @@ def check_models(teacher: ModelSettings, student: ModelSettings, wanted: ModelKi
     """Named models that are on this machine are whole, of the wanted kind, and read the same tokens.
 
     wanted: None where either kind will do, the same for both. A hub id is checked as far as it lies in the cache
-    already. Returns remarks: where a model's files contradict each other, and what is believed (`kd_core.special_ids`).
+    already. Returns remarks: where a model's files contradict each other, and what is believed (`special_ids`).
     Raises ValueError, with what to do in a second line.
     """
     roles = (("teacher", teacher), ("student", student))
@@ -53,7 +53,7 @@ def check_models(teacher: ModelSettings, student: ModelSettings, wanted: ModelKi
     readers = {role: each for role, each in found.items() if each is not None and has_tokenizer(each)}
     remarks = [remark for role, each in readers.items() for remark in _check_special_ids(role, each)]
     if len(set(readers.values())) == 2:
-        from kd_core.models import check_same_tokenizer, load_tokenizer
+        from kd_core.models.loading import check_same_tokenizer, load_tokenizer
 
         check_same_tokenizer(*map(load_tokenizer, readers.values()))
     return remarks
@@ -117,8 +117,8 @@ def _check_special_ids(role: str, directory: Path) -> list[str]:
 @cache
 def _remarks(directory: Path, _unchanged: tuple[tuple[int, ...], ...]) -> tuple[str, ...]:
     """Once for all cells of a comparison: a large vocabulary takes seconds to read."""
-    from kd_core.models import read_configs, read_tokenizer
-    from kd_core.special_ids import special_ids
+    from kd_core.models.loading import read_configs, read_tokenizer
+    from kd_core.models.special_ids import special_ids
 
     return special_ids(*read_configs(directory), read_tokenizer(directory), str(directory)).remarks
 
@@ -133,7 +133,7 @@ def _check_complete(directory: Path, kind: ModelKind) -> None:
     import torch
     from transformers import AutoConfig
 
-    from kd_core.models import auto_model
+    from kd_core.models.loading import auto_model
 
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)

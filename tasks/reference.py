@@ -2,10 +2,10 @@
 
 import json
 
-from kd_core.models import ModelSettings, directory_hash, load_tokenizer, read_configs, read_tokenizer
-from kd_core.revisions import is_commit
-from kd_core.special_ids import special_ids
-from tasks.stage import Build
+from kd_core.models.loading import ModelSettings, directory_hash, load_tokenizer, read_configs, read_tokenizer
+from kd_core.models.revisions import is_commit
+from kd_core.models.special_ids import special_ids
+from tasks.store.stage import Build
 
 
 def refer(build: Build, settings: ModelSettings) -> None:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kd_core.training import NotFiniteError, StepMetrics, TrainState
-from tasks.stage import Build
+from tasks.store.stage import Build
 
 Loop = Callable[[TrainState], Iterator[StepMetrics]]
 SHOWN = ("loss", "validation_loss", "reward", "validation_reward", "length", "truncated")

@@ -29,7 +29,7 @@ def _last_word_is_pytests() -> None:
 @pytest.fixture(scope="session")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Filled:
     """A store with seven made-up runs, in a folder with a quote, spaces and a bracket in its name. To be read only."""
-    from tasks.store import Store
+    from tasks.store.artifacts import Store
     from tests.tasks.fake_runs import fill
 
     return fill(Store(tmp_path_factory.mktemp("it's a [quoted] path")))

@@ -11,8 +11,8 @@ from benchmarks import common, dad_dagger, divergence, evaluation, llmr_update, 
 from benchmarks.reference_dad_dagger import roll_out
 from kd_core.batching import TokenRows
 from kd_core.metrics.rouge import rouge
-from kd_core.sampling import SamplingSettings, draw
-from kd_core.shapes import T5Shape, build_t5
+from kd_core.models.shapes import T5Shape, build_t5
+from kd_core.rollout.sampling import SamplingSettings, draw
 
 
 @pytest.fixture

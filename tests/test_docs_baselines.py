@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from kd_core.train_divergence import ForwardKLSettings, GKDSettings, JSSettings, ReverseKLSettings
-from kd_core.train_minillm import MiniLLMSettings
-from tasks.seqkd import SeqKDSettings
+from kd_core.train.divergence import ForwardKLSettings, GKDSettings, JSSettings, ReverseKLSettings
+from kd_core.train.minillm import MiniLLMSettings
+from tasks.pairs.seqkd import SeqKDSettings
 
 PAGES = Path(__file__).parents[1] / "docs" / "methods"
 

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.texts import TextSettings
-from flows.text_pipeline import pipeline
+from data.reading.texts import TextSettings
+from flows.distill_text_outline import pipeline
 from kd_core.metrics.running_text import cross_entropy, free_running
-from kd_core.shapes import GPTNeoShape
-from kd_core.teacher_labels import LabelSettings
-from kd_core.train_language_model import PretrainSettings
-from kd_core.windows import WindowSettings
-from tasks.dagger_settings import DaggerSettings
-from tasks.evaluate_text import TextEvaluationSettings
-from tasks.language_model import TeacherModelSettings
+from kd_core.models.shapes import GPTNeoShape
+from kd_core.train.language_model import PretrainSettings
+from kd_core.windows.teacher_labels import LabelSettings
+from kd_core.windows.windows import WindowSettings
+from tasks.text.dagger_settings import DaggerSettings
+from tasks.text.evaluate import TextEvaluationSettings
+from tasks.text.language_model import TeacherModelSettings
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods" / "dad-dagger.md"
 NAMED = set(re.findall(r"[a-z_0-9]+", " ".join(re.findall(r"`([^`\n]+)`", PAGE.read_text()))))

@@ -4,9 +4,9 @@ import dataclasses
 import re
 from pathlib import Path
 
-from kd_core.metrics.g_eval import METRICS
-from kd_core.metrics.g_eval_prompt import CRITERIA
-from tasks.judge_settings import JudgeSettings
+from kd_core.metrics.g_eval.prompt import CRITERIA
+from kd_core.metrics.g_eval.scores import METRICS
+from tasks.judge.settings import JudgeSettings
 
 PAGE = (Path(__file__).parents[1] / "docs" / "methods" / "g-eval.md").read_text()
 ROWS = set(re.findall(r"^\| `([\w-]+)` \|", PAGE, re.MULTILINE))

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from kd_core.batching import BatchSettings
-from kd_core.beam_search import BeamSettings
+from kd_core.losses.rewards import RewardSettings
 from kd_core.metrics.outputs import ALL_METRICS, Outputs, References, evaluate_outputs
-from kd_core.rewards import RewardSettings
-from kd_core.sampling import SamplingSettings
-from kd_core.train_llmr import LLMRSettings
-from kd_core.train_supervised import SupervisedSettings
+from kd_core.rollout.beam_search import BeamSettings
+from kd_core.rollout.sampling import SamplingSettings
+from kd_core.train.llmr import LLMRSettings
+from kd_core.train.supervised import SupervisedSettings
 from kd_core.training import OptimizerSettings
-from tasks.evaluate import EvaluationSettings
-from tasks.exposure import ExposureSettings
-from tasks.score import ScoreSettings
+from tasks.pairs.evaluate import EvaluationSettings
+from tasks.pairs.exposure import ExposureSettings
+from tasks.pairs.score import ScoreSettings
 
 PAGES = [Path(__file__).parents[1] / "docs" / "methods" / f"{page}.md" for page in ("llmr", "metrics")]
 LLMR, METRICS = (

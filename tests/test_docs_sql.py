@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tasks.catalog import query, relations
+from tasks.catalog.database import query, relations
 
 if TYPE_CHECKING:
     from tests.tasks.fake_runs import Filled

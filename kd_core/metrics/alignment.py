@@ -2,7 +2,7 @@
 
 The rows of both tables rise or fall by at most one from column to column, so a row fits into the bits of one integer,
 and the next row is a few operations on it. Python's integers are as long as they must be. The full tables are the
-oracle in tests/kd_core/test_metrics_alignment.py.
+oracle in tests/kd_core/metrics/test_alignment.py.
 
 Shape legend: M tokens of the first sequence (rows), N of the second (columns: bit j is token j).
 """

@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_core.lm_head import chunk_rows, full_precision
+from kd_core.losses.lm_head import chunk_rows, full_precision
 from kd_core.masking import shift_right
 from kd_core.metrics.bootstrap import MetricValue, Resamples, summarise
 from kd_core.metrics.intervals import Floats
-from kd_core.policy import decode, encode, head_weight, start_tokens
+from kd_core.models.policy import decode, encode, head_weight, start_tokens
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """ROUGE-1, -2, -L and -Lsum: mean F1 over outputs, on a scale of 0 to 100.
 
 The same numbers as Google's rouge-score with its Porter stemmer, from its own tokens, without its quadratic tables in
-Python (tests/kd_core/test_metrics_rouge.py asserts it, pair by pair). Its tokens are runs of a to z and 0 to 9: other
+Python (tests/kd_core/metrics/test_rouge.py asserts it, pair by pair). Its tokens are runs of a to z and 0 to 9: other
 scripts count for nothing, which the note says where they do; `tokenizer: unicode` reads them all.
 
 Shape legend: N outputs.

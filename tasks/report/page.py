@@ -5,8 +5,11 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.files import atomic_write
-from tasks.report import (
+from tasks.report.html import Html, tag
+from tasks.report.names import duration
+from tasks.report.results import Results, Row, results_of
+from tasks.report.section import Section
+from tasks.report.sections import (
     curves,
     differences,
     free_running,
@@ -18,12 +21,9 @@ from tasks.report import (
     samples,
     training,
 )
-from tasks.report.html import Html, tag
-from tasks.report.names import duration
-from tasks.report.results import Results, Row, results_of
-from tasks.report.sections import Section
-from tasks.runs import RunRecord
-from tasks.store import Store, StoreError
+from tasks.store.artifacts import Store, StoreError
+from tasks.store.files import atomic_write
+from tasks.store.runs import RunRecord
 
 STYLE = Path(__file__).with_name("style.css")
 SCRIPT = Path(__file__).with_name("script.js")

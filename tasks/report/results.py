@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from tasks import catalog
+from tasks.catalog import database as catalog
 from tasks.report.names import REFERENCE_SYSTEMS, styles
-from tasks.runs import RunRecord
-from tasks.store import Store
+from tasks.store.artifacts import Store
+from tasks.store.runs import RunRecord
 
 Row = dict[str, Any]
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from data.cleaning import tokens
+from data.cleaning.pairs import tokens
+from data.reading.specs import DatasetSettings
 from data.sources import Corpus, load
-from data.specs import DatasetSettings
 from tests.data.authors import authors_file
 
 Rows = list[tuple[str, str]]
@@ -195,7 +195,7 @@ def test_the_same_input_gives_the_same_bytes_in_any_process(tmp_path: Path) -> N
     path = write(tmp_path / "all.csv", many("a", 300))
     code = (
         "import hashlib, pyarrow as pa, pyarrow.parquet as pq; from data.sources import load;"
-        "from data.specs import DatasetSettings;"
+        "from data.reading.specs import DatasetSettings;"
         f"corpus = load(DatasetSettings(source='files', path={path!r}, max_test=7), seed=1, limit=100);"
         "sinks = [(pq.write_table(table, sink := pa.BufferOutputStream()), sink)[1]"
         " for table in [*corpus.splits().values(), corpus.dropped]];"

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.cleaning import Rules, clean, pair_key, token_counts, tokens
-from data.dailydialog import read_dailydialog
-from data.dialogues import EMPTY_TURN, RawRow, pairs_of_turns, raw_batches
-from data.pronunciations import parse_dictionary
+from data.cleaning.pairs import Rules, clean, pair_key, token_counts, tokens
+from data.reading.dailydialog import read_dailydialog
+from data.reading.dialogues import EMPTY_TURN, RawRow, pairs_of_turns, raw_batches
+from data.reading.pronunciations import parse_dictionary
+from data.reading.specs import DatasetSettings
+from data.reading.subtitles import clean_sentence, read_movie
+from data.reading.texts import TextSettings, load_texts
 from data.sources import load
-from data.specs import DatasetSettings
-from data.subtitles import clean_sentence, read_movie
-from data.texts import TextSettings, load_texts
 from data.visible import comparable, is_blank, without_marks
 
 MARK, JOINER, NON_JOINER = "\ufeff", "\u200d", "\u200c"

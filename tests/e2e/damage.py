@@ -17,9 +17,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows import cli
-from tasks.files import file_hash
-from tasks.store import MANIFEST
+from flows.cli import main as cli
+from tasks.store.artifacts import MANIFEST
+from tasks.store.files import file_hash
 
 RECIPES = Path(__file__).parent / "prefect.yaml"
 RUN = ("tiny", "--prefect-file", str(RECIPES), "--set", "evaluation.resamples=20")

@@ -15,18 +15,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import kd_core.train_llmr
-import tasks.shards
+import kd_core.train.llmr
+import tasks.store.shards
 from flows import settings
+from flows.distill_outline import OUTLINE
+from flows.distill_text_outline import OUTLINE as TEXT_OUTLINE
 from flows.outlines import Outline, execute
-from flows.pipeline import OUTLINE
-from flows.text_pipeline import OUTLINE as TEXT_OUTLINE
-from tasks.checkpoints import Checkpoints
-from tasks.files import atomic_write
-from tasks.progress import NullReporter
-from tasks.shards import HASH
-from tasks.stage import Build
-from tasks.store import Store
+from tasks.store.artifacts import Store
+from tasks.store.checkpoints import Checkpoints
+from tasks.store.files import atomic_write
+from tasks.store.progress import NullReporter
+from tasks.store.shards import HASH
+from tasks.store.stage import Build
 from tests.e2e.damage import HOWS, damage
 from tests.tasks.tiny_texts import text_parameters
 
@@ -129,7 +129,7 @@ def arm(event: str, stage: str, count: str) -> None:
 
             atomic_write(path, half)
 
-        tasks.shards.atomic_write = torn  # type: ignore[attr-defined]
+        tasks.store.shards.atomic_write = torn  # type: ignore[attr-defined]
     elif event == "commit":  # everything is staged, the manifest too; the rename is to come
         rename = Path.rename
 
@@ -140,14 +140,14 @@ def arm(event: str, stage: str, count: str) -> None:
 
         Path.rename = renamed  # type: ignore[method-assign]
     elif event == "rollouts":  # the student has written, the teacher has judged, nothing is learnt yet
-        judge = kd_core.train_llmr.judge
+        judge = kd_core.train.llmr.judge
 
         def judged(*arguments: Any, **more: Any) -> Any:
             judgement = judge(*arguments, **more)
             die()
             return judgement
 
-        kd_core.train_llmr.judge = judged
+        kd_core.train.llmr.judge = judged
     else:
         raise ValueError(f"unknown event {event}")
 

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flows import cli, commands  # noqa: F401 (imported before the forks)
+from flows.cli import commands  # noqa: F401 (imported before the forks)
+from flows.cli import main as cli
 from flows.outlines import outline_of
 from tests.e2e.damage import RECIPES, artifacts
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tasks.files import file_hash
-from tasks.store import MANIFEST, Store
+from tasks.store.artifacts import MANIFEST, Store
+from tasks.store.files import file_hash
 
 PROJECT = Path(__file__).parents[2]
 POINTS = [

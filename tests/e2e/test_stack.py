@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from flows.up import SWEEP_SECONDS
+from flows.stack.up import SWEEP_SECONDS
 
 pytestmark = pytest.mark.e2e
 
@@ -52,7 +52,7 @@ class Stack:
         return self._run("prefect", *arguments)
 
     def distill(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self._run("flows.cli", *arguments)
+        return self._run("flows.cli.main", *arguments)
 
     def ask(self, path: str, **query: Any) -> list[dict[str, Any]]:
         """POST to one of the API's filters."""
@@ -111,7 +111,7 @@ def start(home: Path, port: int) -> Stack:
     output = home / "up.txt"
     with output.open("a") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", "up", "--port", str(port), "--prefect-file", str(RECIPES)],
+            [sys.executable, "-m", "flows.cli.main", "up", "--port", str(port), "--prefect-file", str(RECIPES)],
             cwd=PROJECT,
             env=os.environ | {"DISTILL_HOME": str(home)},
             stdout=file,

@@ -16,7 +16,7 @@ import pytest
 
 from flows import crew
 from flows.crew import Job, run_jobs
-from tests.flows.test_children import alive, eventually
+from tests.flows.stack.test_children import alive, eventually
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the state of processes in /proc")
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from flows import cli, settings
+from flows import settings
+from flows.cli import main as cli
 
 OURS = "flows/distill.py:distill"
 FOREIGN = """

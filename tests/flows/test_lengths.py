@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from flows import comparison, settings
+from flows import compare_outline as comparison
+from flows import settings
 from flows.outlines import outline_of
-from kd_core.train_supervised import SupervisedSettings
-from tasks.evaluate import EvaluationSettings
-from tasks.exposure import ExposureSettings
-from tasks.score import ScoreSettings
+from kd_core.train.supervised import SupervisedSettings
+from tasks.pairs.evaluate import EvaluationSettings
+from tasks.pairs.exposure import ExposureSettings
+from tasks.pairs.score import ScoreSettings
 
 PATH = Path(__file__).parents[2] / "prefect.yaml"
 CATALOGUE = settings.load_catalogue(PATH)

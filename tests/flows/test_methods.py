@@ -12,19 +12,19 @@ import torch
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
+from flows.distill_outline import OUTLINE, pipeline
 from flows.methods import Method
 from flows.outlines import execute
-from flows.pipeline import OUTLINE, pipeline
 from flows.settings import jsonable
 from flows.settings import validate as validated
-from kd_core.models import ModelSettings
-from kd_core.train_llmr import LLMRSettings
-from tasks.export import export_run
-from tasks.progress import NullReporter
-from tasks.runs import RunRecord
-from tasks.stage import open_run
-from tasks.store import Artifact, Store
-from tasks.teacher import TeacherSettings
+from kd_core.models.loading import ModelSettings
+from kd_core.train.llmr import LLMRSettings
+from tasks.export.export import export_run
+from tasks.pairs.teacher import TeacherSettings
+from tasks.store.artifacts import Artifact, Store
+from tasks.store.progress import NullReporter
+from tasks.store.runs import RunRecord
+from tasks.store.stage import open_run
 from tests.tasks.tiny_models import write_model
 from tests.tasks.tiny_runs import EVALUATION, RUNTIME, SCORE, TRAINING, write_pairs
 

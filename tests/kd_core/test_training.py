@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from kd_core.batching import BatchSettings, TokenRows
-from kd_core.rewards import RewardSettings
-from kd_core.sampling import SamplingSettings
-from kd_core.train_llmr import LLMRSettings, Sources, train_llmr
-from kd_core.train_supervised import Pairs, SupervisedSettings, cross_entropy, num_updates, train_supervised
+from kd_core.losses.rewards import RewardSettings
+from kd_core.rollout.sampling import SamplingSettings
+from kd_core.train.llmr import LLMRSettings, Sources, train_llmr
+from kd_core.train.supervised import Pairs, SupervisedSettings, cross_entropy, num_updates, train_supervised
 from kd_core.training import OptimizerSettings, StepMetrics, TrainState, mixed_seed
 
 Make = Callable[..., Any]

@@ -15,21 +15,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.cleaning import DROPPED_SCHEMA
-from data.split_overlap import SPLIT_OVERLAP_SCHEMA
-from data.wen import OVERLAP_SCHEMA
+from data.cleaning.pairs import DROPPED_SCHEMA
+from data.cleaning.split_overlap import SPLIT_OVERLAP_SCHEMA
+from data.cleaning.wen import OVERLAP_SCHEMA
 from kd_core.metrics.bootstrap import Measured, Resamples
 from kd_core.metrics.excess_error import excess_error
 from kd_core.metrics.outputs import Outputs, References, evaluate_outputs
 from kd_core.training import StepMetrics
-from tasks.evaluate import PREDICTIONS
-from tasks.exposure import EXCESS_ERROR
-from tasks.llmr import ROLLOUTS
 from tasks.measured import write_measured
-from tasks.runs import RunRecord, StageRun
-from tasks.score import OUTPUTS
-from tasks.stage import Build, Run, open_run, stage
-from tasks.store import Artifact, Store
+from tasks.pairs.evaluate import PREDICTIONS
+from tasks.pairs.exposure import EXCESS_ERROR
+from tasks.pairs.llmr import ROLLOUTS
+from tasks.pairs.score import OUTPUTS
+from tasks.store.artifacts import Artifact, Store
+from tasks.store.runs import RunRecord, StageRun
+from tasks.store.stage import Build, Run, open_run, stage
 from tasks.training import write_log
 from tests.tasks.fake_texts import run_grid, run_text
 

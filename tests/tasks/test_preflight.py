@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from kd_core.models import ModelSettings, load_model, load_tokenizer
-from kd_core.shapes import GPTNeoShape, T5Shape
-from kd_core.train_supervised import SupervisedSettings
+from kd_core.models.loading import ModelSettings, load_model, load_tokenizer
+from kd_core.models.shapes import GPTNeoShape, T5Shape
+from kd_core.train.supervised import SupervisedSettings
+from tasks.pairs.teacher import TeacherSettings
 from tasks.preflight import check_models
-from tasks.teacher import TeacherSettings
 from tests.tasks.tiny_models import TEXTS, write_causal, write_model, write_spiece
 
 torch.set_num_threads(1)  # tensors this small only lose by being shared out

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from kd_core.training import mixed_seed
-from tasks.exposure import ExposureSettings
-from tasks.keys import key_record
+from tasks.pairs.exposure import ExposureSettings
 from tasks.ranges import FLOAT32, SEEDS, check_numbers
+from tasks.store.keys import key_record
 
 
 @dataclass(frozen=True, kw_only=True)

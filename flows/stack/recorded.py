@@ -1,0 +1,90 @@
+"""An outline as a Prefect flow run: its record, its artifacts in Prefect's UI, and its failure in one line."""
+
+import importlib
+import logging
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from httpx import HTTPError
+from prefect import get_run_logger
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.concurrency.sync import concurrency
+from prefect.exceptions import FailedRun
+from prefect.runtime import deployment, flow_run
+from prefect.states import Failed
+
+from flows.outlines import Outline, execute
+from flows.output import streams
+from flows.output.messages import explain, is_explained
+from flows.stack.liveness import labels
+from flows.stack.publish import PrefectReporter, publish_report, publish_results
+from tasks.compute import device_of
+from tasks.ranges import check_numbers
+from tasks.report import report_path
+from tasks.store.artifacts import Store, default_root
+from tasks.store.progress import default_reporter
+from tasks.store.stage import RuntimeSettings
+
+
+def run_in_prefect(outline: Outline, parameters: dict[str, Any]) -> State[Any] | tuple[str, str]:
+    """What every flow does: run its outline, publish the results; a user's mistake is a failed state with its line."""
+    streams.secure()
+    streams.outlive_readers()
+    logger = get_run_logger()
+    _say_which_process()
+    try:
+        for name, value in parameters.items():
+            check_numbers(name, value)
+        with _one_run_per_gpu(parameters["runtime"]):
+            store = Store(default_root())
+            run, last = execute(outline, store, _run_name(), parameters, PrefectReporter(store, default_reporter()))
+            publish_results(run, last, store)
+            publish_report(run.run_id, report_path(store, run.run_id))
+    except Exception as error:
+        if not is_explained(error):
+            raise
+        logger.error(explain(error))
+        logging.getLogger("prefect.flow_runs").addFilter(_not_failed_run)
+        return Failed(message=explain(error))
+    return run.run_id, str(last.path)
+
+
+def run_recorded(outline: Outline, name: str, parameters: dict[str, Any]) -> tuple[str, Path]:
+    """Run the flow in this process, recorded by the server that PREFECT_API_URL names: its run id and last artifact.
+
+    Raises what made the run fail.
+    """
+    module, _, function = outline.entrypoint.partition(":")
+    flow = getattr(importlib.import_module(module.removesuffix(".py").replace("/", ".")), function)
+    state: State[Any] = flow.with_options(flow_run_name=name)(**parameters, return_state=True)
+    try:
+        run_id, last = state.result()
+    except FailedRun:
+        raise ValueError(state.message) from None
+    return run_id, Path(last)
+
+
+def _say_which_process() -> None:
+    """Label the flow run with this process, so that its death can be known, and not only guessed."""
+    with suppress(HTTPError), get_client(sync_client=True) as client:
+        client.update_flow_run_labels(UUID(str(flow_run.id)), labels(int(flow_run.run_count)))
+
+
+def _run_name() -> str:
+    """The named run: the deployment's name, or the name that `distill run` gave to the flow run."""
+    if not deployment.name:
+        return str(flow_run.name)
+    return f"compare/{deployment.name}" if flow_run.flow_name == "compare" else str(deployment.name)
+
+
+def _one_run_per_gpu(runtime: RuntimeSettings) -> AbstractContextManager[None]:
+    """Wait for the slot that `distill up` has made, where the run computes on a GPU."""
+    return concurrency("gpu") if device_of(runtime).type == "cuda" else nullcontext()
+
+
+def _not_failed_run(record: logging.LogRecord) -> bool:
+    """Keep the traceback of Prefect's own FailedRun out of the log: the reason has just been said in one line."""
+    return not (record.exc_info and isinstance(record.exc_info[1], FailedRun))

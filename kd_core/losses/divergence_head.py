@@ -1,0 +1,147 @@
+"""A divergence and its gradient from hidden states, through both LM heads, in chunks of positions: no (B, T, V) tensor.
+
+Shape legend: M tokens, D student width, E teacher width, V vocabulary, C tokens of one chunk, P of one part of it. p is
+the teacher's distribution, q the student's, z the student's logits. Nats.
+
+With g = dD/dq, the gradient of every divergence D(p, q) is dD/dz = q (g - sum_V q g):
+
+    forward_kl         D = sum p log(p / q)              g = -p / q                        dD/dz = q - p
+    reverse_kl         D = sum q log(q / p)              g = log(q / p) + 1                dD/dz = q (log(q / p) - D)
+    js_teacher_term    D = beta sum p log(p / m)         g = -beta (1 - beta) p / m
+    js_student_term    D = (1 - beta) sum q log(q / m)   g = (1 - beta) (log(q / m) + 1 - (1 - beta) q / m)
+    js                 D = both of them                  g = (1 - beta) log(q / m)
+
+with m = beta p + (1 - beta) q. `divergences` has the definitions, and how others count beta; it is the oracle.
+Teacher and student may have different widths, but one vocabulary: heads padded to different sizes are cut to the
+tokens that can be named (`head_weight(model, num_tokens)`) before they come here.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd_core.losses.divergences import log_ratios
+from kd_core.losses.lm_head import HeadGradients, chunk_rows, full_precision
+
+PARTS = 4  # of a chunk: products want many rows, what is done to each number wants them in a small cache
+
+DivergenceKind = Literal["forward_kl", "reverse_kl", "js_teacher_term", "js_student_term", "js"]
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Which divergence; beta is the teacher's share of the mixture, and no matter to the two KLs."""
+
+    kind: DivergenceKind
+    beta: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.kind.startswith("js") and not 0 < self.beta < 1:
+            raise ValueError(f"beta must be in (0, 1), got {self.beta}")
+
+    @classmethod
+    def generalised_jsd(cls, beta: float) -> "Divergence":
+        """GKD's, as TRL has it: forward KL at beta 0, reverse KL at beta 1, JS between them."""
+        kinds: dict[float, DivergenceKind] = {0.0: "forward_kl", 1.0: "reverse_kl"}
+        return cls(kinds.get(beta, "js"), beta)
+
+
+@dataclass(frozen=True)
+class TeacherStates:
+    """The teacher's view of M tokens: its final hidden states and its head."""
+
+    hidden_ME: Tensor
+    weight_VE: Tensor
+
+
+def divergence_loss(
+    hidden_MD: Tensor, weight_VD: Tensor, teacher: TeacherStates, coefficient_M: Tensor, divergence: Divergence
+) -> tuple[Tensor, Tensor]:
+    """sum_m coefficient_m D(p_m, q_m), differentiable in the student's hidden states and head; and every D(p_m, q_m).
+
+    The coefficients are constants (1 / M makes it the mean); nothing flows into them or into the teacher. Loss and
+    gradient come from one pass over each chunk.
+
+    Shapes: (M, D), (V, D), (M, E) with (V, E), (M,) -> scalar and detached (M,), float32 or better. Raises ValueError
+    if M or V differ between arguments.
+    """
+    if not len(hidden_MD) == len(teacher.hidden_ME) == len(coefficient_M):
+        sizes = (len(hidden_MD), len(teacher.hidden_ME), len(coefficient_M))
+        raise ValueError(f"student, teacher and coefficient must have the same number of tokens, got {sizes}")
+    if len(weight_VD) != len(teacher.weight_VE):
+        heads = (len(weight_VD), len(teacher.weight_VE))
+        raise ValueError(f"student and teacher must have one vocabulary, got heads of {heads} tokens; give num_tokens")
+    loss, divergence_M = _DivergenceLoss.apply(  # type: ignore[no-untyped-call]
+        hidden_MD, weight_VD, teacher.hidden_ME.detach(), teacher.weight_VE.detach(), coefficient_M.detach(), divergence
+    )
+    return loss, divergence_M
+
+
+class _DivergenceLoss(torch.autograd.Function):
+    """Forward gathers the gradients too, where they are wanted; backward only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_MD: Tensor,
+        weight_VD: Tensor,
+        teacher_hidden_ME: Tensor,
+        teacher_weight_VE: Tensor,
+        coefficient_M: Tensor,
+        divergence: Divergence,
+    ) -> tuple[Tensor, Tensor]:
+        gradients = HeadGradients(hidden_MD, weight_VD, *ctx.needs_input_grad[:2])
+        dtype = full_precision(hidden_MD[:0]).dtype
+        divergence_M = hidden_MD.new_empty(len(hidden_MD), dtype=dtype)
+        for rows in chunk_rows(len(hidden_MD), len(weight_VD)):
+            teacher_CV = F.linear(teacher_hidden_ME[rows], teacher_weight_VE)
+            grad_CV = full_precision(F.linear(hidden_MD[rows], weight_VD))  # the student's logits, overwritten
+            of_chunk_C, coefficient_C1 = divergence_M[rows], coefficient_M[rows, None]
+            for part in chunk_rows(len(grad_CV), PARTS * len(weight_VD)):
+                log_p_PV, log_q_PV = (F.log_softmax(x_CV[part], dim=1, dtype=dtype) for x_CV in (teacher_CV, grad_CV))
+                of_chunk_C[part], grad_PV = value_and_gradient(log_p_PV, log_q_PV, divergence)
+                if gradients.wanted:
+                    torch.mul(grad_PV, coefficient_C1[part], out=grad_CV[part])
+            if gradients.wanted:
+                gradients.add(rows, grad_CV)
+        gradients.save(ctx)
+        ctx.mark_non_differentiable(divergence_M)
+        return (coefficient_M * divergence_M).sum(), divergence_M
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return *HeadGradients.scaled(ctx, grads[0]), None, None, None, None
+
+
+def value_and_gradient(log_p_CV: Tensor, log_q_CV: Tensor, divergence: Divergence) -> tuple[Tensor, Tensor]:
+    """D and dD/dz of each position. Writes over its inputs. Shapes: (C, V), (C, V) -> (C,), (C, V)."""
+    if divergence.kind == "forward_kl":
+        p_CV = log_p_CV.exp()
+        value_C = torch.linalg.vecdot(p_CV, log_p_CV.sub_(log_q_CV))
+        return value_C, log_q_CV.exp_().sub_(p_CV)
+    if divergence.kind == "reverse_kl":
+        q_CV = log_q_CV.exp()
+        log_ratio_CV = log_q_CV.sub_(log_p_CV)
+        value_C = torch.linalg.vecdot(q_CV, log_ratio_CV)
+        return value_C, q_CV.mul_(log_ratio_CV.sub_(value_C[:, None]))
+    return _js(log_p_CV, log_q_CV, divergence)
+
+
+def _js(log_p_CV: Tensor, log_q_CV: Tensor, divergence: Divergence) -> tuple[Tensor, Tensor]:
+    """Either term of JS, or both; see the table above."""
+    beta = divergence.beta
+    log_p_over_m_CV, log_q_over_m_CV = log_ratios(log_p_CV, log_q_CV, beta)
+    p_CV, q_CV = log_p_CV.exp_(), log_q_CV.exp_()
+    teacher_C = beta * torch.linalg.vecdot(p_CV, log_p_over_m_CV)
+    student_C = (1 - beta) * torch.linalg.vecdot(q_CV, log_q_over_m_CV)
+    if divergence.kind == "js_teacher_term":
+        value_C, g_CV = teacher_C, log_p_over_m_CV.exp_().mul_(-beta * (1 - beta))
+    elif divergence.kind == "js_student_term":
+        value_C = student_C
+        g_CV = (log_q_over_m_CV - (1 - beta) * log_q_over_m_CV.exp()).mul_(1 - beta)
+    else:
+        value_C, g_CV = teacher_C + student_C, log_q_over_m_CV.mul_(1 - beta)
+    return value_C, q_CV.mul_(g_CV.sub_(torch.linalg.vecdot(q_CV, g_CV)[:, None]))

@@ -1,0 +1,173 @@
+"""DaD-DAgger's loss: the true next token and the teacher's distribution as one target, over chunks of V.
+
+    loss = alpha * NLL + (1 - alpha) * KD                          Eq. 5
+    KD   = - sum_w p(w | context) log q(w | context)               the whole vocabulary [ours: the prose; Eq. 7 as
+                                                                    printed keeps the observed token only]
+         = - sum_w t(w) log q(w),   t = alpha * one-hot + (1 - alpha) * p
+
+Shape legend: M predictions, D student width, E teacher width, V vocabulary, K labels kept, C predictions of one chunk.
+
+Three ways to keep p on disk, each with the same reader (`probabilities`): the teacher's final hidden state (exact up to
+the head's product), its K most probable tokens with the mass of the rest (biased: the rest is spread evenly), or counts
+of tokens drawn from p (unbiased).
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd_core.losses.lm_head import chunk_rows, full_precision
+
+
+class TeacherLabels(Protocol):
+    """The teacher's distributions of M predictions, as they are kept."""
+
+    def probabilities(self, rows: slice, vocab_size: int) -> Tensor:
+        """p of some predictions. Shapes: C rows -> (C, V), float32 or better."""
+
+    def of(self, index_B: Tensor, device: torch.device | None = None) -> "TeacherLabels":
+        """The labels of a batch, where the loss is computed. Shapes: (B,) row numbers -> labels of B predictions."""
+
+    def followed_by(self, other: Any) -> "TeacherLabels":
+        """Labels of one kind, one after another."""
+
+
+@dataclass(frozen=True)
+class HiddenLabels:
+    """The teacher's final states and its head: p = softmax(h W')."""
+
+    hidden_ME: Tensor
+    weight_VE: Tensor
+
+    def probabilities(self, rows: slice, vocab_size: int) -> Tensor:
+        """See `TeacherLabels`."""
+        logits_CV = F.linear(self.hidden_ME[rows].to(self.weight_VE.dtype), self.weight_VE[:vocab_size])
+        return full_precision(logits_CV).softmax(dim=1)
+
+    def of(self, index_B: Tensor, device: torch.device | None = None) -> "HiddenLabels":
+        """See `TeacherLabels`."""
+        return HiddenLabels(self.hidden_ME[index_B].to(device), self.weight_VE)
+
+    def followed_by(self, other: "HiddenLabels") -> "HiddenLabels":
+        """See `TeacherLabels`; both of one teacher."""
+        return HiddenLabels(torch.cat([self.hidden_ME, other.hidden_ME]), self.weight_VE)
+
+
+@dataclass(frozen=True)
+class TopKLabels:
+    """The K most probable tokens of each prediction; what they leave of 1 is spread evenly over the others."""
+
+    ids_MK: Tensor
+    log_prob_MK: Tensor  # nats, not renormalised
+
+    def probabilities(self, rows: slice, vocab_size: int) -> Tensor:
+        """See `TeacherLabels`."""
+        top_CK = full_precision(self.log_prob_MK[rows]).exp()
+        tail_C1 = (1 - top_CK.sum(dim=1, keepdim=True)).clamp(min=0)
+        others = max(vocab_size - top_CK.shape[1], 1)
+        even_CV = (tail_C1 / others).repeat(1, vocab_size)
+        return even_CV.scatter(1, self.ids_MK[rows].long(), top_CK)
+
+    def of(self, index_B: Tensor, device: torch.device | None = None) -> "TopKLabels":
+        """See `TeacherLabels`."""
+        return TopKLabels(self.ids_MK[index_B].to(device), self.log_prob_MK[index_B].to(device))
+
+    def followed_by(self, other: "TopKLabels") -> "TopKLabels":
+        """See `TeacherLabels`."""
+        return TopKLabels(torch.cat([self.ids_MK, other.ids_MK]), torch.cat([self.log_prob_MK, other.log_prob_MK]))
+
+
+@dataclass(frozen=True)
+class SampledLabels:
+    """How often each token came up in N draws from p. A token of count 0 is padding."""
+
+    ids_MK: Tensor
+    count_MK: Tensor
+
+    def probabilities(self, rows: slice, vocab_size: int) -> Tensor:
+        """See `TeacherLabels`. The expectation over the draws is p: the loss, linear in p, is unbiased."""
+        count_CK = self.count_MK[rows].float()
+        share_CK = count_CK / count_CK.sum(dim=1, keepdim=True)
+        return share_CK.new_zeros((len(share_CK), vocab_size)).scatter_add_(1, self.ids_MK[rows].long(), share_CK)
+
+    def of(self, index_B: Tensor, device: torch.device | None = None) -> "SampledLabels":
+        """See `TeacherLabels`."""
+        return SampledLabels(self.ids_MK[index_B].to(device), self.count_MK[index_B].to(device))
+
+    def followed_by(self, other: "SampledLabels") -> "SampledLabels":
+        """See `TeacherLabels`."""
+        return SampledLabels(torch.cat([self.ids_MK, other.ids_MK]), torch.cat([self.count_MK, other.count_MK]))
+
+
+@dataclass(frozen=True)
+class DistillationTerms:
+    """Detached by-products of `distillation_loss`, each (M,): -log q of the true token, and KD, in nats."""
+
+    nll_M: Tensor
+    kd_M: Tensor
+
+
+def distillation_loss(
+    hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor, labels: TeacherLabels | None, alpha: float
+) -> tuple[Tensor, DistillationTerms]:
+    """Mean over predictions of alpha * NLL + (1 - alpha) * KD, differentiable in hidden states and head.
+
+    Shapes: (M, D), (V, D), (M,), labels of M -> scalar and `DistillationTerms`. Source: DaD-DAgger, Eq. 5. Without
+    labels (alpha must be 1: DaD) KD is 0. Raises ValueError for alpha outside [0, 1], or below 1 without labels.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+    if labels is None and alpha < 1:
+        raise ValueError(f"alpha {alpha} needs the teacher's labels; only alpha 1 (DaD) does without")
+    loss, nll_M, kd_M = _Distillation.apply(  # type: ignore[no-untyped-call]
+        hidden_MD, weight_VD, target_M, labels, alpha
+    )
+    return loss, DistillationTerms(nll_M, kd_M)
+
+
+class _Distillation(torch.autograd.Function):
+    """Loss and gradient of a chunk from one pass over its logits; the gradient of the logits is q - t."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor, labels: TeacherLabels | None, alpha: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        num, vocab_size = len(target_M), len(weight_VD)
+        dtype = full_precision(hidden_MD[:0]).dtype
+        nll_M = hidden_MD.new_empty(num, dtype=dtype)
+        kd_M = torch.zeros_like(nll_M)
+        grad_hidden_MD = torch.empty_like(hidden_MD) if wants_hidden else None
+        grad_weight_VD = weight_VD.new_zeros(weight_VD.shape, dtype=dtype) if wants_weight else None
+        for rows in chunk_rows(num, vocab_size):
+            log_q_CV = F.log_softmax(F.linear(hidden_MD[rows], weight_VD), dim=1, dtype=dtype)
+            nll_M[rows] = -log_q_CV.gather(1, target_M[rows, None]).squeeze(1)
+            grad_CV: Tensor | None = None
+            if labels is not None:
+                p_CV = labels.probabilities(rows, vocab_size).to(dtype)
+                kd_M[rows] = -torch.linalg.vecdot(p_CV, log_q_CV)
+                grad_CV = p_CV.mul_(alpha - 1)
+            if not (wants_hidden or wants_weight):
+                continue
+            q_CV = log_q_CV.exp_()
+            grad_CV = q_CV if grad_CV is None else q_CV.add_(grad_CV)
+            grad_CV.scatter_add_(1, target_M[rows, None], grad_CV.new_full((len(grad_CV), 1), -alpha)).div_(num)
+            low_CV = grad_CV.to(weight_VD.dtype)
+            if grad_hidden_MD is not None:
+                grad_hidden_MD[rows] = low_CV @ weight_VD
+            if grad_weight_VD is not None:
+                grad_weight_VD += low_CV.T @ hidden_MD[rows]
+        ctx.save_for_backward(grad_hidden_MD, grad_weight_VD)
+        ctx.weight_dtype = weight_VD.dtype
+        ctx.mark_non_differentiable(nll_M, kd_M)
+        return (alpha * nll_M + (1 - alpha) * kd_M).mean(), nll_M, kd_M
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden_MD, grad_weight_VD = ctx.saved_tensors
+        hidden = None if grad_hidden_MD is None else grad_hidden_MD * grads[0]
+        weight = None if grad_weight_VD is None else (grad_weight_VD * grads[0]).to(ctx.weight_dtype)
+        return hidden, weight, None, None, None

@@ -1,0 +1,257 @@
+"""Models and tokenizers: loaded from safetensors, or small ones described by their shape.
+
+No pickled weights and no remote code: `from_pretrained` is told so at the one place that calls it.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from kd_core.models.files import NEEDED, ModelKind, check_config, check_tokenizer_files, check_weights
+from kd_core.models.revisions import commit_of
+from kd_core.models.shapes import GPTNeoShape, T5Shape
+from kd_core.models.special_ids import settle, settle_tokenizer
+
+Model = Any  # transformers ships no types
+Tokenizer = Any
+DType = Literal["float32", "bfloat16"]
+MIXED = "config.json and weights belong to different models, or a part is gone: copy or download both again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """A model: `name` (a hub id or a local directory) or `shape` (a small T5 or GPT-Neo made here)."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
+
+    name: str | None = None
+    revision: str | None = None  # of a hub id: a commit; a branch is taken at the commit where it is when a run starts
+    shape: T5Shape | GPTNeoShape | None = None
+    dtype: DType = "float32"  # of the weights as loaded; a student trains in float32
+
+    def __post_init__(self) -> None:
+        if self.name is not None and not self.name.strip():
+            raise ValueError("name must be a hub id or a directory, got an empty text")
+        if (self.name is None) == (self.shape is None):
+            raise ValueError(
+                "a model needs either name (hub id or directory) or shape (a small model), got both or neither"
+            )
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
+
+    @property
+    def directory(self) -> Path | None:
+        """The local directory that `name` means, or None for a hub id.
+
+        Raises ValueError for a path that is no directory.
+        """
+        if self.name is None:
+            return None
+        path = Path(self.name)
+        with suppress(RuntimeError):  # `~name` of a user that there is not
+            path = path.expanduser()
+        if path.is_dir():
+            return path
+        if self.name.startswith((".", "/", "~")) or self.name.count("/") > 1:
+            raise ValueError(
+                f"model directory {self.name!r} does not exist\n"
+                "give a directory with config.json and *.safetensors, or a hub id"
+            )
+        return None
+
+    @property
+    def commit(self) -> str | None:
+        """The revision of a hub id to load: its commit as far as that can be known. None for what is not on the hub."""
+        if self.name is None or self.directory is not None:
+            return None
+        return commit_of(self.name, self.revision) or self.revision
+
+    def identity(self) -> dict[str, object]:
+        """What makes this model itself: family and shape, the content of its directory, or hub id and commit."""
+        if self.shape is not None:  # shapes of two families may look alike
+            return {"family": type(self.shape).__name__, "shape": vars(self.shape), "dtype": self.dtype}
+        if self.directory is not None:
+            return {"content": directory_hash(self.directory), "dtype": self.dtype}
+        return {"hub": self.name, "revision": self.commit, "dtype": self.dtype}
+
+
+def directory_hash(directory: Path) -> str:
+    """SHA-256 over the names and bytes of a model directory's files. A copy elsewhere is the same model."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    stats = (path.stat() for path in paths)
+    return _hash_of_files(
+        directory.resolve(), tuple((s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats)
+    )
+
+
+@cache
+def _hash_of_files(directory: Path, _unchanged: tuple[tuple[int, ...], ...]) -> str:
+    """The hash itself, once for as long as no file is touched: a large model takes many seconds to read."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
+        digest.update(f"{path.relative_to(directory).as_posix()}\0".encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def load_tokenizer(location: str | Path, revision: str | None = None) -> Tokenizer:
+    """A model's tokenizer; one that names no end of sequence is told its model's (`special_ids`).
+
+    Raises ValueError in one line if there is none, or none that can be read.
+    """
+    tokenizer = read_tokenizer(location, revision)
+    if tokenizer.eos_token_id is None:
+        settle_tokenizer(tokenizer, *read_configs(location, revision), str(location))
+    return tokenizer
+
+
+def read_configs(location: str | Path, revision: str | None = None) -> tuple[Any, dict[str, Any]]:
+    """A model's config as transformers reads it, and what generation_config.json holds, which need not be there.
+
+    Raises ValueError in one line if there is no config that can be read.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        with _quiet():
+            config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
+    except Exception as error:  # whatever a nonsensical value leads to
+        raise ValueError(_loading_problem("config", location, error)) from error
+    try:
+        with _quiet():
+            return config, GenerationConfig.from_pretrained(location, revision=revision).to_dict()
+    except OSError:
+        return config, {}
+
+
+def read_tokenizer(location: str | Path, revision: str | None = None) -> Tokenizer:
+    """A model's tokenizer as its files have it. Raises ValueError as `load_tokenizer` does."""
+    from transformers import AutoTokenizer
+
+    if Path(location).is_dir():
+        check_tokenizer_files(Path(location))
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
+    except Exception as error:  # the Rust library raises nothing narrower
+        raise ValueError(_loading_problem("tokenizer", location, error)) from error
+    # from an unreadable spiece.model, or none, transformers makes an empty tokenizer without a word
+    if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) < 2:
+        raise ValueError(_loading_problem("tokenizer", location, ValueError("it knows no words")))
+    return tokenizer
+
+
+def load_model(
+    location: str | Path,
+    revision: str | None = None,
+    dtype: DType = "float32",
+    device: str | torch.device = "cpu",
+    tokenizer: Tokenizer | None = None,
+) -> Model:
+    """A T5-family or GPT-Neo model in evaluation mode. A head of its own (T5 v1.1, T0) stays one.
+
+    What its files say of special tokens is settled (`special_ids`), with its `tokenizer` where it is given.
+    Raises ValueError in one line for a missing, corrupt, incomplete or different kind of model, or tokenizer.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+    from transformers.utils import cached_file
+
+    local = Path(location) if Path(location).is_dir() else None
+    try:
+        with _quiet():
+            kind = check_config(local or Path(cached_file(location, "config.json", revision=revision)).parent)
+            if local is not None:
+                check_weights(local)
+            model, found = auto_model(kind).from_pretrained(
+                location,
+                revision=revision,
+                dtype=getattr(torch, dtype),
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, SafetensorError, RuntimeError, StrictDataclassError) as error:
+        raise ValueError(_loading_problem("model", location, error)) from error
+    if found["missing_keys"]:  # transformers draws them at random and goes on
+        problem = f"{len(found['missing_keys'])} weights are missing, the first {min(found['missing_keys'])}"
+        raise ValueError(f"cannot load the model {str(location)!r}: {problem}\n{MIXED}")
+    settle(model, tokenizer, str(location))
+    return model.eval().to(device)
+
+
+def auto_model(kind: ModelKind) -> Any:
+    """The class of transformers that loads models of a kind."""
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    return AutoModelForCausalLM if kind == "causal" else AutoModelForSeq2SeqLM
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Neither progress bars nor advice from transformers: what matters of it is checked here. Downloads keep theirs."""
+    from transformers.utils import logging
+
+    verbosity, hook = logging.get_verbosity(), logging.set_tqdm_hook(_no_bar)
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.set_tqdm_hook(hook)
+
+
+def _no_bar(make: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    return make(*arguments, **(named | {"disable": True}))
+
+
+def _loading_problem(kind: str, location: str | Path, error: Exception) -> str:
+    """What went wrong in one line, what to do in another. Our own checks say both by themselves."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    if str(location) in lines[0] and len(lines) == 2:
+        return str(error)
+    if "mismatched_sizes" in lines[0]:  # transformers prints a report instead
+        lines, hint = ["its weights have other sizes than config.json says"], MIXED
+    elif Path(location).is_dir():
+        hint = NEEDED
+    else:
+        hint = "no network? download it elsewhere (safetensors) and give the directory as name"
+    reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return f"cannot load the {kind} {str(location)!r}: {reason}\n{hint}"
+
+
+def check_same_tokenizer(teacher: Tokenizer, student: Tokenizer) -> None:
+    """LLMR scores the student's own tokens with the teacher: both must mean the same by each id.
+
+    Raises ValueError naming the first token that differs. Embeddings padded to different sizes over one tokenizer
+    are fine.
+    """
+    ours, theirs = teacher.get_vocab(), student.get_vocab()
+    if ours == theirs:
+        if teacher.eos_token_id != student.eos_token_id:
+            raise ValueError(
+                f"teacher and student end their texts differently: in {teacher.eos_token!r} and {student.eos_token!r}\n"
+                "give both the same eos_token in tokenizer_config.json"
+            )
+        return
+    different = sorted(set(ours.items()) ^ set(theirs.items()), key=lambda item: item[1])
+    token, number = different[0]
+    raise ValueError(
+        f"teacher and student have different tokenizers: {len(ours)} and {len(theirs)} tokens, "
+        f"first difference {token!r} (id {number})\n"
+        "choose a student of the teacher's family"
+    )
+
+
+def save_model(model: Model, tokenizer: Tokenizer, directory: Path) -> None:
+    """A directory that transformers' `from_pretrained` loads, model and tokenizer."""
+    with _quiet():
+        model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)

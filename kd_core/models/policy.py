@@ -1,0 +1,76 @@
+"""One interface to encoder–decoders and causal models, so that a method's loop is written once for both.
+
+Shape legend: B rows, S source positions, T target positions, M real target tokens, R running rows, D model width.
+
+`encode` reads sources (prompts) into a memory; `decode` gives the states that predict given targets (responses) after
+them; a step decoder writes targets, a token a step; `head_weight` turns states into logits. Targets are read shifted
+right, and what stands in front of them is `start_tokens`: a T5's decoder start token, a prompt's own last token.
+"""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from kd_core.models import causal, t5
+from kd_core.models.causal_steps import CausalStepDecoder
+from kd_core.models.packing import Layout
+from kd_core.models.t5 import head_weight
+from kd_core.models.t5_steps import StepDecoder as T5StepDecoder
+
+__all__ = [
+    "Layout",
+    "Memory",
+    "Model",
+    "StepDecoder",
+    "decode",
+    "encode",
+    "head_weight",
+    "start_tokens",
+    "step_decoder",
+]
+
+Model = Any  # transformers.T5ForConditionalGeneration, its mT5 twin or GPTNeoForCausalLM; transformers ships no types
+Memory = t5.Memory | causal.Memory
+
+
+class StepDecoder(Protocol):
+    """Writes R rows, a token a step; see kd_core/models/t5_steps.py and kd_core/models/causal_steps.py."""
+
+    def step(self, tokens_R: Tensor) -> Tensor:
+        """Shapes: (R,) the tokens just chosen -> (R, D) hidden states for `head_weight`."""
+
+    def reorder(self, rows_R: Tensor) -> None:
+        """Row r goes on from old row `rows_R[r]` of the same source."""
+
+    def keep(self, sources: Tensor) -> None:
+        """Drop all sources but these."""
+
+
+def encode(model: Model, ids_BS: Tensor, mask_BS: Tensor) -> Memory:
+    """Read right-padded sources. Shapes: (B, S) ids, (B, S) bool -> Memory of B rows."""
+    if model.config.is_encoder_decoder:
+        return t5.encode(model, ids_BS, mask_BS)
+    return causal.encode(model, ids_BS, mask_BS)
+
+
+def decode(model: Model, memory: Memory, input_ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Layout]:
+    """Teacher-forced states of targets. Shapes: Memory, (B, T) shifted targets, (B, T) bool -> (M, D), their layout."""
+    if isinstance(memory, t5.Memory):
+        return t5.decode(model, memory, input_ids_BT, mask_BT)
+    return causal.decode(model, memory, input_ids_BT, mask_BT)
+
+
+def step_decoder(model: Model, memory: Memory, max_length: int, num_beams: int = 1) -> StepDecoder:
+    """What writes at most `max_length` tokens after each source, in `num_beams` rows a source."""
+    if isinstance(memory, t5.Memory):
+        return T5StepDecoder(model, memory, max_length, num_beams)
+    return CausalStepDecoder(model, memory, max_length, num_beams)
+
+
+def start_tokens(model: Model, memory: Memory) -> Tensor:
+    """(B,) what is read in place of the token before the first target."""
+    if isinstance(memory, t5.Memory):
+        mask_BS = memory.layout.mask_BS
+        return torch.full((mask_BS.shape[0],), model.config.decoder_start_token_id, device=mask_BS.device)
+    return memory.last_B

@@ -1,0 +1,86 @@
+"""The teacher judges what the student wrote: one teacher-forced pass, reduced to (B, T).
+
+Shape legend: B rollouts, T positions, M real tokens, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd_core.losses.lm_head import TokenScores, token_scores
+from kd_core.losses.rewards import RewardSettings, induced_reward
+from kd_core.masking import shift_right
+from kd_core.models.policy import Layout, Memory, Model, decode, encode, head_weight, start_tokens
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The teacher's view of a batch of rollouts, (B, T) float32 in nats of logit, 0 where masked."""
+
+    q_value_BT: Tensor
+    value_BT: Tensor
+    reward_BT: Tensor
+    mask_BT: Tensor  # what counts: dropped truncated rollouts are False throughout
+
+
+@torch.no_grad()
+def judge(
+    teacher: Model,
+    source_BS: Tensor,
+    source_mask_BS: Tensor,
+    tokens_BT: Tensor,
+    mask_BT: Tensor,
+    truncated_B: Tensor,
+    settings: RewardSettings,
+    *,
+    num_tokens: int | None = None,
+) -> Judgement:
+    """q-values, state values and rewards of given outputs.
+
+    Shapes: (B, S) prompted sources with mask, (B, T) outputs with mask, (B,) truncated -> `Judgement`. Source:
+    LLMR Eq. 2 and 3; METHODS 1.2 to 1.4. A bootstrapped truncated rollout needs the value after its last token,
+    so the pass is one position longer there.
+    """
+    bootstrap_B = truncated_B if settings.truncated == "bootstrap" else torch.zeros_like(truncated_B)
+    length_B = mask_BT.sum(dim=1)
+    tokens_BU = F.pad(tokens_BT, (0, 1))  # of the last position, only the value is wanted
+    reach_B = length_B + bootstrap_B  # positions to score in each row
+    mask_BU = torch.arange(tokens_BU.shape[1], device=tokens_BT.device)[None] < reach_B[:, None]
+    width = int(reach_B.max())
+    tokens_BU, mask_BU = tokens_BU[:, :width], mask_BU[:, :width]
+
+    scores, layout = _score(
+        teacher, encode(teacher, source_BS, source_mask_BS), tokens_BU, mask_BU, settings, num_tokens
+    )
+    q_value_BU = layout.pad(scores.logit_M - scores.mean_M if settings.centre else scores.logit_M)
+    value_BU = layout.pad(state_value(scores, settings))
+    last_value_B = torch.where(bootstrap_B, value_BU.gather(1, (reach_B - 1)[:, None]).squeeze(1), 0.0)
+
+    time = mask_BT.shape[1]
+    q_value_BT, value_BT = (_fit(x, time) * mask_BT for x in (q_value_BU, value_BU))
+    reward_BT = induced_reward(q_value_BT, value_BT, mask_BT, last_value_B)
+    kept_BT = mask_BT & ~truncated_B[:, None] if settings.truncated == "drop" else mask_BT
+    return Judgement(q_value_BT, value_BT, reward_BT * kept_BT, kept_BT)
+
+
+def state_value(scores: TokenScores, settings: RewardSettings) -> Tensor:
+    """V(s) of each state, centred like the q-values if these are. Shapes: TokenScores of M states -> (M,)."""
+    return scores.value_M - scores.mean_M if settings.centre else scores.value_M
+
+
+def _score(
+    teacher: Any, memory: Memory, tokens: Tensor, mask: Tensor, settings: RewardSettings, num_tokens: int | None
+) -> tuple[TokenScores, Layout]:
+    hidden_MD, layout = decode(teacher, memory, shift_right(tokens, start_tokens(teacher, memory)), mask)
+    weight_VD = head_weight(teacher, num_tokens)
+    return token_scores(hidden_MD, weight_VD, layout.pack(tokens), settings.value), layout
+
+
+def _fit(x_BU: Tensor, time: int) -> Tensor:
+    """Cut or zero-fill the second dimension to `time`."""
+    if x_BU.shape[1] >= time:
+        return x_BU[:, :time]
+    return torch.cat([x_BU, x_BU.new_zeros(x_BU.shape[0], time - x_BU.shape[1])], dim=1)

@@ -1,0 +1,242 @@
+"""Distillation by a step-wise divergence, on what the teacher wrote, on what the student writes, or on both.
+
+Shape legend: B rows, S source positions, T target positions, M real target tokens, D student width, E teacher width.
+
+    loss = 1/n sum over sequences y, sum over t of D(p(. | x, y_<t), q_theta(. | x, y_<t))
+
+n is the number of all tokens of an update. What differs between the methods is which D, and who wrote y: `step_terms`.
+The divergence at a step is exact, a sum over the vocabulary; the gradient goes through it alone, never through the
+sampling of y. The student reads the raw source, the teacher the prompted one.
+
+Dropout is off throughout: the student that samples and the one that learns are then the same function. [ours]
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kd_core.batching import Sources, TokenRows, updates
+from kd_core.losses.divergence_head import Divergence, divergence_loss
+from kd_core.masking import shift_right, truncated_rows
+from kd_core.models.policy import Memory, Model, decode, head_weight, start_tokens
+from kd_core.rollout.sampling import Rollout, sample
+from kd_core.train.budget import Budget
+from kd_core.train.validation import encode_rows, teacher_states, validate
+from kd_core.training import StepMetrics, TrainState, autocast, mixed_seed
+
+Writer = Literal["teacher", "student"]
+GKD_DRAW = 2**32  # the draw of an update's writer; its micro-batches are numbered far below
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardKLSettings(Budget):
+    """KL(p || q) on the teacher's outputs: word-level distillation. `sampling` limits their length, no more."""
+
+    kind: Literal["forward_kl"] = "forward_kl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReverseKLSettings(Budget):
+    """KL(q || p) on the student's samples."""
+
+    kind: Literal["reverse_kl"] = "reverse_kl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JSSettings(Budget):
+    """beta KL(p || m) on the teacher's outputs + (1 - beta) KL(q || m) on the student's samples (f-distill, LLMR)."""
+
+    kind: Literal["js"] = "js"
+    beta: float = 0.5  # the teacher's share of m = beta p + (1 - beta) q; LLMR's authors use 0.85
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.beta < 1:
+            raise ValueError(f"beta must be in (0, 1), got {self.beta}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GKDSettings(Budget):
+    """Generalised JSD, each update wholly on the student's samples or wholly on the teacher's outputs (GKD).
+
+    Defaults: TRL's. beta as in paper and TRL: the teacher's share of the mixture, 0 = forward KL, 1 = reverse KL.
+    """
+
+    kind: Literal["gkd"] = "gkd"
+    beta: float = 0.5
+    student_share: float = 0.5  # lambda: of the updates that are on the student's samples; 1 = on-policy throughout
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("beta", "student_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+
+
+DivergenceSettings = ForwardKLSettings | ReverseKLSettings | JSSettings | GKDSettings
+
+
+@dataclass(frozen=True)
+class Term:
+    """A divergence, and who writes the sequences that it is taken on."""
+
+    writer: Writer
+    divergence: Divergence
+
+
+def step_terms(settings: DivergenceSettings, seed: int, step: int) -> list[Term]:
+    """What update `step` minimises: the methods' definitions.
+
+    Source: LLMR's baselines as in f-distill (Wen et al. 2023); GKD, Algorithm 1 (Agarwal et al. 2024), which draws once
+    an update whether the student writes, with probability lambda.
+    """
+    match settings:
+        case ForwardKLSettings():
+            return [Term("teacher", Divergence("forward_kl"))]
+        case ReverseKLSettings():
+            return [Term("student", Divergence("reverse_kl"))]
+        case JSSettings():
+            of_teacher = Term("teacher", Divergence("js_teacher_term", settings.beta))
+            return [of_teacher, Term("student", Divergence("js_student_term", settings.beta))]
+        case GKDSettings():
+            generator = torch.Generator().manual_seed(mixed_seed(seed, step, GKD_DRAW))
+            on_policy = float(torch.rand((), generator=generator)) < settings.student_share
+            return [Term("student" if on_policy else "teacher", Divergence.generalised_jsd(settings.beta))]
+
+
+def reads_outputs(settings: DivergenceSettings) -> bool:
+    """Whether any update needs what the teacher wrote."""
+    return not isinstance(settings, ReverseKLSettings) and getattr(settings, "student_share", 0.0) < 1
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Training inputs, and what the teacher wrote for them (None where no update needs it)."""
+
+    sources: Sources
+    outputs: TokenRows | None
+
+
+@dataclass(frozen=True)
+class Written:
+    """One micro-batch: the outputs of each term, and the student's encoder states if they carry their gradient."""
+
+    rows_B: Tensor
+    outputs: list[Rollout]
+    memory: Memory | None
+
+
+def train_divergence(
+    state: TrainState,
+    teacher: Model,
+    train: Transfer,
+    validation: Sources,
+    settings: DivergenceSettings,
+    seed: int,
+    *,
+    num_tokens: int | None = None,
+) -> Iterator[StepMetrics]:
+    """Minimise the divergences of `step_terms`, averaged over all tokens of an update.
+
+    Yields one row a step; goes on from `state.step`: an update is a function of weights, seed and step alone.
+    """
+    student = state.model
+    student.eval()
+    pair = Pair(student, teacher, train, settings, num_tokens)
+    for micro_batches in updates(train.sources.student.lengths.numpy(), settings.batch, seed, start=state.step):
+        if state.step >= settings.steps:
+            break
+        terms = step_terms(settings, seed, state.step)
+        written = [
+            pair.write(rows, terms, mixed_seed(seed, state.step, micro)) for micro, rows in enumerate(micro_batches)
+        ]
+        count = sum(int(each.mask_BT.sum()) for part in written for each in part.outputs)
+        values, sums = summary(written, terms), dict.fromkeys((f"{term.writer}_term" for term in terms), 0.0)
+        loss = 0.0
+        for part in written:
+            with autocast(student.device, settings.optimizer.precision):
+                objective, of_terms = pair.loss(part, terms, count)
+            objective.backward()
+            loss += objective.item()
+            for name, value in of_terms.items():
+                sums[name] += value
+        norm = state.apply(settings.optimizer, settings.steps, loss)
+        state.step += 1
+        values |= {"loss": loss, "grad_norm": norm, "tokens": float(count)}
+        values |= {name: total / values[name.replace("term", "tokens")] for name, total in sums.items()}
+        if settings.validates_at(state.step):
+            values |= validate(student, teacher, validation, settings, num_tokens)
+        yield StepMetrics(state.step, values)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Student and teacher at work on the training inputs."""
+
+    student: Model
+    teacher: Model
+    train: Transfer
+    settings: DivergenceSettings
+    num_tokens: int | None
+
+    def write(self, rows_B: Tensor, terms: list[Term], seed: int) -> Written:
+        """The sequences of a micro-batch. If it is the only one, its encoder states are kept for learning."""
+        student, settings = self.student, self.settings
+        memory, share = None, settings.batch.micro_batches == 1
+        outputs = []
+        for term in terms:
+            if term.writer == "teacher":
+                outputs.append(self._given(rows_B))
+                continue
+            with torch.set_grad_enabled(share), autocast(student.device, settings.optimizer.precision):
+                memory = encode_rows(student, self.train.sources.student, rows_B)
+            generator = torch.Generator(student.device).manual_seed(seed)
+            with autocast(student.device, settings.optimizer.precision):
+                outputs.append(
+                    sample(student, memory.detach(), settings.sampling, generator, num_tokens=self.num_tokens)
+                )
+        return Written(rows_B, outputs, memory if share else None)
+
+    def _given(self, rows_B: Tensor) -> Rollout:
+        """What the teacher wrote for these rows, cut to the length limit."""
+        assert self.train.outputs is not None  # the stage reads them wherever a term needs them
+        config, limit = self.student.config, self.settings.sampling.max_new_tokens
+        tokens_BT, mask_BT = self.train.outputs.batch(rows_B, config.pad_token_id, self.student.device)
+        tokens_BT, mask_BT = tokens_BT[:, :limit], mask_BT[:, :limit]
+        no_log_prob_BT = torch.zeros_like(tokens_BT, dtype=torch.float32)
+        return Rollout(tokens_BT, mask_BT, no_log_prob_BT, truncated_rows(tokens_BT, mask_BT, config.eos_token_id))
+
+    def loss(self, part: Written, terms: list[Term], count: int) -> tuple[Tensor, dict[str, float]]:
+        """The micro-batch's share of an update of `count` tokens, and the summed divergence of each term, in nats."""
+        weight_VD = head_weight(self.student, self.num_tokens)
+        memory = part.memory or encode_rows(self.student, self.train.sources.student, part.rows_B)
+        with torch.no_grad():
+            teacher_memory = encode_rows(self.teacher, self.train.sources.teacher, part.rows_B)
+        losses, sums = [], {}
+        for term, each in zip(terms, part.outputs, strict=True):
+            inputs_BT = shift_right(each.tokens_BT, start_tokens(self.student, memory))
+            hidden_MD, _ = decode(self.student, memory, inputs_BT, each.mask_BT)
+            seen = teacher_states(self.teacher, teacher_memory, each, self.num_tokens)
+            ones_M = torch.ones(len(hidden_MD), device=hidden_MD.device)
+            loss, divergence_M = divergence_loss(hidden_MD, weight_VD, seen, ones_M, term.divergence)
+            losses.append(loss / count)
+            sums[f"{term.writer}_term"] = float(divergence_M.sum())
+        return torch.stack(losses).sum(), sums
+
+
+def summary(written: list[Written], terms: list[Term]) -> dict[str, float]:
+    """Tokens of each writer, and of the student's samples their mean length and the share that was cut off."""
+    values = {}
+    for number, term in enumerate(terms):
+        outputs = [part.outputs[number] for part in written]
+        tokens, rows = (
+            float(sum(n)) for n in ((int(o.mask_BT.sum()) for o in outputs), (len(o.mask_BT) for o in outputs))
+        )
+        values[f"{term.writer}_tokens"] = tokens
+        if term.writer == "student":
+            truncated = float(sum(int(each.truncated_B.sum()) for each in outputs))
+            values |= {"length": tokens / rows, "truncated": truncated / rows}
+    return values

@@ -1,0 +1,224 @@
+"""MiniLLM: the policy gradient of the reverse KL between whole outputs (Gu et al. 2024).
+
+Shape legend: B rollouts, T target positions, M real target tokens, D student width.
+
+    L        = KL(q_theta || p) over outputs = -E_{y ~ q} [sum_t r_t],   r_t = log p(y_t | s_t) - log q(y_t | s_t)
+    grad L   = -E_{y ~ q} [sum_t (R_t - 1) grad log q(y_t)],             R_t = r_t + ... + r_T             Eq. 2
+
+and what the paper makes of it, each a setting:
+
+    single_step    grad L = E [sum_t grad KL(q || p at step t)  -  sum_t R_{t+1} grad log q(y_t)]: the step itself is
+                   summed over the vocabulary, only what follows it is estimated
+    teacher_mix    y ~ alpha p + (1 - alpha) q, token by token; both sums weighted by w_t = q(y_t) / mixture(y_t), of
+                   which the paper keeps the current token's ratio alone (biased, by its choice, for less variance)
+    length_norm    R_{t+1} divided by the number of its summands, so that long outputs are not penalised for length
+    ratio_clip     PPO's: min(w R, clip(w, 1 +- epsilon) R)
+
+Ours: the -1 of Eq. 2 is left out (E[grad log q] is 0); R_{t+1} is divided by its T - t summands (printed is T - t - 1,
+which is 0 at the last token but one); where a rollout is used again, r_t is the current student's. Not taken over: the
+pre-training corpus' loss (there is no such corpus here), and what is in the authors' code but not in the paper's
+equations: whitened returns, a discount of 0.95, rewards halved and clipped, R_t in place of R_{t+1} beside the
+single-step term, which is not weighted by w_t there. Dropout is off throughout.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kd_core.batching import Sources, updates
+from kd_core.losses.divergence_head import Divergence, TeacherStates, divergence_loss
+from kd_core.losses.lm_head import token_log_probs, weighted_nll
+from kd_core.losses.rewards import reward_to_go
+from kd_core.masking import shift_right
+from kd_core.models.policy import Model, decode, head_weight, start_tokens
+from kd_core.rollout.mixed_sampling import sample_mixed
+from kd_core.rollout.sampling import Rollout, sample
+from kd_core.train.budget import Budget
+from kd_core.train.validation import encode_rows, teacher_states, validate
+from kd_core.training import StepMetrics, TrainState, autocast, mixed_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiniLLMSettings(Budget):
+    """Defaults: the paper's, all three strategies on; one update a rollout, as its Algorithm 1."""
+
+    kind: Literal["minillm"] = "minillm"
+    single_step: bool = True
+    teacher_mix: float = 0.2  # alpha; 0 = the student alone writes
+    length_norm: bool = True
+    ratio_clip: float = 0.2  # epsilon; 0 = off
+    updates_per_rollout: int = 1  # the authors' code takes 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.teacher_mix < 1:
+            raise ValueError(f"teacher_mix must be in [0, 1), got {self.teacher_mix}")
+        if not 0 <= self.ratio_clip < 1:
+            raise ValueError(f"ratio_clip must be in [0, 1), 0 = off, got {self.ratio_clip}")
+        if self.updates_per_rollout < 1:
+            raise ValueError(f"updates_per_rollout must be at least 1, got {self.updates_per_rollout}")
+
+
+@dataclass(frozen=True)
+class Experience:
+    """Rollouts of one micro-batch: what an update learns from, and what a checkpoint must not lose."""
+
+    source_B: Tensor  # row numbers of the data set
+    tokens_BT: Tensor
+    mask_BT: Tensor
+    log_prob_BT: Tensor  # under the mixture that they were drawn from
+    truncated_B: Tensor
+
+
+def future_return(reward_BT: Tensor, mask_BT: Tensor, *, from_next: bool, length_norm: bool) -> Tensor:
+    """R_{t+1} (from_next) or R_t: the sum of later rewards, or their mean with `length_norm`.
+
+    Shapes: (B, T), (B, T) -> (B, T), nats; 0 where nothing follows and where masked.
+    Source: MiniLLM, single-step decomposition and length normalisation.
+    """
+    total_BT = reward_to_go(reward_BT, mask_BT)
+    count_BT = reward_to_go(mask_BT.to(reward_BT.dtype), mask_BT)
+    if from_next:
+        total_BT, count_BT = (total_BT - reward_BT) * mask_BT, (count_BT - 1).clamp(min=0)
+        total_BT = torch.where(count_BT > 0, total_BT, 0.0)
+    return total_BT / count_BT.clamp(min=1) if length_norm else total_BT
+
+
+def clipped_weight(ratio: Tensor, future: Tensor, clip: float) -> Tensor:
+    """What multiplies R grad log q in the gradient of min(w R, clip(w, 1 - clip, 1 + clip) R): w, or 0 where clipped.
+
+    Shapes: any two of one shape -> the same. With clip 0 nothing is clipped. Source: MiniLLM, Algorithm 1 (PPO's clip).
+    """
+    if clip == 0:
+        return ratio
+    clipped = ((ratio > 1 + clip) & (future > 0)) | ((ratio < 1 - clip) & (future < 0))
+    return ratio.masked_fill(clipped, 0.0)
+
+
+def train_minillm(
+    state: TrainState,
+    teacher: Model,
+    train: Sources,
+    validation: Sources,
+    settings: MiniLLMSettings,
+    seed: int,
+    *,
+    num_tokens: int | None = None,
+) -> Iterator[StepMetrics]:
+    """Minimise KL(q_theta || p) between outputs by its policy gradient, averaged over all tokens of an update.
+
+    Yields one row a step; goes on from `state`, rollouts in flight included.
+    """
+    student, reuse = state.model, settings.updates_per_rollout
+    student.eval()
+    pair = Pair(student, teacher, train, settings, num_tokens)
+    batches = updates(train.student.lengths.numpy(), settings.batch, seed, start=-(-state.step // reuse))
+    experience = _unpack(state.in_flight)
+    while state.step < settings.steps:
+        if state.step % reuse == 0:
+            experience = [
+                pair.write(rows, mixed_seed(seed, state.step // reuse, micro))
+                for micro, rows in enumerate(next(batches))
+            ]
+        count = sum(int(part.mask_BT.sum()) for part in experience)
+        values = {"staleness": float(state.step % reuse), "tokens": float(count)} | _lengths(experience, count)
+        sums = dict.fromkeys(("loss", "reward", "reverse_kl", "clipped"), 0.0)
+        max_ratio = 0.0
+        for part in experience:
+            with autocast(student.device, settings.optimizer.precision):
+                objective, seen = pair.loss(part, count)
+            objective.backward()
+            max_ratio = max(max_ratio, seen.pop("max_ratio"))
+            for name, value in seen.items():
+                sums[name] += value
+        norm = state.apply(settings.optimizer, settings.steps, sums["loss"])
+        state.step += 1
+        state.in_flight = _pack(experience) if state.step % reuse else {}
+        values |= sums | {"grad_norm": norm, "max_ratio": max_ratio}
+        if settings.validates_at(state.step):
+            values |= validate(student, teacher, validation, settings, num_tokens)
+        yield StepMetrics(state.step, values)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Student and teacher at work on the training inputs."""
+
+    student: Model
+    teacher: Model
+    train: Sources
+    settings: MiniLLMSettings
+    num_tokens: int | None
+
+    def write(self, rows_B: Tensor, seed: int) -> Experience:
+        """Roll out a micro-batch: the student, or the two of them mixed."""
+        settings, generator = self.settings, torch.Generator(self.student.device).manual_seed(seed)
+        with torch.no_grad(), autocast(self.student.device, settings.optimizer.precision):
+            memory = encode_rows(self.student, self.train.student, rows_B)
+            if settings.teacher_mix == 0:
+                out = sample(self.student, memory, settings.sampling, generator, num_tokens=self.num_tokens)
+            else:
+                seen, mix = encode_rows(self.teacher, self.train.teacher, rows_B), settings.teacher_mix
+                out = sample_mixed(
+                    self.student,
+                    memory,
+                    self.teacher,
+                    seen,
+                    mix,
+                    settings.sampling,
+                    generator,
+                    num_tokens=self.num_tokens,
+                )
+        rows_B = rows_B.to(out.tokens_BT.device)
+        return Experience(rows_B, out.tokens_BT, out.mask_BT, out.log_prob_BT, out.truncated_B)
+
+    def loss(self, part: Experience, count: int) -> tuple[Tensor, dict[str, float]]:
+        """A surrogate whose gradient is the micro-batch's share of an update of `count` tokens, and what it showed."""
+        settings = self.settings
+        memory = encode_rows(self.student, self.train.student, part.source_B)
+        inputs_BT = shift_right(part.tokens_BT, start_tokens(self.student, memory))
+        hidden_MD, layout = decode(self.student, memory, inputs_BT, part.mask_BT)
+        weight_VD, target_M = head_weight(self.student, self.num_tokens), layout.pack(part.tokens_BT)
+        seen = self._teacher_states(part)
+        log_q_M = token_log_probs(hidden_MD, weight_VD, target_M)
+        reward_M = token_log_probs(seen.hidden_ME, seen.weight_VE, target_M) - log_q_M
+        ratio_M = (log_q_M - layout.pack(part.log_prob_BT)).exp()
+        future_BT = future_return(
+            layout.pad(reward_M), part.mask_BT, from_next=settings.single_step, length_norm=settings.length_norm
+        )
+        future_M = layout.pack(future_BT)
+        weight_M = clipped_weight(ratio_M, future_M, settings.ratio_clip)
+        loss, _ = weighted_nll(hidden_MD, weight_VD, target_M, weight_M * future_M / count)
+        of_step = hidden_MD if settings.single_step else hidden_MD.detach()
+        step_weight_VD = weight_VD if settings.single_step else weight_VD.detach()
+        step_loss, step_M = divergence_loss(of_step, step_weight_VD, seen, ratio_M / count, Divergence("reverse_kl"))
+        if settings.single_step:
+            loss = loss + step_loss
+        values = {"reward": reward_M.sum(), "reverse_kl": step_M.sum(), "clipped": (weight_M == 0).sum()}
+        shown = {name: float(total) / count for name, total in values.items()}
+        return loss, shown | {"loss": float(loss.detach()), "max_ratio": float(ratio_M.max())}
+
+    @torch.no_grad()
+    def _teacher_states(self, part: Experience) -> TeacherStates:
+        outputs = Rollout(part.tokens_BT, part.mask_BT, part.log_prob_BT, part.truncated_B)
+        return teacher_states(
+            self.teacher, encode_rows(self.teacher, self.train.teacher, part.source_B), outputs, self.num_tokens
+        )
+
+
+def _lengths(experience: list[Experience], count: int) -> dict[str, float]:
+    rows = sum(len(part.tokens_BT) for part in experience)
+    return {"length": count / rows, "truncated": sum(float(part.truncated_B.sum()) for part in experience) / rows}
+
+
+def _pack(experience: list[Experience]) -> dict[str, Tensor]:
+    return {f"{i}.{name}": tensor for i, part in enumerate(experience) for name, tensor in vars(part).items()}
+
+
+def _unpack(in_flight: dict[str, Tensor]) -> list[Experience]:
+    numbers = sorted({int(name.split(".")[0]) for name in in_flight})
+    names = Experience.__dataclass_fields__
+    return [Experience(**{name: in_flight[f"{i}.{name}"] for name in names}) for i in numbers]

@@ -1,0 +1,129 @@
+"""Cross-entropy on given outputs: SeqKD on the teacher's beams, or a small teacher's fitting on references.
+
+Shape legend: B rows, S source positions, T target positions, M real target tokens, D model width.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from kd_core.batching import BatchSettings, TokenRows, epoch_updates, updates
+from kd_core.losses.lm_head import token_log_probs, weighted_nll
+from kd_core.masking import shift_right
+from kd_core.models.causal import check_length
+from kd_core.models.policy import Model, decode, encode, head_weight, start_tokens
+from kd_core.training import OptimizerSettings, StepMetrics, TrainState, autocast, dropout_rng
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedSettings:
+    """Training on (source, target) pairs."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
+
+    epochs: int = 1
+    max_steps: int | None = None  # stop here if it comes before the end of the epochs
+    max_source_tokens: int = 512
+    max_target_tokens: int = 128
+    validate_every: int = 200  # updates between two looks at the validation loss; 0 = at the end only
+    validation_rows: int = 1000
+    batch: BatchSettings = field(default_factory=BatchSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "max_source_tokens", "max_target_tokens", "validation_rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
+        if self.validate_every < 0:
+            raise ValueError(f"validate_every must be 0 (off) or more, got {self.validate_every}")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Tokenised sources and targets, row by row."""
+
+    source: TokenRows
+    target: TokenRows
+
+
+def num_updates(pairs: Pairs, settings: SupervisedSettings, seed: int) -> int:
+    """Optimizer updates of the whole training."""
+    lengths = pairs.source.lengths.numpy()
+    total = sum(len(epoch_updates(lengths, settings.batch, seed, epoch)) for epoch in range(settings.epochs))
+    return min(total, settings.max_steps or total)
+
+
+def train_supervised(
+    state: TrainState,
+    train: Pairs,
+    validation: Pairs,
+    settings: SupervisedSettings,
+    seed: int,
+    *,
+    num_steps: int | None = None,
+) -> Iterator[StepMetrics]:
+    """Minimise -log q(y|x), averaged over all target tokens of an update.
+
+    Yields one row a step; goes on from `state.step`. `num_steps`, where given, is the number of updates in place of
+    the settings' epochs.
+
+    Raises ValueError before the first update if a pair is longer than a causal model's positions. Source: SeqKD, Kim
+    and Rush 2016; LLMR section 3.
+    """
+    model, steps = state.model, num_steps or num_updates(train, settings, seed)
+    check_positions(model, train)
+    check_positions(model, validation, settings.validation_rows)
+    device, pad_id = model.device, model.config.pad_token_id
+    lengths = train.source.lengths.numpy()
+    for micro_batches in updates(lengths, settings.batch, seed, start=state.step):
+        if state.step >= steps:
+            break
+        num_tokens = sum(int(train.target.lengths[rows].sum()) for rows in micro_batches)
+        loss = 0.0
+        model.train()
+        for micro, rows in enumerate(micro_batches):
+            source, source_mask = train.source.batch(rows, pad_id, device)
+            target, target_mask = train.target.batch(rows, pad_id, device)
+            with dropout_rng(seed, state.step, micro), autocast(device, settings.optimizer.precision):
+                memory = encode(model, source, source_mask)
+                inputs = shift_right(target, start_tokens(model, memory))
+                hidden_MD, layout = decode(model, memory, inputs, target_mask)
+                target_M = layout.pack(target)
+                weight_M = hidden_MD.new_full(target_M.shape, 1 / num_tokens, dtype=torch.float32)
+                nll, _ = weighted_nll(hidden_MD, head_weight(model), target_M, weight_M)
+            nll.backward()
+            loss += nll.item()
+        norm = state.apply(settings.optimizer, steps, loss)
+        state.step += 1
+        values = {"loss": loss, "grad_norm": norm, "tokens": float(num_tokens)}
+        every = settings.validate_every
+        if state.step == steps or (every and state.step % every == 0):
+            values["validation_loss"] = cross_entropy(model, validation, settings.validation_rows)
+        yield StepMetrics(state.step, values)
+    model.eval()
+
+
+def check_positions(model: Model, pairs: Pairs, rows: int | None = None) -> None:
+    """A causal model has positions for each of the first `rows` pairs but its last token. Raises ValueError if not."""
+    if not model.config.is_encoder_decoder and len(pairs.source):
+        check_length(model, int((pairs.source.lengths + pairs.target.lengths)[:rows].max()) - 1)
+
+
+@torch.no_grad()
+def cross_entropy(model: Model, pairs: Pairs, max_rows: int) -> float:
+    """Mean -log q of the target tokens, in nats, over the first `max_rows` rows."""
+    model.eval()
+    total, count = 0.0, 0
+    rows = min(max_rows, len(pairs.source))
+    for index in torch.arange(rows).split(64):
+        source, source_mask = pairs.source.batch(index, model.config.pad_token_id, model.device)
+        target, mask = pairs.target.batch(index, model.config.pad_token_id, model.device)
+        memory = encode(model, source, source_mask)
+        inputs = shift_right(target, start_tokens(model, memory))
+        hidden_MD, layout = decode(model, memory, inputs, mask)
+        total -= token_log_probs(hidden_MD, head_weight(model), layout.pack(target)).sum().item()
+        count += int(mask.sum())
+    return total / count

@@ -1,0 +1,117 @@
+"""What the student writes for validation inputs, in the teacher's eyes.
+
+Shape legend: B rows, S source positions, T target positions, M real tokens.
+
+Sampled outputs are drawn from the student's whole distribution with the same random numbers every time, whatever
+top_k, top_p and temperature a method samples with, so that curves of different methods and settings compare.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from kd_core.batching import Sources, TokenRows
+from kd_core.losses.divergence_head import Divergence, TeacherStates, divergence_loss
+from kd_core.losses.rewards import RewardSettings
+from kd_core.masking import shift_right
+from kd_core.models.policy import Memory, Model, decode, encode, head_weight, start_tokens
+from kd_core.rollout.sampling import Rollout, SamplingSettings, greedy, sample
+from kd_core.rollout.scoring import judge
+from kd_core.train.budget import Budget
+
+BATCH_ROWS = 64
+
+
+def validate(
+    student: Model, teacher: Model, sources: Sources, settings: Budget, num_tokens: int | None = None
+) -> dict[str, float]:
+    """What the log of a method that samples or imitates has of the validation set: rewards (Eq. 1) and divergences."""
+    limit, rows = settings.sampling.max_new_tokens, settings.validation_rows
+    rewards = validate_rewards(student, teacher, sources, RewardSettings(), limit, rows, num_tokens)
+    return rewards | validate_divergences(student, teacher, sources, limit, rows, num_tokens)
+
+
+@torch.no_grad()
+def validate_rewards(
+    student: Model,
+    teacher: Model,
+    sources: Sources,
+    reward: RewardSettings,
+    max_new_tokens: int,
+    max_rows: int,
+    num_tokens: int | None = None,
+) -> dict[str, float]:
+    """Mean reward per token of what the student writes, greedily and by plain sampling, and the length of the former.
+
+    In nats of teacher logit. Source: LLMR Eq. 1, on the first `max_rows` rows. Truncated outputs are bootstrapped, not
+    dropped.
+    """
+    kept = replace(reward, truncated="bootstrap")
+    totals = {"validation": [0.0, 0], "validation_sampled": [0.0, 0]}
+    for index, memory, sampled in _samples(student, sources, max_new_tokens, max_rows, num_tokens):
+        source, mask = _rows(teacher, sources.teacher, index)
+        written = greedy(student, memory, max_new_tokens, num_tokens=num_tokens)
+        for name, each in (("validation", written), ("validation_sampled", sampled)):
+            judged = judge(
+                teacher, source, mask, each.tokens_BT, each.mask_BT, each.truncated_B, kept, num_tokens=num_tokens
+            )
+            totals[name][0] += float(judged.reward_BT.sum())
+            totals[name][1] += int(judged.mask_BT.sum())
+    rewards = {f"{name}_reward": total / tokens for name, (total, tokens) in totals.items()}
+    return rewards | {"validation_length": totals["validation"][1] / min(max_rows, len(sources.student))}
+
+
+@torch.no_grad()
+def validate_divergences(
+    student: Model,
+    teacher: Model,
+    sources: Sources,
+    max_new_tokens: int,
+    max_rows: int,
+    num_tokens: int | None = None,
+) -> dict[str, float]:
+    """Forward and reverse KL per token, in nats, on what the student itself writes: exposure bias and all."""
+    totals, count = {"forward_kl": 0.0, "reverse_kl": 0.0}, 0
+    weight_VD = head_weight(student, num_tokens)
+    for index, memory, sampled in _samples(student, sources, max_new_tokens, max_rows, num_tokens):
+        inputs = shift_right(sampled.tokens_BT, start_tokens(student, memory))
+        hidden_MD, _ = decode(student, memory, inputs, sampled.mask_BT)
+        seen = teacher_states(teacher, encode_rows(teacher, sources.teacher, index), sampled, num_tokens)
+        for kind in ("forward_kl", "reverse_kl"):
+            ones_M = hidden_MD.new_ones(len(hidden_MD))
+            totals[kind] += float(divergence_loss(hidden_MD, weight_VD, seen, ones_M, Divergence(kind))[0])
+        count += len(hidden_MD)
+    return {f"validation_{kind}": total / count for kind, total in totals.items()}
+
+
+@torch.no_grad()
+def teacher_states(teacher: Model, memory: Memory, outputs: Rollout, num_tokens: int | None) -> TeacherStates:
+    """The teacher's states at every real token of given outputs.
+
+    Shapes: Memory of B prompted sources, (B, T) outputs with mask -> `TeacherStates` of M tokens.
+    """
+    inputs_BT = shift_right(outputs.tokens_BT, start_tokens(teacher, memory))
+    hidden_ME, _ = decode(teacher, memory, inputs_BT, outputs.mask_BT)
+    return TeacherStates(hidden_ME, head_weight(teacher, num_tokens))
+
+
+def encode_rows(model: Model, sources: TokenRows, rows_B: Tensor) -> Memory:
+    """The encoder's states of given rows of a data set."""
+    return encode(model, *_rows(model, sources, rows_B))
+
+
+def _rows(model: Model, sources: TokenRows, rows_B: Tensor) -> tuple[Tensor, Tensor]:
+    return sources.batch(rows_B.cpu(), model.config.pad_token_id, model.device)
+
+
+def _samples(
+    student: Model, sources: Sources, max_new_tokens: int, max_rows: int, num_tokens: int | None
+) -> Iterator[tuple[Tensor, Memory, Rollout]]:
+    """Batches of row numbers with the student's memory of them and its plain samples."""
+    plain = SamplingSettings(max_new_tokens=max_new_tokens)
+    for number, index in enumerate(torch.arange(min(max_rows, len(sources.student))).split(BATCH_ROWS)):
+        memory = encode_rows(student, sources.student, index)
+        generator = torch.Generator(student.device).manual_seed(number)
+        yield index, memory, sample(student, memory, plain, generator, num_tokens=num_tokens)

@@ -1,0 +1,111 @@
+"""Making the teacher's labels: what is kept of p for each prediction, from the teacher's final states.
+
+Shape legend: M predictions, E teacher width, V vocabulary, K labels kept, N draws, C predictions of one chunk.
+
+The readers are in kd_core/losses/soft_targets.py. What each kind loses is measured against the dense distribution
+(`label_error`) and goes into the manifest.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd_core.losses.lm_head import chunk_rows, full_precision
+from kd_core.losses.soft_targets import HiddenLabels, SampledLabels, TeacherLabels, TopKLabels
+from kd_core.rollout.sampling import first_above
+
+LabelKind = Literal["hidden", "topk", "sampled"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelSettings:
+    """What is kept of the teacher's distribution for each prediction.
+
+    `hidden`: its final state, exact up to float16; `topk`: the k most probable tokens and the mass of the rest, biased;
+    `sampled`: how often each token came up in some draws, unbiased (the loss is linear in p).
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
+
+    kind: LabelKind = "topk"
+    top_k: int = 25
+    draws: int = 16
+    batch_rows: int = 64  # windows that the teacher reads at a time
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("hidden", "topk", "sampled"):
+            raise ValueError(f"kind must be hidden, topk or sampled, got {self.kind!r}")
+        for name in ("top_k", "draws", "batch_rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.draws > 255:
+            raise ValueError(f"draws must be at most 255 (counts are bytes), got {self.draws}")
+
+
+@torch.no_grad()
+def make_labels(hidden_ME: Tensor, weight_VE: Tensor, settings: LabelSettings, uniform_MN: Tensor) -> TeacherLabels:
+    """The labels of M predictions, in chunks over V.
+
+    Shapes: (M, E), (V, E), (M, draws) uniform numbers in [0, 1), read where labels are sampled -> labels of M. Raises
+    ValueError where the numbers of predictions differ.
+    """
+    if len(uniform_MN) != len(hidden_ME):
+        raise ValueError(f"there are {len(uniform_MN)} rows of random numbers for {len(hidden_ME)} predictions")
+    if settings.kind == "hidden":
+        return HiddenLabels(hidden_ME.half(), weight_VE)
+    num_kept = min(settings.top_k if settings.kind == "topk" else settings.draws, len(weight_VE))
+    ids_MK = torch.zeros((len(hidden_ME), num_kept), dtype=torch.int32, device=hidden_ME.device)
+    value_MK = full_precision(hidden_ME.new_zeros((len(hidden_ME), num_kept)))
+    for rows in chunk_rows(len(hidden_ME), len(weight_VE)):
+        log_p_CV = F.log_softmax(full_precision(F.linear(hidden_ME[rows], weight_VE)), dim=1)
+        if settings.kind == "topk":
+            value_MK[rows], ids_MK[rows] = _best(log_p_CV, num_kept)
+        else:
+            value_MK[rows], ids_MK[rows] = _drawn(log_p_CV.exp_(), uniform_MN[rows, :num_kept])
+    if settings.kind == "topk":
+        return TopKLabels(ids_MK, value_MK.half())
+    return SampledLabels(ids_MK, value_MK.to(torch.uint8))
+
+
+def _best(log_p_CV: Tensor, num_kept: int) -> tuple[Tensor, Tensor]:
+    best_CK, ids_CK = log_p_CV.topk(num_kept, dim=1)
+    return best_CK, ids_CK.int()
+
+
+def _drawn(p_CV: Tensor, uniform_CN: Tensor) -> tuple[Tensor, Tensor]:
+    """Counts and ids of independent draws by inversion: each distinct token once, the rest padded with count 0."""
+    cumulative_CV = p_CV.cumsum(dim=1)
+    threshold_CN = uniform_CN.to(cumulative_CV) * cumulative_CV[:, -1:]
+    drawn_CN, _ = first_above(p_CV, cumulative_CV, threshold_CN)
+    sorted_CN = drawn_CN.sort(dim=1).values
+    first_CN = torch.ones_like(sorted_CN, dtype=torch.bool)
+    first_CN[:, 1:] = sorted_CN[:, 1:] != sorted_CN[:, :-1]
+    place_CN = first_CN.cumsum(dim=1) - 1  # of each draw among the distinct tokens
+    count_CN = torch.zeros_like(p_CV[:, : sorted_CN.shape[1]]).scatter_add_(
+        1, place_CN, torch.ones_like(sorted_CN, dtype=p_CV.dtype)
+    )
+    ids_CN = torch.zeros_like(sorted_CN).scatter_(1, place_CN, sorted_CN)
+    return count_CN, ids_CN.int()
+
+
+@dataclass(frozen=True)
+class LabelError:
+    """What labels lose against the dense distribution, means over predictions."""
+
+    divergence: float  # KL(labels || p), nats: defined for sampled labels too, which give most tokens no mass
+    missed: float  # total variation: how much of the mass is elsewhere
+
+
+@torch.no_grad()
+def label_error(labels: TeacherLabels, hidden_ME: Tensor, weight_VE: Tensor) -> LabelError:
+    """Labels against softmax(hidden @ weight.T). Shapes: labels of M, (M, E), (V, E) -> means over M."""
+    divergence = missed = 0.0
+    for rows in chunk_rows(len(hidden_ME), len(weight_VE)):
+        log_p_CV = F.log_softmax(full_precision(F.linear(hidden_ME[rows], weight_VE)), dim=1)
+        kept_CV = full_precision(labels.probabilities(rows, len(weight_VE)))
+        divergence += float((torch.xlogy(kept_CV, kept_CV) - kept_CV * log_p_CV).sum())
+        missed += float((kept_CV - log_p_CV.exp()).abs().sum()) / 2
+    return LabelError(divergence / len(hidden_ME), missed / len(hidden_ME))

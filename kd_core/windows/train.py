@@ -1,0 +1,219 @@
+"""One round of DaD-DAgger's training, on the true windows and on what each round has added.
+
+Shape legend: M windows, B windows of a batch, L tokens and P predictions of a window, D model width.
+
+Where only the last block is trained, the frozen part of a window never changes, and neither does the teacher's
+distribution after it: both come ready made, and an epoch costs one query of one block and the head a window. Where all
+is trained, the windows come as tokens. Dropout is off: it would need the trunk's own noise, and the published models
+have none. [ours]
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kd_core.losses.lm_head import token_log_probs
+from kd_core.losses.soft_targets import TeacherLabels, distillation_loss
+from kd_core.training import OptimizerSettings, StepMetrics, TrainState, autocast
+from kd_core.windows.gpt_neo import Model, Trunk, head_weight, last_hidden, trunk
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowTrainingSettings:
+    """Defaults: the paper's (alpha is its middle one)."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
+
+    alpha: float = 0.5  # of the true token; 1 - alpha of the teacher's distribution
+    epochs: int = 4
+    patience: int = 1  # epochs without a lower validation loss before training stops; 0 = never stops early
+    batch_rows: int = 32
+    optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings(learning_rate=2.5e-5))
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha must be in [0, 1], got {self.alpha}")
+        for name in ("epochs", "batch_rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.patience < 0:
+            raise ValueError(f"patience must be 0 (off) or more, got {self.patience}")
+
+
+class Below(Protocol):
+    """What lies below the last block of M windows: kept, or computed when it is asked for."""
+
+    def of(self, model: Model, index_B: Tensor) -> Trunk:
+        """The trunk of a batch of windows, on the model's device. Shapes: (B,) row numbers -> Trunk of B."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Windows as their tokens: the whole model reads them each time, as it must where all of it is trained."""
+
+    ids_ML: Tensor
+    predictions: int
+
+    def of(self, model: Model, index_B: Tensor) -> Trunk:
+        """See `Below`; differentiable."""
+        return trunk(model, self.ids_ML[index_B].to(model.device), self.predictions)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows ready to be learnt from."""
+
+    below: Below  # of M windows; may be memory-mapped
+    target_MP: Tensor
+    labels: TeacherLabels | None  # of M*P predictions. None: only the true token is learnt (alpha 1)
+
+    def __len__(self) -> int:
+        return len(self.target_MP)
+
+
+def train_windows(
+    state: TrainState,
+    train: Sequence[Windows],
+    validation: Windows,
+    settings: WindowTrainingSettings,
+    seed: int,
+    *,
+    num_tokens: int | None = None,
+) -> Iterator[StepMetrics]:
+    """Minimise alpha * NLL + (1 - alpha) * KD over epochs, with early stopping on the validation loss.
+
+    `train` is D_T in parts: the true windows, then what each round has added; batches are drawn from all of it alike.
+    Yields one row an update and goes on from `state.step`. The weights of the best epoch travel in `state.in_flight`
+    and are put back when training ends. Source: DaD-DAgger, Eq. 5 and the training details of section 4. Raises
+    ValueError for an empty set of windows, and with alpha below 1 for windows without labels, before any update.
+    """
+    count = sum(len(part) for part in train)
+    if count == 0 or len(validation) == 0:
+        raise ValueError("there are no windows to train on" if count == 0 else "there are no validation windows")
+    for number, part in enumerate(train):
+        _refuse_unlabelled(part, f"part {number} of the training windows", settings.alpha)
+    _refuse_unlabelled(validation, "the validation set", settings.alpha)
+    per_epoch = updates_per_epoch(train, settings)
+    while state.step < per_epoch * settings.epochs and not _stopped(state, settings):
+        epoch, done = divmod(state.step, per_epoch)
+        order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(count))
+        for index in order.split(settings.batch_rows)[done:]:
+            values = _update(state, train, index, settings, per_epoch, num_tokens)
+            if state.step % per_epoch == 0:
+                held_out = window_loss(state.model, validation, settings.alpha, num_tokens=num_tokens)
+                values |= {"validation_loss": held_out["loss"], "validation_nll": held_out["nll"]}
+                _remember(state, held_out["loss"])
+            yield StepMetrics(state.step, values)
+    _restore(state)
+
+
+def _refuse_unlabelled(windows: Windows, name: str, alpha: float) -> None:
+    """Raise ValueError where the loss needs the teacher's labels and windows have none; no windows need none."""
+    if alpha < 1 and len(windows) and windows.labels is None:
+        raise ValueError(
+            f"alpha {alpha} needs the teacher's labels, and {name} ({len(windows)} windows) has none\n"
+            "label these windows too, or train with alpha 1 (the true tokens alone)"
+        )
+
+
+def updates_per_epoch(train: Sequence[Windows], settings: WindowTrainingSettings) -> int:
+    """Updates of one pass over all windows."""
+    return -(-sum(len(part) for part in train) // settings.batch_rows)
+
+
+def _update(
+    state: TrainState,
+    train: Sequence[Windows],
+    index: Tensor,
+    settings: WindowTrainingSettings,
+    per_epoch: int,
+    num_tokens: int | None,
+) -> dict[str, float]:
+    model = state.model
+    with autocast(model.device, settings.optimizer.precision):
+        hidden_MD, target_M, labels = _batch(model, train, index, with_labels=settings.alpha < 1)
+        weight_VD = head_weight(model, num_tokens)
+        loss, terms = distillation_loss(hidden_MD, weight_VD, target_M, labels, settings.alpha)
+    loss.backward()
+    norm = state.apply(settings.optimizer, per_epoch * settings.epochs, loss.item())
+    state.step += 1
+    return {"loss": loss.item(), "nll": float(terms.nll_M.mean()), "kd": float(terms.kd_M.mean()), "grad_norm": norm}
+
+
+def _batch(
+    model: Model, parts: Sequence[Windows], index_B: Tensor, *, with_labels: bool
+) -> tuple[Tensor, Tensor, TeacherLabels | None]:
+    """States (B*P, D), targets (B*P,) and labels of windows that are numbered through all parts."""
+    trunks: list[Trunk] = []
+    targets: list[Tensor] = []
+    labels: TeacherLabels | None = None
+    first = 0
+    for part in parts:
+        row_B = index_B[(index_B >= first) & (index_B < first + len(part))] - first
+        first += len(part)
+        if len(row_B) == 0:
+            continue
+        trunks.append(part.below.of(model, row_B))
+        target_BP = part.target_MP[row_B]
+        targets.append(target_BP.flatten())
+        if with_labels:
+            assert part.labels is not None  # refused before training
+            place_M = (row_B[:, None] * target_BP.shape[1] + torch.arange(target_BP.shape[1])).flatten()
+            found = part.labels.of(place_M, model.device)
+            labels = found if labels is None else labels.followed_by(found)
+    if len({each.normed_BLD.shape[1:] for each in trunks}) == 1:
+        hidden_MD = last_hidden(model, Trunk.cat(trunks))
+    else:  # packed: what a round adds has another length than the true windows
+        hidden_MD = torch.cat([last_hidden(model, each) for each in trunks])
+    return hidden_MD, torch.cat(targets).to(hidden_MD.device), labels
+
+
+@torch.no_grad()
+def window_loss(
+    model: Model, windows: Windows, alpha: float, batch_rows: int = 256, *, num_tokens: int | None = None
+) -> dict[str, float]:
+    """Mean loss, NLL and KD over windows, in nats; NLL is the cross-entropy, e to its power the perplexity.
+
+    Raises ValueError for alpha below 1 without labels.
+    """
+    _refuse_unlabelled(windows, "a set of windows", alpha)
+    total, count = {"loss": 0.0, "nll": 0.0, "kd": 0.0}, windows.target_MP.numel()
+    weight_VD = head_weight(model, num_tokens)
+    for index in torch.arange(len(windows)).split(batch_rows):
+        hidden_MD, target_M, labels = _batch(model, [windows], index, with_labels=alpha < 1)
+        if labels is None:
+            nll = -float(token_log_probs(hidden_MD, weight_VD, target_M).sum())
+            parts = {"loss": nll, "nll": nll, "kd": 0.0}
+        else:
+            loss, terms = distillation_loss(hidden_MD, weight_VD, target_M, labels, alpha)
+            parts = {"loss": float(loss) * len(target_M)}
+            parts |= {"nll": float(terms.nll_M.sum()), "kd": float(terms.kd_M.sum())}
+        total = {name: total[name] + value for name, value in parts.items()}
+    return {name: value / count for name, value in total.items()}
+
+
+def _remember(state: TrainState, loss: float) -> None:
+    """Keep the weights if this epoch is the best so far, and count the epochs since then."""
+    best = state.in_flight.get("best_loss")
+    if best is not None and loss >= float(best):
+        state.in_flight["worse"] = state.in_flight["worse"] + 1
+        return
+    kept = {f"best.{name}": p.detach().clone() for name, p in state.model.named_parameters() if p.requires_grad}
+    state.in_flight = kept | {"best_loss": torch.tensor(loss, dtype=torch.float64), "worse": torch.tensor(0)}
+
+
+def _stopped(state: TrainState, settings: WindowTrainingSettings) -> bool:
+    worse = state.in_flight.get("worse")
+    return bool(settings.patience and worse is not None and int(worse) >= settings.patience)
+
+
+@torch.no_grad()
+def _restore(state: TrainState) -> None:
+    for name, parameter in state.model.named_parameters():
+        if f"best.{name}" in state.in_flight:
+            parameter.copy_(state.in_flight[f"best.{name}"])
+    state.in_flight = {}

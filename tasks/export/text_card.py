@@ -1,0 +1,84 @@
+"""The card of a student that was distilled on running text. Like `model_card`, it says what the store knows."""
+
+from collections.abc import Mapping
+
+import yaml
+
+from tasks.export.markdown import escape, fenced, table
+from tasks.export.model_card import (
+    ABSENT,
+    LICENCE,
+    integer,
+    making_text,
+    metrics_text,
+    model_text,
+    read_manifest,
+    settings_of,
+    settings_text,
+)
+from tasks.store.artifacts import Artifact, Manifest, Store
+from tasks.store.runs import RunRecord
+from tasks.systems import METHODS_ON_TEXT
+
+USAGE = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+directory = "."  # the one that holds this file
+tokenizer = AutoTokenizer.from_pretrained(directory)
+model = AutoModelForCausalLM.from_pretrained(directory)
+inputs = tokenizer(["The night was dark and"], add_special_tokens=False, return_tensors="pt")
+outputs = model.generate(input_ids=inputs["input_ids"], do_sample=True, max_new_tokens={horizon})
+print(tokenizer.batch_decode(outputs, skip_special_tokens=True))"""
+
+
+def text_card(store: Store, record: RunRecord, student: Artifact) -> str:
+    """README.md for the last round's student: YAML front matter, then Markdown."""
+    found = {each.name: store.artifact(each.stage, each.key) for each in record.stages}
+    manifests = {name: manifest for name, each in found.items() if (manifest := read_manifest(each)) is not None}
+    last = next(name for name, each in reversed(found.items()) if each == student)
+    manifests[student.stage] = manifests[last]
+    kind = str((record.parameters.get("method") or {}).get("kind", "dad_dagger"))
+    method = METHODS_ON_TEXT[kind]
+    sections = {
+        "What it is": _what(record, manifests, method),
+        "Data": _data(manifests.get("tokens")),
+        "Teacher": _teacher(record, manifests),
+        "Method and settings": settings_text(manifests),
+        "Metrics": metrics_text(found.get("evaluate"), manifests.get("evaluate"), kind),
+        "How to use": fenced(USAGE.format(horizon=40), "python"),
+        "How it was made": making_text(record, manifests, student),
+        "Licence": LICENCE,
+    }
+    body = "\n\n".join(f"## {heading}\n\n{text}" for heading, text in sections.items())
+    front = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    tags = ["gpt_neo", "distillation", "knowledge-distillation", method.lower().replace(" ", "-")]
+    header = yaml.safe_dump(front | {"tags": tags}, sort_keys=False, allow_unicode=True)
+    return f"---\n{header}---\n\n# {escape(record.name)}: a student distilled by {method}\n\n{body}\n"
+
+
+def _what(record: RunRecord, manifests: Mapping[str, Manifest], method: str) -> str:
+    start = settings_of(manifests, "language_model[student]", "settings")
+    origin = f", from {model_text(start, record, 'student')}" if start else ""
+    rounds = (record.parameters.get("method") or {}).get("rounds", 3)
+    return f"A causal language model (GPT-Neo), trained by {method} in {rounds} rounds on running text{origin}."
+
+
+def _data(manifest: Manifest | None) -> str:
+    if manifest is None:
+        return ABSENT
+    source = escape(str(manifest.key_record["settings"]["dataset"]["source"]))
+    rows = [
+        [split, integer(manifest.stats.get(f"{split}_tokens"))]
+        for split in ("train", "validation", "test", "pretraining")
+    ]
+    return f"Source: {source}.\n\n{table(['part', 'tokens'], rows)}"
+
+
+def _teacher(record: RunRecord, manifests: Mapping[str, Manifest]) -> str:
+    settings = settings_of(manifests, "language_model[teacher]", "settings")
+    if not settings:
+        return ABSENT
+    tuned = manifests.get("fine_tune")
+    after = (
+        f" Fine-tuned on the text, to {tuned.stats['validation_loss']:.4g} nats a token on validation." if tuned else ""
+    )
+    return f"The teacher is {model_text(settings, record, 'teacher')}.{after}"

@@ -1,0 +1,171 @@
+"""The stage `decode`: what one system writes for a split, and the teacher's reward of it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from kd_core.batching import TokenRows
+from kd_core.losses.rewards import RewardSettings
+from kd_core.masking import mask_through_eos, truncated_rows
+from kd_core.models.policy import encode
+from kd_core.models.prompts import PLACEHOLDER
+from kd_core.rollout.beam_search import BeamSettings, beam_search
+from kd_core.rollout.sampling import SamplingSettings, greedy, sample
+from kd_core.rollout.scoring import judge
+from kd_core.training import mixed_seed
+from tasks.compute import LoadedModel, device_of, load_artifact, prompt_rows, read_split
+from tasks.store.artifacts import Artifact
+from tasks.store.stage import Build, stage
+
+BATCH_ROWS = 64
+SHARD_BATCHES = 8  # a shard is written whole, and never again: what a kill can cost
+
+OUTPUTS = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("split", pa.string()),  # that the id is of
+        ("prediction", pa.string()),
+        ("num_tokens", pa.int32()),
+        ("truncated", pa.bool_()),
+        ("reward", pa.float64()),  # the teacher's, summed over the output's tokens, in nats of logit
+        ("token_ids", pa.list_(pa.int32())),
+    ]
+)
+
+
+def greedy_decoding() -> BeamSettings:
+    """One beam and no ban on repeats."""
+    return BeamSettings(num_beams=1, no_repeat_ngram_size=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeSettings:
+    """How a system writes, and for which inputs."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
+
+    split: Literal["validation", "test"] = "test"
+    max_rows: int | None = None  # the first rows of the split; None = all
+    max_source_tokens: int = 512
+    decoding: BeamSettings = field(default_factory=greedy_decoding)
+    sampling: SamplingSettings | None = None  # draw the outputs instead, as a chat does: then decoding is not read
+    seed: int = 0  # of the samples
+
+    def __post_init__(self) -> None:
+        if self.split not in ("validation", "test"):
+            raise ValueError(f"split must be validation or test, got {self.split!r}")
+        if self.max_source_tokens < 1:
+            raise ValueError(f"max_source_tokens must be at least 1, got {self.max_source_tokens}")
+        if self.max_rows is not None and self.max_rows < 1:
+            raise ValueError(f"max_rows must be at least 1, got {self.max_rows}")
+
+
+@stage
+def decode(
+    build: Build,
+    corpus: Artifact,
+    teacher: Artifact,
+    writer: Artifact,
+    prompt: str,
+    prompted: bool,
+    reward: RewardSettings,
+    settings: DecodeSettings,
+) -> None:
+    """Write outputs.parquet of the model `writer`, which reads the prompt if it is `prompted`.
+
+    The reward is the one that LLMR was trained on, unscaled; here a truncated output is bootstrapped, never dropped.
+    """
+    device = device_of(build.runtime)
+    split = read_split(corpus, settings.split, ("id", "source"), settings.max_rows)
+    judge_model = load_artifact(teacher, device)
+    model = judge_model if writer.key == teacher.key else load_artifact(writer, device)
+    limit = settings.max_source_tokens
+    judged = prompt_rows(judge_model, prompt, split["source"], limit)
+    sources = prompt_rows(model, prompt if prompted else PLACEHOLDER, split["source"], limit)
+
+    order = sources.lengths.argsort(stable=True)
+    shards = order.split(BATCH_ROWS * SHARD_BATCHES)
+    tables, done = [], 0
+    for number, rows in enumerate(shards):
+        name = f"outputs-{number:05d}.parquet"
+        if not build.shards.whole(name):
+            found: list[dict[str, Any]] = []
+            for batch in rows.split(BATCH_ROWS):
+                found += _write(model, judge_model, sources, judged, batch, split["id"], reward, settings)
+                build.progress(done + len(found), len(order), "outputs")
+            build.shards.write(name, partial(pq.write_table, pa.Table.from_pylist(found, schema=OUTPUTS)))
+        tables.append(pq.read_table(build.shards.dir / name))
+        done += len(rows)
+    table = pa.concat_tables(tables).take(order.argsort().numpy())
+    pq.write_table(table, build.dir / "outputs.parquet")
+
+
+def _write(
+    writer: LoadedModel,
+    judge_model: LoadedModel,
+    sources: TokenRows,
+    judged: TokenRows,
+    rows: Tensor,
+    ids: list[int],
+    reward: RewardSettings,
+    settings: DecodeSettings,
+) -> Iterator[dict[str, Any]]:
+    """A batch of outputs with the teacher's reward, in the order of `rows`."""
+    tokens, mask, truncated = _decode(writer, sources, rows, settings)
+    rewards = _rewards(judge_model, judged, rows, tokens, mask, truncated, reward)
+    texts = writer.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    columns = (rows, tokens, mask.sum(1), truncated, rewards)
+    for text, row, token_ids, length, cut, total in zip(texts, *(c.tolist() for c in columns), strict=True):
+        yield {
+            "id": ids[row],
+            "split": settings.split,
+            "prediction": text.strip(),
+            "num_tokens": length,
+            "truncated": cut,
+            "reward": total,
+            "token_ids": token_ids[:length],
+        }
+
+
+@torch.no_grad()
+def _decode(
+    writer: LoadedModel, sources: TokenRows, rows: Tensor, settings: DecodeSettings
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, mask and truncated of a batch. One beam without a ban on repeats is plain greedy decoding.
+
+    Samples are drawn with common random numbers: students are given the same uniforms for the same input.
+    """
+    model, decoding = writer.model, settings.decoding
+    memory = encode(model, *sources.batch(rows, model.config.pad_token_id, model.device))
+    if settings.sampling is not None:
+        generator = torch.Generator(model.device).manual_seed(mixed_seed(settings.seed, int(rows[0])))
+        rollout = sample(model, memory, settings.sampling, generator, num_tokens=writer.num_tokens)
+        return rollout.tokens_BT, rollout.mask_BT, rollout.truncated_B
+    if decoding.num_beams == 1 and decoding.no_repeat_ngram_size == 0:
+        rollout = greedy(model, memory, decoding.max_new_tokens, num_tokens=writer.num_tokens)
+        return rollout.tokens_BT, rollout.mask_BT, rollout.truncated_B
+    tokens = beam_search(model, memory, decoding, num_tokens=writer.num_tokens).tokens_BT
+    mask = mask_through_eos(tokens, model.config.eos_token_id)
+    return tokens, mask, truncated_rows(tokens, mask, model.config.eos_token_id)
+
+
+def _rewards(
+    teacher: LoadedModel,
+    prompted: TokenRows,
+    rows: Tensor,
+    tokens: Tensor,
+    mask: Tensor,
+    truncated: Tensor,
+    reward: RewardSettings,
+) -> Tensor:
+    """(B,) the teacher's reward of each output, summed over its tokens."""
+    source, source_mask = prompted.batch(rows, teacher.model.config.pad_token_id, teacher.model.device)
+    kept = replace(reward, truncated="bootstrap")
+    judged = judge(teacher.model, source, source_mask, tokens, mask, truncated, kept, num_tokens=teacher.num_tokens)
+    return judged.reward_BT.sum(dim=1)

@@ -1,0 +1,135 @@
+"""Whether causal models have positions for all that a run of pairs will give them, said before anything is trained.
+
+A prompt of N tokens and T written after it take N + T - 1 positions, since the last token is only written. Judging
+takes one more: what is cut off is valued by the state after it. Encoder–decoders of the T5 family have no such limit.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from kd_core.batching import TokenRows
+from kd_core.models.loading import ModelSettings, Tokenizer, load_tokenizer
+from kd_core.models.prompts import PLACEHOLDER, wrapped_rows
+from kd_core.train.budget import Budget
+from kd_core.train.llmr import LLMRSettings
+from kd_core.train.supervised import SupervisedSettings
+from tasks.compute import model_location, read_split
+from tasks.pairs.evaluate import EvaluationSettings
+from tasks.pairs.exposure import ExposureSettings
+from tasks.pairs.prompting_student import PromptingStudentSettings
+from tasks.pairs.score import ScoreSettings
+from tasks.pairs.seqkd import SeqKDSettings
+from tasks.preflight import positions_of
+from tasks.store.artifacts import Artifact
+from tasks.store.stage import current_run
+
+Role = Literal["teacher", "student"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """What a stage gives a model at once: sources of a split, and what is written after them."""
+
+    stage: str  # as its settings are called
+    role: Role
+    prompted: bool
+    split: str
+    rows: int | None  # of the split, the first ones; None = all
+    max_source_tokens: int
+    tokens: int  # written after each source at most
+    references: bool = False  # what stands after a source is its reference, which may be shorter
+    judged: bool = False
+
+
+def needs(
+    score: ScoreSettings,
+    pre_distill: SupervisedSettings,
+    method: Any,
+    evaluation: EvaluationSettings,
+    exposure: ExposureSettings | None,
+) -> Iterator[Need]:
+    """All of a run's, the earliest first."""
+    limits: dict[str, Any]
+    prompted_student = isinstance(method, PromptingStudentSettings)
+    if not prompted_student:
+        beam = score.beam.max_new_tokens
+        of = partial(Need, stage="score", split="train", max_source_tokens=score.max_source_tokens)
+        yield of(role="teacher", prompted=True, rows=score.max_rows, tokens=beam)
+        yield from _supervised("pre_distill", pre_distill, score.max_rows, beam)
+        held_out = partial(Need, split="validation", rows=pre_distill.validation_rows, references=True)
+        limits = {"max_source_tokens": pre_distill.max_source_tokens, "tokens": pre_distill.max_target_tokens}
+        yield held_out(stage="pre_distill", role="teacher", prompted=True, **limits)
+    if isinstance(method, SeqKDSettings):
+        yield from _supervised("method", method.supervised(), score.max_rows, score.beam.max_new_tokens)
+    elif isinstance(method, LLMRSettings | Budget):
+        limits = {"max_source_tokens": method.max_source_tokens, "tokens": method.sampling.max_new_tokens}
+        for split, rows in (("train", None), ("validation", method.validation_rows)):
+            of = partial(Need, stage="method", split=split, rows=rows, **limits)
+            yield of(role="student", prompted=False)
+            yield of(role="teacher", prompted=True, judged=True)
+    read = [("evaluation", evaluation.decode)] + ([("exposure", exposure.decode(0))] if exposure is not None else [])
+    for stage, decode in read:
+        written = (decode.sampling or decode.decoding).max_new_tokens
+        limits = {"max_source_tokens": decode.max_source_tokens, "tokens": written}
+        of = partial(Need, stage=stage, split=decode.split, rows=decode.max_rows, **limits)
+        yield of(role="teacher", prompted=True, judged=True)
+        yield of(role="student", prompted=prompted_student)
+
+
+def _supervised(stage: str, settings: SupervisedSettings, rows: int | None, written: int) -> Iterator[Need]:
+    """A student on the teacher's outputs, and on the validation references."""
+    limit, target = settings.max_source_tokens, settings.max_target_tokens
+    of = partial(Need, stage=stage, role="student", prompted=False, max_source_tokens=limit)
+    yield of(split="train", rows=rows, tokens=min(target, written))
+    yield of(split="validation", rows=settings.validation_rows, tokens=target, references=True)
+
+
+def check_room(
+    corpus: Artifact, guide: Artifact, teacher: ModelSettings, student: ModelSettings, prompt: str, *wanted: Need
+) -> None:
+    """Both models have positions for every need. The texts are looked at only where the settings alone allow too much.
+
+    Raises ValueError naming the stage and what to lower. A run that is only planned may have no texts yet.
+    """
+    positions = {"teacher": positions_of(teacher), "student": positions_of(student)}
+    if set(positions.values()) == {None} or current_run().planning:
+        return
+    location, revision, _ = model_location(guide)
+    tokenizer = load_tokenizer(location, revision)
+    for need in wanted:
+        most = positions[need.role]
+        if most is None or _bound(need, tokenizer, prompt) <= most:
+            continue
+        tokens = _longest(need, corpus, tokenizer, prompt)
+        if tokens > most:
+            what = "judges" if need.judged else "is given"
+            raise ValueError(
+                f"{need.stage}: the {need.role} has {most} positions, and {what} up to {tokens} tokens at once\n"
+                f"lower {need.stage}.max_source_tokens or the limit of what is written, or take a model with more"
+            )
+
+
+def _bound(need: Need, tokenizer: Tokenizer, prompt: str) -> int:
+    template = len(_read(need, tokenizer, prompt, [""]).flat)
+    return need.max_source_tokens - 1 + template + need.tokens - 1 + need.judged
+
+
+def _longest(need: Need, corpus: Artifact, tokenizer: Tokenizer, prompt: str) -> int:
+    """Positions that the longest row takes."""
+    rows = read_split(corpus, need.split, ("source", "target"), need.rows)
+    if not rows["source"]:
+        return 0
+    lengths = _read(need, tokenizer, prompt, rows["source"]).lengths
+    if need.references:
+        lengths = lengths + TokenRows.targets(tokenizer, rows["target"], need.tokens).lengths
+    else:
+        lengths = lengths + need.tokens
+    return int(lengths.max()) - 1 + need.judged
+
+
+def _read(need: Need, tokenizer: Tokenizer, prompt: str, sources: list[str]) -> TokenRows:
+    """The rows as a causal model reads them."""
+    prompt = prompt if need.prompted else PLACEHOLDER
+    return wrapped_rows(tokenizer, prompt, sources, need.max_source_tokens, ends=prompt.endswith(PLACEHOLDER))

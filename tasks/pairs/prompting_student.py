@@ -1,0 +1,31 @@
+"""The stage `prompting_student`: the student as it is, to be prompted like the teacher. Nothing is trained."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kd_core.models.loading import ModelSettings, save_model
+from tasks.compute import device_of
+from tasks.pairs.pre_distill import student_model
+from tasks.reference import refer
+from tasks.store.artifacts import Artifact
+from tasks.store.stage import Build, stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptingStudentSettings:
+    """No training, so no settings: Table 1's "prompting student"."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
+
+    kind: Literal["prompting_student"] = "prompting_student"
+
+
+@stage
+def prompting_student(build: Build, teacher: Artifact, student: ModelSettings, seed: int) -> None:
+    """Write reference.json (a named student) or model/ (a described one, with the random weights it starts from)."""
+    if student.shape is None:
+        refer(build, student)
+        return
+    loaded = student_model(student, teacher, seed, device_of(build.runtime))
+    save_model(loaded.model, loaded.tokenizer, build.dir / "model")
+    build.warn("the student is described by its shape: prompting it before any training shows what random weights say")

@@ -1,0 +1,92 @@
+"""The stage `teacher`: a model that exists is referred to; one that is described is fitted on the references."""
+
+import shutil
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from kd_core.batching import TokenRows
+from kd_core.models.loading import (
+    ModelSettings,
+    Tokenizer,
+    load_tokenizer,
+    save_model,
+)
+from kd_core.models.prompts import PLACEHOLDER
+from kd_core.models.shapes import build_model
+from kd_core.models.tokenizer import train_tokenizer
+from kd_core.train.supervised import Pairs, SupervisedSettings, num_updates, train_supervised
+from kd_core.training import TrainState
+from tasks.compute import device_of, read_split
+from tasks.reference import refer
+from tasks.store.artifacts import Artifact
+from tasks.store.stage import Build, stage
+from tasks.training import run_training, write_log
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSettings(ModelSettings):
+    """The teacher: a model by `name`, prompted and never trained; or a `shape`, fitted on the training references."""
+
+    prompt: str = PLACEHOLDER  # what the teacher reads; {source} stands for the input
+    vocab_size: int = 4096  # of the tokenizer trained on the corpus, for a described teacher
+    fit: SupervisedSettings | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prompt.count(PLACEHOLDER) != 1:
+            raise ValueError(f"prompt must hold {PLACEHOLDER} exactly once, got {self.prompt!r}")
+        if (self.shape is None) != (self.fit is None):
+            raise ValueError("a teacher described by shape needs fit, and one with a name is never fitted")
+        if self.vocab_size < 16:
+            raise ValueError(f"vocab_size must be at least 16, got {self.vocab_size}")
+
+    def identity(self) -> dict[str, object]:
+        """What this stage makes depends on. The prompt is none of it: it belongs to the stages that prompt."""
+        if self.fit is None:
+            return super().identity()
+        return super().identity() | {"vocab_size": self.vocab_size, "fit": asdict(self.fit)}
+
+
+@stage
+def teacher(build: Build, corpus: Artifact, settings: TeacherSettings, seed: int) -> None:
+    """Make `model/` (fitted) or `reference.json` (named)."""
+    if settings.fit is None:
+        refer(build, settings)
+        return
+    device, fit = device_of(build.runtime), settings.fit
+    train = read_split(corpus, "train", ("source", "target"))
+    validation = read_split(corpus, "validation", ("source", "target"))
+    tokenizer = corpus_tokenizer(build, [*train["source"], *train["target"]], settings.vocab_size)
+    pairs, held_out = (tokenise_pairs(tokenizer, split, fit) for split in (train, validation))
+    assert settings.shape is not None  # the settings' own check
+    model = build_model(settings.shape, len(tokenizer), seed, eos_id=tokenizer.eos_token_id).to(device)
+    state = TrainState.start(model, fit.optimizer)
+    log = run_training(
+        build, state, lambda s: train_supervised(s, pairs, held_out, fit, seed), num_updates(pairs, fit, seed)
+    )
+    save_model(model, tokenizer, build.dir / "model")
+    write_log(build.dir / "training_log.parquet", log)
+    build.record(parameters=model.num_parameters(), validation_loss=log[-1].values["validation_loss"])
+
+
+def corpus_tokenizer(build: Build, texts: list[str], vocab_size: int) -> Tokenizer:
+    """A tokenizer trained on the corpus, kept with the checkpoints: a resumed run goes on with the very same one."""
+    if not build.shards.whole(*TOKENIZER_FILES):
+        build.progress(0, 1, "training the tokenizer")
+        with TemporaryDirectory() as directory:
+            train_tokenizer(texts, vocab_size).save_pretrained(directory)
+            for name in TOKENIZER_FILES:
+                build.shards.write(name, partial(shutil.copyfile, Path(directory, name)))
+    return load_tokenizer(build.shards.dir)
+
+
+def tokenise_pairs(tokenizer: Tokenizer, split: dict[str, list[str]], settings: SupervisedSettings) -> Pairs:
+    """Sources and targets of a split as token ids."""
+    return Pairs(
+        TokenRows.encode(tokenizer, split["source"], settings.max_source_tokens),
+        TokenRows.targets(tokenizer, split["target"], settings.max_target_tokens),
+    )

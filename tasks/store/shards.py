@@ -1,0 +1,70 @@
+"""Finished parts of an unfinished build: each written whole, with a hash beside it, and never again.
+
+A kill costs the parts that were not finished. What was finished is looked at before it is trusted: existing is not
+being whole.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from tasks.store.artifacts import FileRecord, StoreError
+from tasks.store.files import atomic_write, file_hash, link_or_copy
+
+HASH = ".sha256"  # of the file beside it; written after it
+
+
+class Shards:
+    """The files of one build that survive a kill. `dir` is where they lie until all are there."""
+
+    def __init__(self, directory: Path, built: Path, warn: Callable[[str], None]) -> None:
+        self.dir = directory
+        self._built, self._warn = built, warn
+        self._known: dict[str, str] = {}  # name -> hash of what this process has written or checked
+        self._collected: dict[str, str] = {}
+
+    def whole(self, *names: str) -> bool:
+        """Whether all these files are there as they were written. A damaged one is named and dropped."""
+        return False not in [self._whole(name) for name in names]  # all are looked at, to drop what is damaged
+
+    def write(self, name: str, writer: Callable[[Path], object]) -> None:
+        """Let `writer` fill a file: whole or not there, its hash beside it."""
+        path = self.dir / name
+        _beside(path).unlink(missing_ok=True)
+        atomic_write(path, writer)
+        self._known[name] = sha256 = file_hash(path)
+        atomic_write(_beside(path), lambda partial: partial.write_text(sha256, encoding="ascii"))
+
+    def collect(self, *names: str) -> int:
+        """Put files among those of the artifact; returns their bytes."""
+        for name in names:
+            link_or_copy(self.dir / name, self._built / name)
+            self._collected[name] = self._known[name]
+        return sum((self._built / name).stat().st_size for name in names)
+
+    def check(self, files: Mapping[str, FileRecord]) -> None:
+        """What is committed is what was written. Raises StoreError if a file has changed in between."""
+        for name, sha256 in self._collected.items():
+            if files[name].sha256 != sha256:
+                raise StoreError(f"{self.dir / name} has changed since it was written\nrun again: it is made anew")
+
+    def _whole(self, name: str) -> bool:
+        path = self.dir / name
+        if name in self._known:
+            return True
+        try:
+            found, written = file_hash(path), _beside(path).read_text(encoding="ascii")
+        except FileNotFoundError:  # it was never finished
+            return False
+        except UnicodeDecodeError:
+            found, written = "", "-"
+        if found == written:
+            self._known[name] = found
+            return True
+        self._warn(f"{path} is damaged: not what was written; dropped, to be made anew")
+        path.unlink()
+        _beside(path).unlink()
+        return False
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(path.name + HASH)

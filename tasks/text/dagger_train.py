@@ -1,0 +1,99 @@
+"""The stage `dagger_train`: one round's training, on the true windows and on what all rounds before have added."""
+
+from collections.abc import Mapping
+
+import torch
+
+from kd_core.losses.soft_targets import TeacherLabels
+from kd_core.models.loading import save_model
+from kd_core.training import TrainState, mixed_seed
+from kd_core.windows.gpt_neo import Trainable, set_trainable
+from kd_core.windows.train import Windows, WindowTrainingSettings, train_windows, updates_per_epoch, window_loss
+from kd_core.windows.windows import WindowSettings
+from tasks.compute import device_of, head_of, load_artifact
+from tasks.store.artifacts import Artifact
+from tasks.store.stage import Build, stage
+from tasks.text.aggregated_files import aggregated_set
+from tasks.text.label_files import open_labels
+from tasks.text.window_files import window_set
+from tasks.training import run_training, write_log
+
+
+@stage
+def dagger_train(
+    build: Build,
+    corpus: Artifact,
+    teacher: Artifact | None,
+    student: Artifact,
+    features: Artifact | None,
+    labels: Artifact | None,
+    added: Mapping[str, Artifact],
+    trainable: Trainable,
+    windows: WindowSettings,
+    settings: WindowTrainingSettings,
+    number: int,
+    seed: int,
+) -> None:
+    """Minimise Eq. 5: model/ and training_log.parquet. Without labels (alpha 1) the teacher is not asked."""
+    device = device_of(build.runtime)
+    loaded = load_artifact(student, device)
+    loaded.model.float()
+    set_trainable(loaded.model, trainable)
+    weight_VE = None if teacher is None or labels is None else head_of(teacher, device, loaded.num_tokens)
+
+    def kept(artifact: Artifact | None, name: str) -> TeacherLabels | None:
+        if labels is None or artifact is None:
+            return None
+        files, scratch = sorted(artifact.path.glob(f"{name}-*.parquet")), build.checkpoints.dir / "labels"
+        return open_labels(files, scratch, f"{artifact.key}-{name}", weight_VE)
+
+    train = [window_set(corpus, "train", windows, features, kept(labels, "train"))]
+    stored = features is not None
+    train += [aggregated_set(each, windows, kept(each, "labels"), stored=stored) for each in added.values()]
+    held_out = window_set(corpus, "validation", windows, features, kept(labels, "validation"))
+    before = window_loss(loaded.model, held_out, settings.alpha, num_tokens=loaded.num_tokens)
+    log = run_training(
+        build,
+        TrainState.start(loaded.model, settings.optimizer),
+        lambda state: train_windows(
+            state, train, held_out, settings, mixed_seed(seed, number), num_tokens=loaded.num_tokens
+        ),
+        settings.epochs * updates_per_epoch(train, settings),
+    )
+    save_model(loaded.model, loaded.tokenizer, build.dir / "model")
+    write_log(build.dir / "training_log.parquet", log)
+    _record(build, train, held_out, loaded.model, settings, loaded.num_tokens, before, labels)
+
+
+@torch.no_grad()
+def _record(
+    build: Build,
+    train: list[Windows],
+    held_out: Windows,
+    model: object,
+    settings: WindowTrainingSettings,
+    num_tokens: int,
+    before: dict[str, float],
+    labels: Artifact | None,
+) -> None:
+    after = window_loss(model, held_out, settings.alpha, num_tokens=num_tokens)
+    build.record(
+        true_windows=len(train[0]),
+        added_windows=sum(map(len, train[1:])),
+        validation_loss_before=before["loss"],
+        validation_loss=after["loss"],
+        validation_nll_before=before["nll"],
+        validation_nll=after["nll"],
+    )
+    if labels is not None:
+        warn_if_no_better(build, float(labels.manifest().stats["validation_loss"]), min(before["nll"], after["nll"]))
+
+
+def warn_if_no_better(build: Build, teacher_nll: float, student_nll: float) -> None:
+    """A teacher that is no better than its student is the commonest silent failure of distillation: say it loudly."""
+    build.record(teacher_validation_nll=teacher_nll)
+    if teacher_nll >= student_nll:
+        build.warn(
+            f"the teacher is no better than the student it teaches: {teacher_nll:.3f} against {student_nll:.3f} nats "
+            "per token on the validation text; fine-tune the teacher longer, or take a larger one"
+        )

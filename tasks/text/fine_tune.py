@@ -1,0 +1,44 @@
+"""The stage `fine_tune`: the teacher learns the transfer set, so that its corrections are in the right style."""
+
+import torch
+
+from kd_core.models.loading import save_model
+from kd_core.training import TrainState
+from kd_core.windows.gpt_neo import Trainable, set_trainable
+from kd_core.windows.train import WindowTrainingSettings, train_windows, updates_per_epoch, window_loss
+from kd_core.windows.windows import WindowSettings
+from tasks.compute import device_of, load_artifact
+from tasks.store.artifacts import Artifact
+from tasks.store.stage import Build, stage
+from tasks.text.window_files import window_set
+from tasks.training import run_training, write_log
+
+
+@stage
+def fine_tune(
+    build: Build,
+    corpus: Artifact,
+    model: Artifact,
+    features: Artifact | None,
+    trainable: Trainable,
+    windows: WindowSettings,
+    settings: WindowTrainingSettings,
+    seed: int,
+) -> None:
+    """Next-token training on the transfer set's windows: model/ and training_log.parquet."""
+    loaded = load_artifact(model, device_of(build.runtime))
+    loaded.model.float()
+    set_trainable(loaded.model, trainable)
+    train, held_out = (window_set(corpus, split, windows, features, None) for split in ("train", "validation"))
+    with torch.no_grad():
+        before = window_loss(loaded.model, held_out, 1.0, num_tokens=loaded.num_tokens)["nll"]
+    log = run_training(
+        build,
+        TrainState.start(loaded.model, settings.optimizer),
+        lambda state: train_windows(state, [train], held_out, settings, seed, num_tokens=loaded.num_tokens),
+        settings.epochs * updates_per_epoch([train], settings),
+    )
+    save_model(loaded.model, loaded.tokenizer, build.dir / "model")
+    write_log(build.dir / "training_log.parquet", log)
+    after = window_loss(loaded.model, held_out, 1.0, num_tokens=loaded.num_tokens)["nll"]
+    build.record(validation_loss_before=before, validation_loss=after, windows=len(train))

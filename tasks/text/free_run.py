@@ -1,0 +1,102 @@
+"""The stage `free_run`: one system on held-out text, told what comes next and left to itself, window by window."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from kd_core.losses.lm_head import token_log_probs
+from kd_core.rollout.sampling import SamplingSettings
+from kd_core.windows.gpt_neo import head_weight, next_hidden
+from kd_core.windows.windows import contexts, free_running, trajectory_starts, window_targets
+from tasks.compute import LoadedModel, device_of, load_artifact
+from tasks.store.artifacts import Artifact
+from tasks.store.stage import Build, stage
+from tasks.text.tokens import read_tokens
+
+BATCH_WINDOWS = 256
+
+WINDOWS = pa.schema([("position", pa.int32()), ("nll", pa.float32())])
+STEPS = pa.schema(
+    [
+        ("start", pa.int32()),  # where in the text the true context starts
+        ("step", pa.int32()),  # tokens of its own that the system has written before
+        ("nll", pa.float32()),  # -log q of the true token, in nats
+        ("token_id", pa.int32()),  # what it wrote instead
+        ("left", pa.bool_()),  # whether that is another token
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreeRunSettings:
+    """What is asked of each system. Defaults: the paper's."""
+
+    split: Literal["validation", "test"] = "test"
+    context: int = 128
+    horizon: int = 10  # tokens that are written from each start
+    window_stride: int = 1  # tokens between two windows whose next token is predicted
+    start_stride: int = 1  # tokens between two starts of free running
+    temperature: float = 1.0
+    seed: int = 0
+
+
+@stage
+@torch.no_grad()
+def free_run(build: Build, corpus: Artifact, model: Artifact, settings: FreeRunSettings) -> None:
+    """Write windows.parquet (the cross-entropy of exact windows) and steps.parquet (free running from them)."""
+    loaded = load_artifact(model, device_of(build.runtime))
+    text_N = read_tokens(corpus, settings.split, loaded.model.device)
+    windows = len(window_targets(len(text_N), settings.context, settings.window_stride))
+    starts = len(trajectory_starts(len(text_N), settings.context, settings.horizon, settings.start_stride))
+    total, done = windows + starts * settings.horizon, 0
+    for name, parts in (("windows", _told), ("steps", _free)):
+        file = f"{name}.parquet"
+        if not build.shards.whole(file):
+            tables = []
+            for table in parts(loaded, text_N, settings):
+                tables.append(table)
+                build.progress(done + sum(map(len, tables)), total, "predictions")
+            build.shards.write(file, partial(pq.write_table, pa.concat_tables(tables)))
+        done += windows
+        build.shards.collect(file)
+
+
+def _told(loaded: LoadedModel, text_N: torch.Tensor, settings: FreeRunSettings) -> Iterator[pa.Table]:
+    """-log q of the next token after exact windows of the true text."""
+    weight_VD = head_weight(loaded.model, loaded.num_tokens)
+    targets = window_targets(len(text_N), settings.context, settings.window_stride).to(text_N.device)
+    for target_B in targets.split(BATCH_WINDOWS):
+        hidden_BD = next_hidden(loaded.model, contexts(text_N, target_B, settings.context))
+        nll_B = -token_log_probs(hidden_BD, weight_VD, text_N[target_B])
+        yield pa.table({"position": target_B.cpu().numpy(), "nll": nll_B.float().cpu().numpy()}, schema=WINDOWS)
+
+
+def _free(loaded: LoadedModel, text_N: torch.Tensor, settings: FreeRunSettings) -> Iterator[pa.Table]:
+    """The same while the system goes on from its own tokens. All systems are given the same random numbers."""
+    start_B = trajectory_starts(len(text_N), settings.context, settings.horizon, settings.start_stride)
+    found = free_running(
+        loaded.model,
+        text_N,
+        start_B.to(text_N.device),
+        settings.context,
+        settings.horizon,
+        settings.seed,
+        sampling=SamplingSettings(max_new_tokens=1, temperature=settings.temperature),
+        num_tokens=loaded.num_tokens,
+        batch_rows=BATCH_WINDOWS,
+    )
+    for part, first_B in zip(found, start_B.split(BATCH_WINDOWS), strict=True):
+        step_BT = torch.arange(settings.horizon).expand(len(first_B), -1)
+        columns = {
+            "start": first_B.repeat_interleave(settings.horizon),
+            "step": step_BT,
+            "nll": part.nll_BT.float(),
+            "token_id": part.token_BT,
+            "left": part.left_BT,
+        }
+        yield pa.table({name: each.flatten().cpu().numpy() for name, each in columns.items()}, schema=STEPS)

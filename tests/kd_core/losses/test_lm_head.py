@@ -1,0 +1,98 @@
+"""Chunked against full logits; the hand-written backward against autograd."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kd_core.losses import lm_head
+from kd_core.losses.lm_head import ValueKind, chunk_rows, token_log_probs, token_scores, weighted_nll
+
+M, D, V = 13, 6, 9
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lm_head, "CHUNK_NUMBERS", 4 * V)  # 4 rows a chunk: 13 rows leave a last chunk of 1
+
+
+def tensors(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
+    rng = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(shape, generator=rng, dtype=dtype) for shape in ((M, D), (V, D)))
+    target, coefficient = torch.randint(0, V, (M,), generator=rng), torch.randn(M, generator=rng, dtype=dtype)
+    return hidden, weight, target, coefficient
+
+
+def test_chunks_cover_every_row_once() -> None:
+    assert [(s.start, s.stop) for s in chunk_rows(M, V)] == [(0, 4), (4, 8), (8, 12), (12, 13)]
+    assert [(s.start, s.stop) for s in chunk_rows(2, 10**9)] == [(0, 1), (1, 2)]
+
+
+def test_token_scores_equal_full_logits() -> None:
+    hidden, weight, target, _ = tensors()
+    logits = hidden @ weight.T
+    values: dict[ValueKind, torch.Tensor] = {
+        "max": logits.max(1).values,
+        "logsumexp": logits.exp().sum(1).log(),
+        "softmax": (logits.softmax(1) * logits).sum(1),
+    }
+    for kind, value in values.items():
+        scores = token_scores(hidden, weight, target, kind)
+        torch.testing.assert_close(scores.value_M, value, atol=1e-12, rtol=1e-12, msg=kind)
+        torch.testing.assert_close(scores.logit_M, logits[torch.arange(M), target], atol=1e-12, rtol=1e-12)
+        torch.testing.assert_close(scores.mean_M, logits.mean(1), atol=1e-12, rtol=1e-12)
+    log_q = F.log_softmax(logits, 1)[torch.arange(M), target]
+    torch.testing.assert_close(token_log_probs(hidden, weight, target), log_q, atol=1e-12, rtol=1e-12)
+
+
+def test_large_logits_do_not_overflow() -> None:
+    hidden, weight, target, coefficient = tensors(torch.float32)
+    log_q = F.log_softmax(1e4 * hidden @ weight.T, dim=1)[torch.arange(M), target]
+    torch.testing.assert_close(token_log_probs(1e4 * hidden, weight, target), log_q, rtol=1e-5, atol=1e-2)
+    for entropy in (0.0, 0.3):
+        loss, terms = weighted_nll(1e4 * hidden, weight, target, coefficient, entropy)
+        assert loss.isfinite()
+        torch.testing.assert_close(terms.log_prob_M, log_q, rtol=1e-5, atol=1e-2)
+
+
+@pytest.mark.parametrize("entropy", [0.0, 0.3])
+def test_weighted_nll_and_gradients_equal_autograd_on_full_logits(entropy: float) -> None:
+    hidden, weight, target, coefficient = tensors()
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    loss, terms = weighted_nll(hidden, weight, target, coefficient, entropy)
+    (3.0 * loss).backward()
+    ours = hidden.grad, weight.grad
+    hidden.grad = weight.grad = None
+
+    log_q = F.log_softmax(hidden @ weight.T, dim=1)
+    picked = log_q[torch.arange(M), target]
+    full_entropy = -(log_q.exp() * log_q).sum(1)
+    plain = -(coefficient * picked).sum() - entropy * full_entropy.sum()
+    (3.0 * plain).backward()
+    torch.testing.assert_close(loss, plain, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(ours, (hidden.grad, weight.grad), atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(terms.log_prob_M, picked.detach(), atol=1e-12, rtol=1e-12)
+    if entropy:
+        torch.testing.assert_close(terms.entropy_M, full_entropy.detach(), atol=1e-12, rtol=1e-12)
+
+
+def test_gradcheck() -> None:
+    hidden, weight, target, coefficient = tensors()
+    inputs = (hidden.requires_grad_(), weight.requires_grad_())
+    assert torch.autograd.gradcheck(lambda h, w: weighted_nll(h, w, target, coefficient, 0.2)[0], inputs)
+
+
+def test_half_precision_states_are_scored_in_float32() -> None:
+    hidden, weight, target, coefficient = tensors(torch.float32)
+    half = hidden.bfloat16().requires_grad_()
+    loss, _ = weighted_nll(half, weight.bfloat16(), target, coefficient)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert half.grad is not None
+    assert half.grad.dtype == torch.bfloat16
+
+
+def test_different_numbers_of_tokens_are_refused() -> None:
+    hidden, weight, target, coefficient = tensors()
+    with pytest.raises(ValueError, match="same number of tokens"):
+        weighted_nll(hidden, weight, target, coefficient[:-1])

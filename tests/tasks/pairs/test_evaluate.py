@@ -1,0 +1,264 @@
+"""The evaluation in stages: what is shared, what is written, what a kill leaves, what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from flows.evaluation import System, evaluate_systems, measure_exposure
+from kd_core.losses.rewards import RewardSettings
+from kd_core.metrics.bleu import SacreBleuSettings
+from kd_core.metrics.bootstrap import Resamples
+from kd_core.metrics.rouge import RougeSettings
+from kd_core.models.loading import ModelSettings
+from kd_core.rollout.sampling import SamplingSettings
+from tasks.catalog.database import query
+from tasks.measured import read_replicates
+from tasks.pairs import decode
+from tasks.pairs import measure as measure_stage
+from tasks.pairs.evaluate import EvaluationSettings
+from tasks.pairs.exposure import ExposureSettings
+from tasks.pairs.measure import MeasureSettings, measure
+from tasks.pairs.prepare import prepare
+from tasks.pairs.teacher import TeacherSettings
+from tasks.store.artifacts import Artifact, Store
+from tasks.store.stage import Run, open_run
+from tests.tasks.tiny_models import write_model
+from tests.tasks.tiny_runs import EVALUATION, METHOD, RUNTIME, run_llmr, write_pairs
+
+torch.set_num_threads(1)
+CHARACTERS = SacreBleuSettings(tokenizer="char")
+PROMPT = "reply to [ {source} ]:"
+Made = tuple[Store, dict[str, Artifact]]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """One finished run; tests add stages to it and change none."""
+    root = tmp_path_factory.mktemp("evaluate")
+    guide, student = write_model(root / "t0", own_head=True), write_model(root / "t5", own_head=False, seed=1)
+    store = Store(root / "store")
+    _, artifacts = run_llmr(store, TeacherSettings(name=str(guide), prompt=PROMPT), ModelSettings(name=str(student)))
+    return store, artifacts
+
+
+def evaluated(
+    made: Made, settings: EvaluationSettings, reward: RewardSettings = METHOD.reward, **systems: System
+) -> tuple[Run, Path]:
+    """A run that evaluates the given systems."""
+    store, artifacts = made
+    with open_run(store, name="evaluation", runtime=RUNTIME) as run:
+        rewarded = replace(settings, reward=reward)
+        last = evaluate_systems(artifacts["corpus"], artifacts["teacher"], systems, PROMPT, rewarded)
+    return run, last.path
+
+
+def outcomes(run: Run) -> dict[str, str]:
+    return {each.name: each.outcome for each in run.stages}
+
+
+def rows(path: Path, name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = pq.read_table(path / f"{name}.parquet").to_pylist()
+    return found
+
+
+def test_a_system_under_another_name_and_beside_others_is_neither_decoded_nor_measured_again(made: Made) -> None:
+    artifacts = made[1]
+    systems = {"sft": System(artifacts["seqkd"]), "teacher": System(artifacts["teacher"], prompted=True)}
+    run, path = evaluated(made, EVALUATION, **systems)
+    assert outcomes(run) == {
+        "decode[sft]": "hit",
+        "measure[sft]": "hit",
+        "decode[teacher]": "hit",
+        "measure[teacher]": "hit",
+        "evaluate": "built",
+    }
+    assert {(row["system"], row["baseline"]) for row in rows(path, "differences")} == {("teacher", "sft")}
+    there = {(row["metric"], row["value"]) for row in rows(artifacts["evaluate"].path, "metrics")}
+    assert {(row["metric"], row["value"]) for row in rows(path, "metrics")} < there
+
+
+@pytest.mark.parametrize(
+    ("settings", "decoded", "measured"),
+    [
+        (replace(EVALUATION, resamples=30), "hit", "built"),
+        (replace(EVALUATION, seed=7), "hit", "built"),
+        (replace(EVALUATION, rouge=RougeSettings(tokenizer="unicode")), "hit", "built"),
+        (replace(EVALUATION, sacrebleu=CHARACTERS), "hit", "built"),
+        (replace(EVALUATION, max_rows=5), "built", "built"),
+        (replace(EVALUATION, sampling=SamplingSettings(max_new_tokens=6), sacrebleu=CHARACTERS), "built", "built"),
+    ],
+    ids=["resamples", "seed", "rouge", "sacrebleu", "rows", "sampling"],
+)
+def test_a_setting_reaches_the_stages_that_it_matters_to(
+    made: Made, settings: EvaluationSettings, decoded: str, measured: str
+) -> None:
+    run, path = evaluated(made, settings, seqkd=System(made[1]["seqkd"]))
+    assert outcomes(run) == {"decode[seqkd]": decoded, "measure[seqkd]": measured, "evaluate": "built"}
+    notes = {row["metric"]: row["note"] for row in rows(path, "metrics")}
+    assert ("tokenizer unicode" in notes["rouge_1"]) == (settings.rouge.tokenizer == "unicode")
+    if settings.sampling is not None:  # what is written greedily is too short for a bigram
+        assert "tok:char|" in notes["sacrebleu_2"]
+
+
+def test_the_prompt_is_read_by_who_is_prompted(made: Made) -> None:
+    guide = made[1]["teacher"]
+    _, path = evaluated(made, EVALUATION, prompted=System(guide, prompted=True), bare=System(guide))
+    found = rows(path, "predictions")
+    assert [row["system"] for row in found] == ["prompted"] * 8 + ["bare"] * 8
+    assert [row["reward"] for row in found[:8]] != [row["reward"] for row in found[8:]]
+
+
+def test_the_outputs_do_not_depend_on_shards_and_a_kill_costs_one(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    student = System(made[1]["seqkd"])
+    _, whole = evaluated(made, replace(EVALUATION, max_source_tokens=40), seqkd=student)
+    monkeypatch.setattr(decode, "BATCH_ROWS", 3)
+    monkeypatch.setattr(decode, "SHARD_BATCHES", 1)
+    write, calls = decode._write, 0
+
+    def killed_at_the_third(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return write(*arguments)
+
+    monkeypatch.setattr(decode, "_write", killed_at_the_third)
+    changed = replace(EVALUATION, max_source_tokens=41)  # another key, the same outputs: no source is that long
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(made, changed, seqkd=student)
+    _, path = evaluated(made, changed, seqkd=student)
+    assert calls == 3 + 1  # three shards of 3, 3 and 2 rows: two before the kill, one after
+    expected, found = rows(whole, "predictions"), rows(path, "predictions")
+    assert [row.pop("reward") for row in found] == pytest.approx([row.pop("reward") for row in expected], abs=1e-4)
+    assert found == expected
+
+
+def test_token_ids_are_those_of_the_text(made: Made) -> None:
+    store, artifacts = made
+    by_writer = {each.manifest().key_record["inputs"]["writer"]: each for each in store.artifacts("decode")}
+    stage = by_writer[artifacts["llmr"].key]
+    written = rows(stage.path, "outputs")
+    assert all(len(row["token_ids"]) == row["num_tokens"] for row in written)
+    assert all(row["token_ids"][-1] == 1 or row["truncated"] for row in written)
+
+
+def test_replicates_have_the_value_first_and_reach_every_system(made: Made) -> None:
+    path = made[1]["evaluate"].path
+    metrics = rows(path, "metrics")
+    for system in ("teacher", "seqkd", "llmr"):
+        found = read_replicates(path / "replicates.parquet", system)
+        assert [vars(each) for each in found.metrics] == [
+            {name: value for name, value in row.items() if name not in ("system", "split")}
+            for row in metrics
+            if row["system"] == system
+        ]
+        for each in found.metrics:
+            samples = found.samples[each.metric]
+            assert len(samples) == 1 + EVALUATION.resamples
+            assert samples[0] == each.value or np.isnan(samples[0])
+    written = [row["num_tokens"] for row in rows(path, "predictions") if row["system"] == "llmr"]
+    weights = Resamples(num_outputs=8, num_resamples=EVALUATION.resamples, seed=EVALUATION.seed).weights_SN
+    assert found.samples["length"] == pytest.approx(weights @ np.array(written) / 8)
+
+
+def test_fewer_references_than_predictions_are_refused_in_two_lines(made: Made) -> None:
+    store, artifacts = made
+    by_writer = {each.manifest().key_record["inputs"]["writer"]: each for each in store.artifacts("decode")}
+    fewer = replace(write_pairs(store.root / "pairs.csv"), test_share=0.05)
+    message = r"^there are 8 predictions, and 4 references of the test split for them\nmeasure outputs on the corpus"
+    with open_run(store, name="wrong", runtime=RUNTIME):
+        corpus = prepare(dataset=fewer, seed=0, limit=None)
+        with pytest.raises(ValueError, match=message):
+            measure(corpus=corpus, outputs=by_writer[artifacts["llmr"].key], settings=MeasureSettings())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"split": "train"}, "split must be validation or test, got 'train'"),
+        ({"resamples": 0}, "resamples must be at least 1, got 0"),
+        ({"metrics": ("bleu", "f1")}, "metrics must be some of bleu, .*; got f1"),
+        ({"max_rows": 0}, "max_rows must be at least 1, got 0"),
+        ({"max_source_tokens": 0}, "max_source_tokens must be at least 1, got 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EvaluationSettings(**changes)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "message"),
+    [
+        (
+            "ja-mecab",
+            r"^sacrebleu.tokenizer ja-mecab needs MeCab and ipadic, which is not installed\ninstall it with: ",
+        ),
+        ("flores200", r"^sacrebleu.tokenizer flores200 needs a model that is not on this machine: .*\nfetch it once"),
+    ],
+)
+def test_a_tokenizer_that_is_not_at_hand_is_refused_with_the_settings(
+    tokenizer: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(measure_stage, "find_spec", lambda name: None)
+    monkeypatch.setattr(measure_stage, "SACREBLEU_DIR", str(tmp_path))
+    with pytest.raises(ValueError, match=message):
+        EvaluationSettings(sacrebleu=SacreBleuSettings(tokenizer=tokenizer))
+    EvaluationSettings(sacrebleu=SacreBleuSettings(tokenizer=tokenizer), metrics=("rouge",))  # then nobody needs it
+    EvaluationSettings(sacrebleu=SacreBleuSettings(tokenizer="zh"))
+
+
+def exposed(made: Made, settings: ExposureSettings, student: str = "seqkd") -> tuple[Run, Path]:
+    store, artifacts = made
+    with open_run(store, name="exposure", runtime=RUNTIME) as run:
+        arguments = (artifacts["corpus"], artifacts["teacher"], student, artifacts[student], PROMPT, METHOD.reward)
+        last = measure_exposure(*arguments, settings)
+    return run, last.path
+
+
+def test_the_excess_error_of_a_student_by_length_and_in_sql(made: Made) -> None:
+    settings = ExposureSettings(rows=6, samples=2, max_length=5, max_source_tokens=40, resamples=20)
+    run, path = exposed(made, settings)
+    assert list(outcomes(run)) == ["decode[seqkd]", "decode[teacher]", "exposure[seqkd]"]
+    found = rows(path, "excess_error")
+    assert [row["length"] for row in found] == [1, 2, 3, 4, 5]
+    assert {row["n"] for row in found} == {6}
+    assert found[0]["value"] == pytest.approx(0, abs=1e-6)  # before the first token there is no prefix to differ in
+    for name in ("d_student", "d_teacher"):
+        curve = [row[name] for row in found]
+        assert 0 < curve[0] < curve[-1]
+        assert curve == sorted(curve)
+    for row in found:
+        assert row["value"] == pytest.approx(100 * (row["d_student"] / row["d_teacher"] - 1))
+    (answer,) = query(made[0], f"select * from excess_error where run = '{run.run_id}' and length = 5").to_pylist()
+    assert (answer["method"], answer["value"], answer["low"]) == ("seqkd", found[4]["value"], found[4]["low"])
+
+
+def test_the_teachers_samples_serve_all_students(made: Made) -> None:
+    settings = ExposureSettings(rows=5, max_length=4, max_source_tokens=40, resamples=20)
+    first, _ = exposed(made, settings)
+    second, _ = exposed(made, settings, "llmr")
+    assert set(outcomes(first).values()) == {"built"}
+    assert outcomes(second) == {"decode[llmr]": "built", "decode[teacher]": "hit", "exposure[llmr]": "built"}
+
+
+def test_a_teacher_that_is_its_own_student_without_a_prompt_differs_by_the_prompt_alone(made: Made) -> None:
+    store, artifacts = made
+    with open_run(store, name="itself", runtime=RUNTIME):
+        guide, settings = artifacts["teacher"], ExposureSettings(rows=4, max_length=3, max_source_tokens=40)
+        path = measure_exposure(artifacts["corpus"], guide, "itself", guide, "{source}", METHOD.reward, settings).path
+    found = rows(path, "excess_error")
+    assert all(abs(row["d_student"]) < 1e-5 for row in found)
+
+
+@pytest.mark.parametrize("name", ["rows", "samples", "max_length", "resamples", "max_source_tokens"])
+def test_exposure_settings_out_of_range_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="must be at least 1, got 0"):
+        ExposureSettings(**{name: 0})

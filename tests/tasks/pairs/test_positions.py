@@ -1,0 +1,176 @@
+"""Causal models without positions for a run are refused before anything is trained, and no others are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flows.distill_outline import pipeline
+from kd_core.batching import BatchSettings, TokenRows
+from kd_core.models.loading import ModelSettings, load_tokenizer
+from kd_core.models.shapes import GPTNeoShape, T5Shape, build_model
+from kd_core.rollout.beam_search import BeamSettings
+from kd_core.rollout.sampling import SamplingSettings
+from kd_core.train.supervised import Pairs, SupervisedSettings, train_supervised
+from kd_core.training import TrainState
+from tasks.compute import read_split
+from tasks.pairs.exposure import ExposureSettings
+from tasks.pairs.positions import Need, check_room, needs
+from tasks.pairs.prepare import prepare
+from tasks.pairs.score import ScoreSettings
+from tasks.pairs.seqkd import SeqKDSettings
+from tasks.pairs.teacher import TeacherSettings, teacher
+from tasks.store.artifacts import Artifact, Store
+from tasks.store.progress import NullReporter
+from tasks.store.stage import open_run
+from tests.tasks.tiny_runs import EVALUATION, METHOD, RUNTIME, SCORE, TRAINING, write_pairs
+
+torch.set_num_threads(1)  # tensors this small only lose by being shared out
+
+SHAPE = GPTNeoShape(hidden_size=16, num_heads=2)
+PROMPT = "say {source} now"
+Made = tuple[Store, Artifact, Artifact]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+    store = Store(tmp_path_factory.mktemp("store"))
+    with open_run(store, name="tiny", runtime=RUNTIME):
+        corpus = prepare(dataset=write_pairs(store.root / "pairs.csv"), seed=0, limit=None)
+        guide = teacher(corpus=corpus, settings=TeacherSettings(shape=SHAPE, fit=TRAINING, vocab_size=60), seed=0)
+        yield store, corpus, guide
+
+
+def sized(positions: int) -> tuple[TeacherSettings, ModelSettings]:
+    shape = replace(SHAPE, max_position_embeddings=positions)
+    return TeacherSettings(shape=shape, fit=TRAINING), ModelSettings(shape=shape)
+
+
+def longest(made: Made, split: str, prompt: str) -> int:
+    """Tokens of the longest prompt, uncut."""
+    tokenizer = load_tokenizer(made[2].path / "model")
+    texts = [prompt.replace("{source}", each) for each in read_split(made[1], split, ("source",))["source"]]
+    return int(TokenRows.encode(tokenizer, texts, 999, ends=prompt == "{source}").lengths.max())
+
+
+@pytest.mark.parametrize(("judged", "more"), [(False, 0), (True, 1)])
+@pytest.mark.parametrize("prompt", [PROMPT, "{source}"])
+def test_judging_takes_one_position_more_than_sampling(made: Made, prompt: str, judged: bool, more: int) -> None:
+    need = Need(
+        stage="method",
+        role="teacher",
+        prompted=True,
+        split="train",
+        rows=None,
+        max_source_tokens=500,  # by the settings alone too many
+        tokens=6,
+        judged=judged,
+    )
+    just = longest(made, "train", prompt) + 6 - 1 + more
+    check_room(*made[1:], *sized(just), prompt, need)
+    what = "judges" if judged else "is given"
+    said = rf"method: the teacher has {just - 1} positions, and {what} up to {just} tokens at once\nlower method\.max_s"
+    with pytest.raises(ValueError, match=said):
+        check_room(*made[1:], *sized(just - 1), prompt, need)
+    check_room(*made[1:], TeacherSettings(name="some/t5"), ModelSettings(shape=T5Shape()), prompt, need)
+
+
+def test_a_bound_that_the_settings_keep_needs_no_look_at_the_texts(made: Made, tmp_path: Path) -> None:
+    need = Need(stage="score", role="student", prompted=False, split="train", rows=None, max_source_tokens=10, tokens=6)
+    nothing = Artifact("prepare", "0" * 32, tmp_path)
+    check_room(nothing, made[2], *sized(15), "{source}", need)
+    with pytest.raises(FileNotFoundError):
+        check_room(nothing, made[2], *sized(14), "{source}", need)
+
+
+def test_only_the_rows_that_are_read_count_and_a_reference_as_long_as_it_is(made: Made) -> None:
+    tokenizer = load_tokenizer(made[2].path / "model")
+    rows = read_split(made[1], "validation", ("source", "target"), 3)
+    pairs = zip(
+        TokenRows.encode(tokenizer, rows["source"], 999).lengths,
+        TokenRows.targets(tokenizer, rows["target"], 999).lengths,
+        strict=True,
+    )
+    just = max(int(source + target) for source, target in pairs) - 1
+    need = Need(
+        stage="pre_distill",
+        role="student",
+        prompted=False,
+        split="validation",
+        rows=3,
+        max_source_tokens=500,
+        tokens=500,
+        references=True,
+    )
+    check_room(*made[1:], *sized(just), "{source}", need)
+    with pytest.raises(ValueError, match="pre_distill: the student has"):
+        check_room(*made[1:], *sized(just - 1), "{source}", need)
+
+
+def test_every_stage_of_a_run_is_asked() -> None:
+    score = ScoreSettings(beam=BeamSettings(max_new_tokens=11), max_rows=7)
+    method = replace(METHOD, sampling=SamplingSettings(max_new_tokens=12))
+    found = list(needs(score, TRAINING, method, EVALUATION, ExposureSettings(max_length=13)))
+    assert {(each.stage, each.role, each.split, each.tokens, each.judged) for each in found} == {
+        ("score", "teacher", "train", 11, False),
+        ("pre_distill", "student", "train", 8, False),
+        ("pre_distill", "student", "validation", 8, False),
+        ("pre_distill", "teacher", "validation", 8, False),
+        *(("method", "student", split, 12, False) for split in ("train", "validation")),
+        *(("method", "teacher", split, 12, True) for split in ("train", "validation")),
+        ("evaluation", "teacher", "test", 6, True),
+        ("evaluation", "student", "test", 6, False),
+        ("exposure", "teacher", "test", 13, True),
+        ("exposure", "student", "test", 13, False),
+    }
+    learnt = [each for each in needs(score, TRAINING, SeqKDSettings(), EVALUATION, None) if each.stage == "method"]
+    assert [(each.role, each.split, each.rows, each.tokens) for each in learnt] == [
+        ("student", "train", 7, 11),
+        ("student", "validation", 256, 64),
+    ]
+
+
+def test_a_run_is_refused_before_its_teacher_writes(made: Made, tmp_path: Path) -> None:
+    started: list[str] = []
+
+    class Watch(NullReporter):
+        def stage_started(self, stage: str, key: str, why: str) -> None:
+            started.append(stage)
+
+    shape = replace(SHAPE, max_position_embeddings=longest(made, "train", PROMPT) + 6 - 1)
+    arguments: dict[str, Any] = {
+        "dataset": write_pairs(tmp_path / "pairs.csv"),
+        "score": SCORE,
+        "pre_distill": TRAINING,
+    }
+    with (
+        pytest.raises(ValueError, match=r"method: the teacher has .* positions, and judges up to .* at once"),
+        open_run(Store(tmp_path / "store"), name="tiny", runtime=RUNTIME, reporter=Watch()),
+    ):
+        pipeline(
+            teacher=TeacherSettings(shape=shape, fit=TRAINING, vocab_size=60, prompt=PROMPT),
+            student=ModelSettings(shape=SHAPE),
+            method=METHOD,
+            evaluation=replace(EVALUATION, decoding=replace(EVALUATION.decoding, max_new_tokens=1)),
+            **arguments,
+        )
+    assert started == ["prepare", "teacher"]
+
+
+def test_pairs_longer_than_the_positions_are_refused_before_the_first_update() -> None:
+    model = build_model(replace(SHAPE, max_position_embeddings=6), 20, 0)
+    settings = SupervisedSettings(batch=BatchSettings(micro_batch_rows=1))
+    fits, long = ([[5, 6, 1]], [[7, 8, 9, 1]]), ([[5, 6, 1]], [[7, 8, 9, 9, 1]])
+    whole, wide = (Pairs(*(TokenRows.of([*rows] * 9) for rows in each)) for each in (fits, long))
+    next(train_supervised(TrainState.start(model, settings.optimizer), whole, whole, settings, 0))
+    mixed = Pairs(TokenRows.of(fits[0] * 9 + long[0]), TokenRows.of(fits[1] * 9 + long[1]))
+    for train, validation in ((mixed, whole), (whole, wide)):
+        state = TrainState.start(model, settings.optimizer)
+        with pytest.raises(ValueError, match="7 tokens together are longer than the model's 6 positions"):
+            next(train_supervised(state, train, validation, settings, 0))
+        assert state.step == 0
