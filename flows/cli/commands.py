@@ -35,7 +35,40 @@ def plan(arguments: argparse.Namespace) -> int:
     outline = outline_of(named.entrypoint)
     parameters = settings.validate(outline.parameters, _parameters(arguments, named))
     planned, _ = execute(outline, _store(), named.name, parameters, NullReporter(), planning=True)
-    show.table(["stage", "plan", "why"], [[row.stage, row.status, row.why] for row in planned.plan])
+    if arguments.verbose:
+        for row in planned.plan:
+            print(f"{row.stage}  {row.status}  {row.key}", *row.reasons, sep="\n    ")
+    else:
+        show.table(["stage", "plan", "why"], [[row.stage, row.status, row.why] for row in planned.plan])
+    by_code = [row for row in planned.plan if row.status == "miss" and any(r.startswith("code: ") for r in row.reasons)]
+    if by_code:
+        print(f"\nOther code than built what there is: {len(by_code)} stages. If it changes no result: distill accept")
+    return 0
+
+
+def accept(arguments: argparse.Namespace) -> int:
+    """`distill accept`: list what only code keeps from being a hit, ask, and make it one."""
+    from tasks.store import accept as store_accept
+    from tasks.store.runs import scan_runs
+
+    store = _store()
+    run = None if arguments.run is None else find_run(scan_runs(store)[0], arguments.run)
+    used = None if run is None else {each.key for each in run.stages}
+    items = store_accept.acceptable(store, stage=arguments.stage, used=used)
+    if not items:
+        print("no artifact is kept from being a hit by code alone")
+        return 0
+    show.table(
+        ["stage", "known as", "would be", "why"],
+        [[each.artifact.stage, each.artifact.key[:8], each.target.key[:8], each.why] for each in items],
+    )
+    question = f"is every result the same with the code of today? take these {len(items)} for its work [y/N] "
+    if not arguments.yes and not _agreed(question):
+        print("nothing was changed; --yes accepts without asking")
+        return 0
+    command = " ".join(["distill accept", *(f"--{n} {v}" for n in ("stage", "run") if (v := getattr(arguments, n)))])
+    done = sum(store_accept.accept(store, each, command + " --yes" * arguments.yes) for each in items)
+    print(f"{done} artifacts are hits for the code of today; their manifests say what they were known as")
     return 0
 
 
@@ -181,6 +214,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "resume": resume,
     "verify": verify,
     "gc": gc,
+    "accept": accept,
     "sql": sql,
     "export": export,
     "report": report,

@@ -43,10 +43,14 @@ and in another terminal:
   prefect deployment run distill/llmr-chitchat --param seed=3 --watch""",
     "plan": """\
   distill plan llmr-chitchat
+  distill plan llmr-chitchat --verbose     every difference, and the keys
   distill plan llmr-chitchat --set method.reward.value=softmax""",
     "status": "  distill status\n  distill status llmr-chitchat-20260131-120000-1a2b3c",
     "resume": "  distill resume                 the last run that did not finish",
     "gc": "  distill gc --days 30           list, ask, remove",
+    "accept": """\
+  distill accept                       list it, and ask
+  distill accept --stage score --yes   the teacher's outputs, and what follows""",
     "sql": """\
   distill sql "select method, metric, value, low, high from metrics"
   distill sql "from training_log where stage = 'llmr'" --format csv > log.csv
@@ -64,11 +68,10 @@ def parser() -> argparse.ArgumentParser:
     def command(name: str, help: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", **_help(name))
 
-    for name, help in (
-        ("run", "run a named run here, to its comparison table"),
-        ("plan", "say for each stage of a run whether it would be computed, and why"),
-    ):
-        _named_run_arguments(command(name, help))
+    _named_run_arguments(command("run", "run a named run here, to its comparison table"))
+    plan = command("plan", "say for each stage of a run whether it would be computed, and why")
+    _named_run_arguments(plan)
+    plan.add_argument("--verbose", action="store_true", help="every difference, not the first three")
     up = command("up", "start the local Prefect stack (server, deployments, worker) and keep it running")
     up.add_argument("--port", type=_port, default=4200, help="of the server and its dashboard (4200)")
     _catalogue_argument(up)
@@ -85,6 +88,10 @@ def parser() -> argparse.ArgumentParser:
         "--grace", type=float, default=1, metavar="HOURS", help="what was used in the last hours stays in any case (1)"
     )
     gc.add_argument("--yes", action="store_true", help="remove without asking")
+    accept = command("accept", "after a change of code that changes no result: keep what was built before it")
+    accept.add_argument("--stage", metavar="STAGE", help="only artifacts of this stage, and what was built from them")
+    accept.add_argument("--run", metavar="RUN", help="only what this run used, and what was built from it")
+    accept.add_argument("--yes", action="store_true", help="accept without asking")
     sql = command("sql", "ask the results in SQL (DuckDB)")
     sql.add_argument("query", help='for instance "from runs"')
     sql.add_argument("--format", choices=["table", "csv", "json"], default="table", help="of the answer (table)")

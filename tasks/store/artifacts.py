@@ -58,6 +58,7 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)  # name -> content of the artifact that was read
+    accepted: list[dict[str, Any]] = field(default_factory=list)  # what it was known as before `distill accept`
 
     @classmethod
     def read(cls, directory: Path) -> "Manifest":

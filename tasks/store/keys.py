@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -12,10 +12,10 @@ from tasks.store.artifacts import Artifact, Store
 from tasks.store.fingerprint import code_identity
 
 KeyRecord = dict[str, Any]
-SHOWN = 3  # differences in a plan's line
+SHOWN = 3  # differences in a line
 
 
-def key_record(stage: str, module: str, arguments: Mapping[str, Any]) -> KeyRecord:
+def key_record(stage: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> KeyRecord:
     """Stage, settings, inputs and code as plain JSON. Artifacts (and dicts of them) are inputs; all else is a setting.
 
     Raises TypeError for an argument that has no canonical form, ValueError for a number that some library cannot hold.
@@ -24,7 +24,7 @@ def key_record(stage: str, module: str, arguments: Mapping[str, Any]) -> KeyReco
     settings = {name: canonical(value, name) for name, value in arguments.items() if not _inputs(name, value)}
     for name, value in settings.items():
         check_numbers(name, value)
-    return {"stage": stage, "settings": settings, "inputs": inputs, "code": code_identity(module)}
+    return {"stage": stage, "settings": settings, "inputs": inputs, "code": code_identity(function)}
 
 
 def inputs_of(arguments: Mapping[str, Any]) -> dict[str, Artifact]:
@@ -70,11 +70,11 @@ def _as_declared(value: Any, hint: Any) -> Any:
     return float(value) if is_float and isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def explain(store: Store, stage: str, record: KeyRecord) -> str:
-    """Why there is no artifact with this key: what differs from the nearest one of the stage that there is.
+def explain(store: Store, stage: str, record: KeyRecord) -> list[str]:
+    """Why there is no artifact with this key: all that differs from the nearest one of the stage that there is.
 
-    At most SHOWN differences, settings first: an input differs because something before it does. One that has no input
-    in common and a good part of its settings otherwise is of another recipe, and explains nothing.
+    Settings first: an input differs because something before it does. An artifact that has no input in common and a
+    good part of its settings otherwise is of another recipe, and explains nothing.
     """
     nearest: tuple[list[str], bool] | None = None
     for artifact in store.artifacts(stage):
@@ -86,14 +86,17 @@ def explain(store: Store, stage: str, record: KeyRecord) -> str:
         if nearest is None or len(found[0]) < len(nearest[0]):
             nearest = found
     if nearest is None:
-        return "nothing built yet"
+        return ["nothing built yet"]
     lines, is_like = nearest
     if not is_like:
-        return "nothing like it was built yet"
-    if len(lines) <= SHOWN:
-        return "; ".join(lines)
-    first = sorted(lines, key=lambda line: not line.startswith("setting: "))[:SHOWN]
-    return f"{'; '.join(first)}; and {len(lines) - SHOWN} more"
+        return ["nothing like it was built yet"]
+    return sorted(lines, key=lambda line: not line.startswith("setting: "))
+
+
+def in_short(reasons: Sequence[str]) -> str:
+    """The first of some reasons, in a line, and how many more there are."""
+    more = len(reasons) - SHOWN
+    return "; ".join(reasons[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _is_like(old: KeyRecord, new: KeyRecord) -> bool:
@@ -106,7 +109,7 @@ def _is_like(old: KeyRecord, new: KeyRecord) -> bool:
 
 
 def difference(old: KeyRecord, new: KeyRecord) -> list[str]:
-    """What has changed from one key record to another, a line each: inputs, settings, code files."""
+    """What has changed from one key record to another, a line each: inputs, settings; all of the code in one line."""
     lines = [f"input: {name}" for name in _changed(old["inputs"], new["inputs"])]
     flat_old, flat_new = dict(_flatten(old["settings"])), dict(_flatten(new["settings"]))
     names = _changed(flat_old, flat_new)
@@ -115,7 +118,16 @@ def difference(old: KeyRecord, new: KeyRecord) -> list[str]:
         for name in names
         if not any(other.startswith(f"{name}.") for other in names)  # null against settings: those say it
     ]
-    return lines + [f"code: {name}" for name in _changed(old["code"], new["code"])]
+    return lines + ([f"code: {code_difference(old, new)}"] if old["code"] != new["code"] else [])
+
+
+def code_difference(old: KeyRecord, new: KeyRecord) -> str:
+    """Which definitions differ between two records of a stage: the first few by name, and how many more there are."""
+    if any("/" in name for name in old["code"]):  # a record of before there were definitions in it
+        return "of an earlier version, which noted whole files"
+    names = sorted({name.partition("~")[0] for name in _changed(old["code"], new["code"])})
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

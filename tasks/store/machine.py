@@ -6,6 +6,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+COMPUTING = ("torch", "transformers")  # whose numbers a result is made of
 RECORDED_VERSIONS = ("torch", "transformers", "tokenizers", "pyarrow", "datasets", "numpy")
 
 

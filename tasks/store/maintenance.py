@@ -76,9 +76,16 @@ def unreferenced(store: Store, days: float, grace_hours: float = 1.0) -> list[Ga
     garbage = [
         Garbage(artifact.stage, artifact.path, _size(artifact.path), artifact, store.used(artifact))
         for artifact in store.artifacts()
-        if (artifact.stage, artifact.key) not in kept and time.time() - store.used(artifact) >= grace_hours * HOUR
+        if not _known_as(artifact) & kept and time.time() - store.used(artifact) >= grace_hours * HOUR
     ]
     return [*garbage, *_left_behind(store, days, grace_hours)]
+
+
+def _known_as(artifact: Artifact) -> set[str]:
+    """An artifact's keys: its own, and those that it had before `distill accept`."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return {artifact.key, *(each["key"] for each in artifact.manifest().accepted)}
+    return {artifact.key}
 
 
 def delete(store: Store, garbage: list[Garbage]) -> tuple[int, int]:
@@ -117,8 +124,8 @@ def _tidy(store: Store) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _kept(store: Store, days: float) -> set[tuple[str, str]]:
-    """Stage and key of everything that a recent run refers to, or one that is still going."""
+def _kept(store: Store, days: float) -> set[str]:
+    """The key of everything that a recent run refers to, or one that is still going."""
     records, unreadable = scan_runs(store)
     since = (datetime.now(UTC) - timedelta(days=days)).isoformat()
     recent = [run for run in records if run.started >= since or run.status == "running"]
@@ -131,7 +138,7 @@ def _kept(store: Store, days: float) -> set[tuple[str, str]]:
             f"{unreadable[0]}: what that run has used is not known, so nothing is removed\n"
             "put the file right, or delete it to give up what only that run has used"
         )
-    return {(stage.stage, stage.key) for run in [*recent, *parts] for stage in run.stages}
+    return {stage.key for run in [*recent, *parts] for stage in run.stages}
 
 
 def _left_behind(store: Store, days: float, grace_hours: float) -> Iterator[Garbage]:

@@ -11,7 +11,7 @@ Under `planning=True` the same calls build nothing and say of each stage whether
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -22,8 +22,8 @@ from tasks.messages import first_line
 from tasks.store.artifacts import MANIFEST, Artifact, FileRecord, Manifest, Store, StoreError
 from tasks.store.checkpoints import Checkpoints
 from tasks.store.files import stamp
-from tasks.store.keys import KeyRecord, explain, inputs_of, key_of, key_record
-from tasks.store.machine import machine, versions
+from tasks.store.keys import KeyRecord, explain, in_short, inputs_of, key_of, key_record
+from tasks.store.machine import COMPUTING, machine, versions
 from tasks.store.prefect_task import as_prefect_task
 from tasks.store.progress import NullReporter, Reporter
 from tasks.store.quarantine import contents_of, make_room, problem_of
@@ -57,7 +57,12 @@ class PlanRow:
     stage: str
     key: str
     status: str
-    why: str
+    reasons: Sequence[str] = ()
+
+    @property
+    def why(self) -> str:
+        """The reasons in a line."""
+        return in_short(self.reasons)
 
 
 @dataclass
@@ -194,7 +199,7 @@ class Stage:
     def __call__(self, **arguments: Any) -> Artifact:
         """The stage's artifact for these arguments: found, waited for, or built. Raises RuntimeError outside a run."""
         run = current_run()
-        record = key_record(self.name, self.function.__module__, arguments)
+        record = key_record(self.name, self.function, arguments)
         artifact = run.store.artifact(self.name, key_of(record))
         if run.planning:
             run.plan.append(self._plan(run, artifact, record, arguments))
@@ -205,7 +210,9 @@ class Stage:
         if not artifact.path.exists():
             return PlanRow(self.shown, artifact.key, "miss", explain(run.store, self.name, record))
         problem = problem_of(run.store, artifact, inputs_of(arguments))
-        return PlanRow(self.shown, artifact.key, "damaged" if problem else "hit", problem or "")
+        if problem is not None:
+            return PlanRow(self.shown, artifact.key, "damaged", [problem])
+        return PlanRow(self.shown, artifact.key, "hit", _remarks(artifact.manifest()))
 
     def _resolve(self, run: Run, artifact: Artifact, record: KeyRecord, arguments: dict[str, Any]) -> Artifact:
         """Find it or build it. The key's lock is held until the use is recorded, so that nobody takes it away before.
@@ -220,7 +227,9 @@ class Stage:
         waiting = f"{self.shown} {artifact.key[:8]} is being built by"
         with run.store.lock(artifact, lambda who: run.reporter.warning(f"{waiting} {who}; waiting")) as waited:
             there = artifact.path.exists()
-            problem = problem_of(run.store, artifact, inputs) if there else explain(run.store, self.name, record)
+            problem = (
+                problem_of(run.store, artifact, inputs) if there else in_short(explain(run.store, self.name, record))
+            )
             if problem is None:
                 return self._used(run, artifact, "waited" if waited else "hit", begun)
             if there:
@@ -273,6 +282,17 @@ class Stage:
                 )
 
             run.store.commit(artifact, staged, describe)
+
+
+def _remarks(manifest: Manifest) -> list[str]:
+    """What should be known of a hit: that other versions of the libraries that compute have built it, or other code."""
+    now = versions()
+    remarks = [
+        f"built with {name} {manifest.versions[name]}, now {now[name]}"
+        for name in COMPUTING
+        if manifest.versions.get(name, now[name]) != now[name]
+    ]
+    return remarks + [f"code accepted on {each['at'][:10]}" for each in manifest.accepted[-1:]]
 
 
 def stage(function: Callable[..., None]) -> Stage:

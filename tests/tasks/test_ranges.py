@@ -79,9 +79,9 @@ def test_the_borders_are_those_of_float32() -> None:
 
 def test_a_stage_that_is_called_by_itself_refuses_them_too() -> None:
     with pytest.raises(ValueError, match=r"^settings\.rate must be a finite number, got nan$"):
-        key_record("any", "tasks.ranges", {"settings": Inner(rate=float("nan"))})
+        key_record("any", check_numbers, {"settings": Inner(rate=float("nan"))})
     with pytest.raises(ValueError, match=r"^seed must be in"):
-        key_record("any", "tasks.ranges", {"seed": 2**64 - 1})
+        key_record("any", check_numbers, {"seed": 2**64 - 1})
 
 
 def test_the_seed_of_the_last_sample_is_a_seed() -> None:

@@ -594,7 +594,7 @@ def test_nothing_heavy_is_imported_before_something_is_asked() -> None:
 
 def test_the_key_of_a_stage_holds_the_endpoint_and_not_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", "https://judge.example/v1")
-    record = key_record("evaluate", "tasks.judge.judge", {"judge": JudgeSettings(criteria="papers")})
+    record = key_record("evaluate", judge_texts, {"judge": JudgeSettings(criteria="papers")})
     assert record["settings"]["judge"]["endpoint"] == "https://judge.example/v1"
     assert KEY not in json.dumps(record)
 

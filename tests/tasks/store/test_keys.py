@@ -44,7 +44,7 @@ def built(store: Store) -> Store:
 def test_few_differences_are_all_said(built: Store) -> None:
     assert why(built) == ""
     assert why(built, s03=4) == "setting: settings.s03 3 → 4"
-    assert why(built, "x", "y", s03=4) == "input: corpus; input: teacher; setting: settings.s03 3 → 4"
+    assert why(built, "x", "y", s03=4) == "setting: settings.s03 3 → 4; input: corpus; input: teacher"
 
 
 def test_of_many_the_first_three_settings_and_their_number(built: Store) -> None:
@@ -72,7 +72,7 @@ def test_the_nearest_is_the_one_that_is_compared_with(built: Store) -> None:
 
 def test_nothing_at_all_is_said_as_before(store: Store) -> None:
     assert why(store) == "nothing built yet"
-    assert explain(store, "absent", {}) == "nothing built yet"
+    assert explain(store, "absent", {}) == ["nothing built yet"]
 
 
 def test_settings_in_place_of_null_are_said_once() -> None:
