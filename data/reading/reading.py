@@ -9,21 +9,20 @@ from itertools import chain
 from data.cleaning.wen import Deduplicated
 from data.reading.columns import Columns
 from data.reading.content import expanded
-from data.reading.dialogues import RawRow, chitchat_dialogues, pairs_of_turns
+from data.reading.dialogues import RawRow
 from data.reading.files import read_rows
 from data.reading.hub import hub_rows, load_hub_splits
-from data.reading.pronunciations import dictionary_rows
+from data.reading.packaged import PACKAGED
 from data.reading.raw_corpora import dailydialog, opensubtitles
 from data.reading.specs import DatasetSettings
 
 Progress = Callable[[int, int], None]  # done, total, in the source's unit
 PROGRESS_UNITS = {
-    "chitchat": "dialogues",
+    **{name: each.unit for name, each in PACKAGED.items()},
     "files": "bytes",
     "hub": "rows",
     "dailydialog": "dialogues",
     "opensubtitles": "movies",
-    "cmudict": "words",
 }
 
 
@@ -36,7 +35,7 @@ class Raw:
 
 
 def read(settings: DatasetSettings, progress: Progress) -> Raw:
-    """The raw rows, read while they are consumed; only train for chitchat and cmudict, which come without splits.
+    """The raw rows, read while they are consumed; only train for what packages bring, which comes without splits.
 
     The first row of every split is read at once, so that a wrong path or column is found before an hour of reading.
     Raises FileNotFoundError, ValueError.
@@ -45,23 +44,14 @@ def read(settings: DatasetSettings, progress: Progress) -> Raw:
     if rules is not None:
         read_corpus = dailydialog if settings.source == "dailydialog" else opensubtitles
         rows, search = read_corpus(settings, rules, progress)
-    elif settings.source == "chitchat":
-        rows = {"train": _chitchat_rows(settings, progress)}
-    elif settings.source == "cmudict":
-        rows = {"train": iter(dictionary_rows())}
+    elif settings.source in PACKAGED:
+        packaged = PACKAGED[settings.source]
+        rows = {"train": packaged.read(settings.context_turns, settings.turn_separator, progress)}
     elif settings.source == "files":
         rows = _file_rows(settings, progress)
     else:
         rows = _hub_rows(settings, progress)
     return Raw({split: _primed(iterator) for split, iterator in rows.items()}, search)
-
-
-def _chitchat_rows(settings: DatasetSettings, progress: Progress) -> Iterator[RawRow]:
-    dialogues = chitchat_dialogues()
-    for done, dialogue in enumerate(dialogues, start=1):
-        yield from pairs_of_turns(dialogue, settings.context_turns, settings.turn_separator)
-        if done % 1000 == 0 or done == len(dialogues):
-            progress(done, len(dialogues))
 
 
 def _file_rows(settings: DatasetSettings, progress: Progress) -> dict[str, Iterator[RawRow]]:

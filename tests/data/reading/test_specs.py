@@ -8,6 +8,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from data.reading.content import path_hash
+from data.reading.packaged import PACKAGED, Packaged
 from data.reading.specs import DatasetSettings
 
 
@@ -118,6 +119,7 @@ def test_the_packages_version_is_part_of_chitchats_identity() -> None:
 
 
 def test_an_absent_package_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.reading.specs.CHITCHAT_PACKAGE", "chitchat-dataset-that-is-not-here")
+    absent = Packaged(package="chitchat-dataset-that-is-not-here", unit="dialogues")
+    monkeypatch.setitem(PACKAGED, "chitchat", absent)
     with pytest.raises(ValueError, match=r"not installed\npip install chitchat-dataset-that-is-not-here"):
         DatasetSettings().identity()

@@ -101,8 +101,8 @@ BOMB = '<?xml version="1.0"?><!DOCTYPE d [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]>
         ("1.xml", b"<document><s></document>", "not well-formed XML: mismatched tag: line 1"),
         ("1.xml", b"", "not well-formed XML: no element found"),
         ("1.xml.gz", b"no gzip", "damaged gzip: Not a gzipped file"),
-        ("1.xml.gz", gzip.compress(b"<document></document>")[:-9], "damaged gzip: "),
-        ("1.xml.gz", gzip.compress(bytes(subtitles.MAX_BYTES + 1)), "larger than 64 MiB when unpacked"),
+        ("1.xml.gz", gzip.compress(b"<document></document>", mtime=0)[:-9], "damaged gzip: "),
+        ("1.xml.gz", gzip.compress(bytes(subtitles.MAX_BYTES + 1), mtime=0), "larger than 64 MiB when unpacked"),
         ("1.txt", b"caf\xe9", "not UTF-8: unexpected end of data at byte 3"),
     ],
 )
