@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows import settings
+from flows.catalogue import NamedRun, find_catalogue, load_catalogue, named_run, put
 from flows.outlines import Outline, outline_of
-from flows.settings import jsonable
+from flows.settings import jsonable, validate
 from flows.workers import build_cells
 from tasks.compare import Cell
 from tasks.compare import compare as compare_stage
@@ -106,21 +106,21 @@ def _tasks(
     return outline, tasks
 
 
-def named(run: str, catalogue: str | None) -> settings.NamedRun:
+def named(run: str, catalogue: str | None) -> NamedRun:
     """The named run to compare. Raises ValueError if it is a comparison itself."""
-    path = settings.find_catalogue(None if catalogue is None else Path(catalogue))
-    found = settings.named_run(settings.load_catalogue(path), run)
+    path = find_catalogue(None if catalogue is None else Path(catalogue))
+    found = named_run(load_catalogue(path), run)
     if found.entrypoint == OUTLINE.entrypoint:
         raise ValueError(f"{run} is a comparison itself\nname a run of the flow distill")
     return found
 
 
-def _parameters(outline: Outline, base: settings.NamedRun, changes: dict[str, Any], name: str) -> dict[str, Any]:
+def _parameters(outline: Outline, base: NamedRun, changes: dict[str, Any], name: str) -> dict[str, Any]:
     given = base.parameters
     for dotted, value in changes.items():
-        given = settings.put(given, dotted, value)
+        given = put(given, dotted, value)
     try:
-        valid = settings.validate(outline.parameters, given)
+        valid = validate(outline.parameters, given)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     valid.pop("runtime")

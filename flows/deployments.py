@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from flows.outlines import MODULES
+
 LONGEST_NAME = 200  # bytes: run ids and files begin with it, and file systems take 255
 ELSEWHERE = "name another file with --prefect-file"
 
@@ -24,8 +26,6 @@ def deployments(path: Path) -> list[Any] | None:
 
 def is_ours(entry: Any) -> bool:
     """Whether a deployment is of one of our flows. It may be anything: null, a text, a list."""
-    from flows.outlines import MODULES
-
     entrypoint = entry.get("entrypoint") if isinstance(entry, dict) else None
     return isinstance(entrypoint, str) and entrypoint in MODULES
 

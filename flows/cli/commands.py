@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows import settings
+from flows.catalogue import NamedRun, find_catalogue, load_catalogue, named_run, override
 from flows.cli.status import find_run, show_status
 from flows.output import show
+from flows.settings import validate
 from flows.stack import server
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def plan(arguments: argparse.Namespace) -> int:
 
     named = _named(arguments)
     outline = outline_of(named.entrypoint)
-    parameters = settings.validate(outline.parameters, _parameters(arguments, named))
+    parameters = validate(outline.parameters, _parameters(arguments, named))
     planned, _ = execute(outline, _store(), named.name, parameters, NullReporter(), planning=True)
     if arguments.verbose:
         for row in planned.plan:
@@ -77,7 +78,7 @@ def up(arguments: argparse.Namespace) -> int:
     from flows.stack.up import up as start
 
     catalogue = _catalogue(arguments)
-    settings.load_catalogue(catalogue)  # it has runs of ours, described well
+    load_catalogue(catalogue)  # it has runs of ours, described well
     start(_root(), PROJECT, catalogue, arguments.port, lambda text: print(text, flush=True))
     return 0
 
@@ -85,7 +86,7 @@ def up(arguments: argparse.Namespace) -> int:
 def ls(arguments: argparse.Namespace) -> int:
     """`distill ls`: the catalogue."""
     path = _catalogue(arguments)
-    for named in settings.load_catalogue(path).values():
+    for named in load_catalogue(path).values():
         show.heading(named.name)
         show.labelled([("what", named.description), ("needs", named.needs)])
     print(f"\nThese are in {path}. Run one with: distill run NAME")
@@ -116,7 +117,7 @@ def resume(arguments: argparse.Namespace) -> int:
     if record.status == "running":
         raise ValueError(f"{record.run_id} is still running, as process {record.pid}\nwait for it, or end it first")
     print(f"going on with {record.run_id}")
-    return _run(record.flow, record.name, settings.override(record.parameters, _runtime_assignments(arguments)))
+    return _run(record.flow, record.name, override(record.parameters, _runtime_assignments(arguments)))
 
 
 def verify(arguments: argparse.Namespace) -> int:
@@ -236,7 +237,7 @@ def _run(entrypoint: str, name: str, parameters: dict[str, Any]) -> int:
     from tasks.compute import device_of
 
     outline = outline_of(entrypoint)
-    valid = settings.validate(outline.parameters, parameters)
+    valid = validate(outline.parameters, parameters)
     device_of(valid["runtime"])  # it is there
     if url is not None:
         from flows.stack.recorded import run_recorded
@@ -252,19 +253,19 @@ def _run(entrypoint: str, name: str, parameters: dict[str, Any]) -> int:
 
 
 def _catalogue(arguments: argparse.Namespace) -> Path:
-    return settings.find_catalogue(arguments.prefect_file, lambda text: print(f"note: {text}", file=sys.stderr))
+    return find_catalogue(arguments.prefect_file, lambda text: print(f"note: {text}", file=sys.stderr))
 
 
-def _named(arguments: argparse.Namespace) -> settings.NamedRun:
-    return settings.named_run(settings.load_catalogue(_catalogue(arguments)), arguments.name)
+def _named(arguments: argparse.Namespace) -> NamedRun:
+    return named_run(load_catalogue(_catalogue(arguments)), arguments.name)
 
 
-def _parameters(arguments: argparse.Namespace, named: settings.NamedRun) -> dict[str, Any]:
+def _parameters(arguments: argparse.Namespace, named: NamedRun) -> dict[str, Any]:
     """The named run's parameters with the `--set`s. A comparison is told where the run that it names is looked up."""
     given = dict(named.parameters)
     if arguments.prefect_file is not None and named.name.startswith("compare/"):
-        given.setdefault("catalogue", str(settings.find_catalogue(arguments.prefect_file)))
-    return settings.override(given, _assignments(arguments))
+        given.setdefault("catalogue", str(find_catalogue(arguments.prefect_file)))
+    return override(given, _assignments(arguments))
 
 
 def _assignments(arguments: argparse.Namespace) -> list[str]:

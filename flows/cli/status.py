@@ -6,8 +6,8 @@ import sys
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from flows import settings
 from flows.output import show
+from flows.settings import nearest
 
 if TYPE_CHECKING:
     from tasks.store.artifacts import Store
@@ -41,7 +41,7 @@ def find_run(records: list[RunRecord], wanted: str) -> RunRecord:
     if matching:
         return matching[-1]
     known = [each.run_id for each in reversed(records)]
-    raise ValueError(f"there is no run {wanted}{settings.nearest(wanted, known)}\n`distill status` lists the runs")
+    raise ValueError(f"there is no run {wanted}{nearest(wanted, known)}\n`distill status` lists the runs")
 
 
 def _show_run(record: RunRecord) -> None:

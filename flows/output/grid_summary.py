@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flows.output.summary import Grid, decimals, difference, in_order, interval, read, system, why_undefined
+from flows.output.grid import Grid, decimals, difference, in_order, interval, read, system, why_undefined
 from tasks.report.pictures.comparison import WANTED
 
 HOLDS = 0.05  # corrected p below which a difference is starred

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
 from pathlib import Path
-from typing import Any
 
-from flows.output import show
-from tasks.systems import SYSTEMS
+from flows.output import grid_summary, show
+from flows.output.grid import Grid, decimals, difference, in_order, interval, read, system, why_undefined
 
 NUM_SAMPLES = 3
 MOST_PAIRS = 3
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Headers and rows of a table, as text."""
-
-    headers: list[str]
-    rows: list[list[str]]
-    notes: list[str]
+def results(evaluation: Path) -> Grid:
+    """The table that a run ends with: of its systems, or of a comparison's methods."""
+    return grid_summary.methods(evaluation) if grid_summary.is_comparison(evaluation) else comparison(evaluation)
 
 
 def comparison(evaluation: Path) -> Grid:
@@ -37,19 +31,6 @@ def comparison(evaluation: Path) -> Grid:
         unit = next((row["unit"] for row in of_metric if row and row["unit"]), "")
         cells.append([f"{metric} ({unit})" if unit else metric, *(interval(row, digits) for row in of_metric)])
     return Grid([f"{rows[0]['split']} split", *map(system, systems)], cells, why_undefined(rows, "system"))
-
-
-def why_undefined(rows: Sequence[dict[str, Any]], column: str) -> list[str]:
-    """A line per metric and reason that leaves it undefined; the systems are named where it is not all of them."""
-    named: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
-        if row["value"] is None and row["note"]:
-            named.setdefault((row["metric"], row["note"]), []).append(system(row[column]))
-    everyone = {system(row[column]) for row in rows}
-    return [
-        f"{metric}: {note}" if set(of) == everyone else f"{metric}, {', '.join(dict.fromkeys(of))}: {note}"
-        for (metric, note), of in named.items()
-    ]
 
 
 def differences(evaluation: Path) -> Grid:
@@ -85,8 +66,6 @@ def samples(evaluation: Path, number: int = NUM_SAMPLES) -> list[list[tuple[str,
 
 def warnings(directory: Path) -> list[str]:
     """What an artifact's manifest says must be read."""
-    import json
-
     manifest = directory / "manifest.json"
     found: list[str] = (
         json.loads(manifest.read_text(encoding="utf-8"))["stats"].get("warnings", []) if manifest.exists() else []
@@ -96,11 +75,9 @@ def warnings(directory: Path) -> list[str]:
 
 def show_results(name: str, run_id: str, evaluation: Path, root: Path) -> None:
     """Print all of it."""
-    from flows.output import grid_summary
-
     compared = grid_summary.is_comparison(evaluation)
     show.heading("Comparison, with 95 % intervals")
-    _show(grid_summary.methods(evaluation) if compared else comparison(evaluation))
+    _show(results(evaluation))
     for warning in warnings(evaluation):
         show.heading(f"WARNING: {warning}")
     grid = grid_summary.tested(evaluation) if compared else differences(evaluation)
@@ -133,44 +110,3 @@ def _show(grid: Grid) -> None:
 
 def _first_metric(directory: Path) -> str:
     return str(read(directory / "comparison.parquet")[0]["metric"])
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-    return rows
-
-
-def in_order(rows: Sequence[dict[str, Any]], column: str) -> list[Any]:
-    return list(dict.fromkeys(row[column] for row in rows))
-
-
-def system(name: str) -> str:
-    """What a system is called where people read of it."""
-    return SYSTEMS.get(name, name)
-
-
-def decimals(values: Sequence[float | None]) -> int:
-    """Decimals that show about three digits of the largest value of a row."""
-    largest = max((abs(value) for value in values if value is not None), default=0.0)
-    return 3 if largest < 1 else 2 if largest < 100 else 1
-
-
-def interval(row: dict[str, Any] | None, digits: int) -> str:
-    if row is None or row["value"] is None:
-        return "–"
-    text = f"{row['value']:.{digits}f}"
-    return text if row["low"] is None else f"{text} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
-
-
-def difference(row: dict[str, Any] | None, digits: int, *, holds: bool | None = None) -> str:
-    """`+1.23 [+0.45, +2.01]*`, starred where it `holds`: by default where the interval excludes 0."""
-    if row is None or row["value"] is None:
-        return "–"
-    if row["low"] is None:
-        return f"{row['value']:+.{digits}f}"
-    if holds is None:
-        holds = row["low"] > 0 or row["high"] < 0
-    star = "*" if holds else ""
-    return f"{row['value']:+.{digits}f} [{row['low']:+.{digits}f}, {row['high']:+.{digits}f}]{star}"

@@ -101,14 +101,13 @@ def _publish_picture(key: str, what: str, png: bytes) -> None:
 
 def publish_results(run: Run, evaluation: Artifact, store: Store) -> None:
     """The comparison table, and where the results are."""
-    compared = grid_summary.is_comparison(evaluation.path)
-    grid = grid_summary.methods(evaluation.path) if compared else summary.comparison(evaluation.path)
+    grid = summary.results(evaluation.path)
     create_table_artifact(
         [dict(zip(grid.headers, row, strict=True)) for row in grid.rows],
         key="comparison",
         description=f"{run.run_id}, {grid.headers[0]}, 95 % intervals",
     )
-    if compared:
+    if grid_summary.is_comparison(evaluation.path):
         picture = comparison_png(evaluation.path / "comparison.parquet", run.record.name)
         _publish_picture("comparison-figure", f"The comparison {run.run_id}", picture)
     curves = excess_error_curves(store, run.run_id)

@@ -17,10 +17,11 @@ from typing import Any
 
 import kd_core.train.llmr
 import tasks.store.shards
-from flows import settings
+from flows.catalogue import load_catalogue, override
 from flows.distill_outline import OUTLINE
 from flows.distill_text_outline import OUTLINE as TEXT_OUTLINE
 from flows.outlines import Outline, execute
+from flows.settings import validate
 from tasks.store.artifacts import Store
 from tasks.store.checkpoints import Checkpoints
 from tasks.store.files import atomic_write
@@ -60,9 +61,9 @@ def recipe_of(name: str, home: Path) -> tuple[Outline, dict[str, Any]]:
     if name == "text":
         home.mkdir(parents=True, exist_ok=True)
         return TEXT_OUTLINE, text_parameters(home.parent, *TEXT_CHANGES)
-    recipe = settings.load_catalogue(RECIPES)["tiny"]
+    recipe = load_catalogue(RECIPES)["tiny"]
     changes = CAUSAL_CHANGES if name == "causal" else CHANGES
-    return OUTLINE, settings.validate(OUTLINE.parameters, settings.override(recipe.parameters, changes))
+    return OUTLINE, validate(OUTLINE.parameters, override(recipe.parameters, changes))
 
 
 def run(recipe: str, home: Path, point: str | None, report: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import settings
+from flows.catalogue import find_catalogue, load_catalogue
 from flows.cli import main as cli
 
 OURS = "flows/distill.py:distill"
@@ -35,7 +35,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 def test_a_foreign_file_is_passed_over_and_it_is_said(catalogue: Path, capsys: pytest.CaptureFixture[str]) -> None:
     catalogue.write_text(FOREIGN)
-    packaged = Path(settings.__file__).parents[1] / "prefect.yaml"
+    packaged = Path(__file__).parents[2] / "prefect.yaml"
     assert cli.main(["ls"]) == 0
     captured = capsys.readouterr()
     assert captured.err == f"note: {catalogue} names no run of distill; using {packaged}\n"
@@ -56,8 +56,8 @@ def test_a_foreign_file_that_is_named_is_refused(catalogue: Path, capsys: pytest
 
 def test_other_flows_beside_ours_are_left_out(catalogue: Path) -> None:
     catalogue.write_text(FOREIGN + f"- {{name: mine, entrypoint: '{OURS}'}}\n")
-    assert settings.find_catalogue() == catalogue
-    assert list(settings.load_catalogue(catalogue)) == ["mine"]
+    assert find_catalogue() == catalogue
+    assert list(load_catalogue(catalogue)) == ["mine"]
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 
 from flows import compare_outline as comparison
-from flows import settings
+from flows.catalogue import load_catalogue, put
 from flows.outlines import outline_of
+from flows.settings import validate
 from kd_core.train.supervised import SupervisedSettings
 from tasks.pairs.evaluate import EvaluationSettings
 from tasks.pairs.exposure import ExposureSettings
 from tasks.pairs.score import ScoreSettings
 
 PATH = Path(__file__).parents[2] / "prefect.yaml"
-CATALOGUE = settings.load_catalogue(PATH)
+CATALOGUE = load_catalogue(PATH)
 TAG = "lengths differ: "
 
 
@@ -25,9 +26,9 @@ def runs_of(name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The runs of a catalogue entry, as (variant, or the entry itself; validated parameters)."""
     entry = CATALOGUE[name]
     if entry.entrypoint != comparison.OUTLINE.entrypoint:
-        yield name, settings.validate(outline_of(entry.entrypoint).parameters, entry.parameters)
+        yield name, validate(outline_of(entry.entrypoint).parameters, entry.parameters)
         return
-    given = settings.validate(comparison.OUTLINE.parameters, entry.parameters)
+    given = validate(comparison.OUTLINE.parameters, entry.parameters)
     given = {each: value for each, value in given.items() if each not in ("workers", "runtime")}
     given["seeds"] = given["seeds"][:1]  # no length depends on the seed
     _, tasks = comparison._tasks(**given | {"catalogue": str(PATH)})
@@ -93,8 +94,8 @@ def test_a_length_that_differs_is_seen() -> None:
     """The check itself: each length of a run, moved alone, is a difference."""
     run = CATALOGUE["llmr-cnndm"].parameters
     known = outline_of(CATALOGUE["llmr-cnndm"].entrypoint).parameters
-    exposed = settings.put(run, "exposure", {"max_length": 128, "max_source_tokens": 1024})
-    assert differences(settings.validate(known, exposed)) == []
+    exposed = put(run, "exposure", {"max_length": 128, "max_source_tokens": 1024})
+    assert differences(validate(known, exposed)) == []
     for setting in (
         "score.beam.max_new_tokens",
         "method.sampling.max_new_tokens",
@@ -107,5 +108,5 @@ def test_a_length_that_differs_is_seen() -> None:
         "evaluation.max_source_tokens",
         "exposure.max_source_tokens",
     ):
-        moved = settings.validate(known, settings.put(exposed, setting, 64))
+        moved = validate(known, put(exposed, setting, 64))
         assert len(differences(moved)) == 1, setting

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from flows import settings
+from flows.catalogue import override
 from flows.distill_text_outline import OUTLINE
 from flows.outlines import execute
+from flows.settings import validate
 from tasks.store.artifacts import Artifact, Store
 from tasks.store.progress import NullReporter, Reporter
 from tasks.store.stage import Run
@@ -81,7 +82,7 @@ def write_texts(directory: Path) -> dict[str, str]:
 def text_parameters(directory: Path, *changes: str) -> dict[str, Any]:
     """Validated parameters of the tiny run, with `--set`s."""
     given = PARAMETERS | {"dataset": write_texts(directory)}
-    return settings.validate(OUTLINE.parameters, settings.override(given, changes))
+    return validate(OUTLINE.parameters, override(given, changes))
 
 
 def run_text(

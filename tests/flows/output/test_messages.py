@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 
 from flows import compare_outline as comparison
-from flows import settings
 from flows.cli import main as cli
 from flows.output import show
 from flows.output.messages import LONGEST, explain, why_stopped
+from flows.settings import validate
 from tasks.compute import device_of
 from tasks.ranges import check_numbers
 from tasks.report import page
@@ -130,7 +130,7 @@ GRID: dict[str, Any] = {"run": "tiny", "catalogue": str(RECIPES)}
     ],
 )
 def test_cells_that_cannot_be_told_apart_are_refused(grid: dict[str, Any], said: str) -> None:
-    parameters = settings.validate(comparison.OUTLINE.parameters, GRID | grid)
+    parameters = validate(comparison.OUTLINE.parameters, GRID | grid)
     del parameters["runtime"]
     with pytest.raises(ValueError, match=r".") as caught:
         comparison.check(parameters)
