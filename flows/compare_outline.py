@@ -40,11 +40,17 @@ def pipeline(
     workers: int = 1,
     catalogue: str | None = None,
 ) -> Artifact:
-    """Every variant at every value of `sweep` with every seed, and the table of all.
+    """Compare variants of one named run, at several values of a setting, with several seeds.
 
-    run: the named run that they all are. variants: label → settings that differ (dotted names). settings: what differs
-    from the named run in all of them. workers: cells that are computed side by side, each on its share of the CPUs.
-    catalogue: the file that names the run; by default the prefect.yaml that is found from here.
+    Args:
+        run: the named run that all of them are
+        variants: label → the settings that make it, by dotted name
+        seeds: each variant is run with each
+        sweep: a setting that is varied for every variant, such as method.alpha
+        values: of the setting that is varied
+        settings: what differs from the named run in all variants, by dotted name
+        workers: cells that are computed side by side, each on its share of the CPUs
+        catalogue: the file that names the run; by default the prefect.yaml of the project
     """
     outline, tasks = _tasks(run, variants, seeds, sweep, values, settings, catalogue)
     current = current_run()

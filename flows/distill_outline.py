@@ -42,10 +42,23 @@ def pipeline(
     data_seed: int = 0,
     limit: int | None = None,
 ) -> Artifact:
-    """Pairs, teacher, its outputs, a student trained on them, the same student trained by the method, all compared.
+    """Distil a teacher into a student, in cached stages.
 
-    `seed` is the student's and `data_seed` the split's and the fitted teacher's, so that runs over several seeds share
-    all that the student does not touch. Returns the artifact of the last stage. Call it inside `open_run`.
+    Pairs, teacher, its outputs, a student trained on them, the same student trained by the method, all compared. Runs
+    over several seeds share all that the student does not touch.
+
+    Args:
+        dataset: the pairs that are distilled on, and how they are cleaned and split
+        teacher: a model by name with its prompt, or a small T5 that is fitted here
+        student: a model by name, or a small T5 over the teacher's tokenizer
+        score: how the teacher writes the outputs that the student first learns from
+        pre_distill: the student's training on the teacher's outputs (SeqKD)
+        method: how the student goes on: LLMR, or what it is compared with, by `kind`
+        evaluation: how all of them are compared on the test split
+        exposure: how the students' exposure bias is measured, by length; null = it is not
+        seed: of the student: its weights, its batches, its samples
+        data_seed: of the split, and of a teacher that is fitted here
+        limit: at most this many training pairs
     """
     prompt = teacher.prompt
     corpus = prepare(dataset=dataset, seed=data_seed, limit=limit)

@@ -36,10 +36,22 @@ def pipeline(
     data_seed: int = 0,
     limit: int | None = None,
 ) -> Artifact:
-    """Text, two models, the teacher fine-tuned and asked about every window; then rounds; then all compared.
+    """Distil a causal teacher into a student on running text, by DaD-DAgger or one of its baselines, in cached stages.
 
-    `seed` is of the rounds: batches and free running. `data_seed` is of the text and of all that is made before the
-    first round, which runs over several seeds and methods share. Returns the artifact of the last stage.
+    Text, two models, the teacher fine-tuned and asked about every window; then rounds; then all compared. Runs over
+    several seeds and methods share all that is made before the first round.
+
+    Args:
+        dataset: the text that is distilled on, and the one that small models are pre-trained on
+        teacher: a causal model by name, or a small GPT-Neo pre-trained here; fine-tuned on the text
+        student: a causal model by name, or a small GPT-Neo over the teacher's tokenizer
+        windows: how the text becomes windows
+        labels: how the teacher's distributions are kept
+        method: next_token, dad, imitkd or dad_dagger, and its rounds
+        evaluation: how the systems are compared on held-out text
+        seed: of the rounds: batches and free running
+        data_seed: of the text, and of all that is made before the first round
+        limit: at most this many tokens of the text
     """
     corpus = tokens(dataset=dataset, vocabulary=teacher.vocabulary(), seed=data_seed, limit=limit)
     check_lengths(corpus, windows.longest + 1, windows.context + max(method.horizon, evaluation.horizon))

@@ -24,9 +24,12 @@ MODULES = {  # a deployment's entrypoint -> where its outline is
 
 @dataclass(frozen=True)
 class Outline:
-    """One flow: which stages it calls in which order. `check` refuses, in one line, what cannot end well.
+    """One flow: which stages it calls in which order, and what is looked at before it starts.
 
-    It returns remarks on what is only odd. `check_plan` refuses knowing what would be computed, and may return one.
+    pipeline: calls the stages, inside `open_run`, and returns the last one's artifact. Its signature, with the
+    docstring's `Args`, is where the parameters of a run are declared, for the command line and for Prefect.
+    check: refuses, in one line, what cannot end well; returns remarks on what is only odd.
+    check_plan: refuses knowing what would be computed, and may return a remark.
     """
 
     entrypoint: str

@@ -16,7 +16,7 @@ MAX_SHOWN = 80  # characters of a wrong value that are shown
 
 def signature(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
     """What a function takes: name → (annotation, default); the default is REQUIRED where there is none."""
-    hints = typing.get_type_hints(function)
+    hints = typing.get_type_hints(function, include_extras=True)
     return {name: (hints[name], each.default) for name, each in inspect.signature(function).parameters.items()}
 
 

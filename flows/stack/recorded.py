@@ -2,9 +2,11 @@
 
 import importlib
 import logging
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
+from inspect import Parameter, Signature, getdoc
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from httpx import HTTPError
@@ -27,6 +29,30 @@ from tasks.report import report_path
 from tasks.store.artifacts import Store, default_root
 from tasks.store.progress import default_reporter
 from tasks.store.stage import RuntimeSettings
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+RUNTIME = "    runtime: device, threads and checkpoints; changes no result"
+
+
+def takes_parameters_of(outline: Outline) -> Callable[[Function], Function]:
+    """Declare, for a function of `**parameters`, the outline's parameters with types, defaults and descriptions.
+
+    Prefect reads the schema of a deployment, its form and its checks from a function's signature and docstring.
+    """
+
+    def declare(function: Function) -> Function:
+        known = outline.parameters
+        function.__annotations__ = {name: hint for name, (hint, _) in known.items()}
+        function.__signature__ = Signature(  # type: ignore[attr-defined]
+            [
+                Parameter(n, Parameter.KEYWORD_ONLY, annotation=hint, default=default)
+                for n, (hint, default) in known.items()
+            ]
+        )
+        function.__doc__ = f"{getdoc(outline.pipeline)}\n{RUNTIME}"
+        return function
+
+    return declare
 
 
 def run_in_prefect(outline: Outline, parameters: dict[str, Any]) -> State[Any] | tuple[str, str]:
