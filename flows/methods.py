@@ -12,11 +12,9 @@ from tasks.pairs.prompting_student import PromptingStudentSettings
 from tasks.pairs.seqkd import SeqKDSettings
 
 
-def kind_of(value: Any) -> str | None:
-    """The kind that a method's settings name; llmr where they name none."""
-    if isinstance(value, Mapping):
-        return str(value.get("kind", "llmr"))
-    return getattr(value, "kind", None)
+def kind_of(value: Any) -> str:
+    """The kind that a method's settings name; llmr where they name none, or are no settings."""
+    return str(value.get("kind", "llmr") if isinstance(value, Mapping) else getattr(value, "kind", "llmr"))
 
 
 class _AnyOf:

@@ -7,11 +7,13 @@ import difflib
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 REQUIRED = inspect.Parameter.empty
 MAX_SHOWN = 80  # characters of a wrong value that are shown
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's types of errors
+MISSING = ("missing", "missing_argument", "missing_keyword_only_argument")
 
 
 def signature(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
@@ -25,25 +27,21 @@ def validate(known: Mapping[str, tuple[Any, Any]], parameters: Mapping[str, Any]
 
     Raises ValueError in one line for an unknown name (with the nearest known one), a missing one, or a bad value.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ConfigDict, ValidationError, create_model
 
     from tasks.ranges import check_numbers
 
-    _check_names("", parameters, list(known))
-    valid: dict[str, Any] = {}
-    for name, (hint, default) in known.items():
-        if name not in parameters:
-            if default is REQUIRED:
-                raise ValueError(f"the setting {name} is missing\nadd it with --set {name}=… or in prefect.yaml")
-            valid[name] = default
-            continue
-        hint = _of_kind(name, parameters[name], hint)
-        _check_names_inside(name, parameters[name], hint)
-        try:
-            valid[name] = TypeAdapter(hint).validate_python(parameters[name])
-        except ValidationError as error:
-            raise ValueError(_first_error(name, error.errors())) from None
-        check_numbers(name, valid[name])
+    fields: dict[str, Any] = {
+        name: (hint, ... if default is REQUIRED else default) for name, (hint, default) in known.items()
+    }
+    model = create_model("Run", __config__=ConfigDict(extra="forbid"), **fields)
+    try:
+        run = model.model_validate(dict(parameters))
+    except ValidationError as error:
+        raise ValueError(_first(error.errors(), {name: hint for name, (hint, _) in known.items()})) from None
+    valid = {name: getattr(run, name) for name in known}
+    for name, value in valid.items():
+        check_numbers(name, value)
     return valid
 
 
@@ -55,71 +53,77 @@ def jsonable(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _check_names_inside(prefix: str, value: Any, hint: Any) -> None:
-    """Refuse names that no settings object in `hint` (a dataclass, or a union with some) has."""
-    classes = list(_settings_classes(hint))
-    if not classes or not isinstance(value, Mapping):
-        return
-    known = {
-        field.name: typing.get_type_hints(each)[field.name] for each in classes for field in dataclasses.fields(each)
-    }
-    _check_names(f"{prefix}.", value, list(known))
-    for name, inner in value.items():
-        _check_names_inside(f"{prefix}.{name}", inner, known[name])
-
-
-def _of_kind(name: str, value: Any, hint: Any) -> Any:
-    """Of a union of settings told apart by `kind`, the one that `value` names; the first where it names none.
-
-    What is then said of a wrong value speaks of that one alone.
-    """
-    hints = {each: typing.get_type_hints(each).get("kind") for each in _settings_classes(hint)}
-    kinds = {kind: each for each, literal in hints.items() for kind in typing.get_args(literal)}
-    if len(kinds) < 2 or isinstance(value, tuple(kinds.values())):
-        return hint
-    kind = str(value.get("kind", next(iter(kinds)))) if isinstance(value, Mapping) else next(iter(kinds))
-    if kind in kinds:
-        return kinds[kind]
-    raise ValueError(
-        f"there is no {name} of kind {kind!r}{nearest(kind, kinds)}\n{name}.kind is one of: {', '.join(kinds)}"
-    )
-
-
-def _settings_classes(hint: Any) -> Iterator[type]:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType, typing.Annotated):
-        for each in typing.get_args(hint):
-            yield from _settings_classes(each)
-    elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        yield hint
-
-
-def _check_names(prefix: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
-    for name in given:
-        if name not in known:
-            what = prefix.rstrip(".") or "a run"
-            raise ValueError(
-                f"there is no setting {prefix}{name}{nearest(name, known, prefix)}\n{what} has: {', '.join(known)}"
-            )
-
-
-def nearest(name: str, known: Sequence[str] | Mapping[str, Any], prefix: str = "") -> str:
+def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     """`; did you mean …?`, or nothing where no known name comes near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
     return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
-def _first_error(name: str, errors: Sequence[Any]) -> str:
-    """The first of pydantic's errors, in one line that starts with the setting's dotted name."""
-    error = errors[0]
-    # pydantic names the classes that it tried along the way too (Shape); ours are the lower-case steps
-    where = ".".join([name, *(str(step) for step in error["loc"] if isinstance(step, str) and step.islower())])
+def _first(errors: Sequence[Any], known: Mapping[str, Any]) -> str:
+    """What pydantic's errors come down to: an unknown name before all else, because it explains what is missing.
+
+    A name that one class of a union lacks is unknown where no other has it; `known`: name → hint of each parameter.
+    """
+    for error in errors:
+        path, names = _place(error["loc"][:-1], known)
+        if error["type"] in UNKNOWN and error["loc"][-1] not in names:
+            return _unknown(path, str(error["loc"][-1]), names)
+    error = next((each for each in errors if each["type"] not in UNKNOWN), errors[0])
+    return _message(".".join(_place(error["loc"], known)[0]), error)
+
+
+def _unknown(path: Sequence[str], name: str, names: Mapping[str, Any]) -> str:
+    prefix = "".join(f"{step}." for step in path)
+    what = ".".join(path) or "a run"
+    return f"there is no setting {prefix}{name}{nearest(name, names, prefix)}\n{what} has: {', '.join(names)}"
+
+
+def _message(where: str, error: Mapping[str, Any]) -> str:
+    """One of pydantic's errors in a line that names the setting `where` it is."""
+    given = _short(error["input"])
     if error["type"] == "value_error":
         return f"{where}: {error['ctx']['error']}"
-    if error["type"] == "missing" and isinstance(error["loc"][-1], int):
-        return f"{where}: it takes more values than that, got {_short(error['input'])}"
-    if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
-        return f"the setting {where} is missing"
-    return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, got {_short(error['input'])}"
+    if error["type"] == "union_tag_invalid":
+        kind, kinds = error["ctx"]["tag"], error["ctx"]["expected_tags"].replace("'", "").split(", ")
+        return f"there is no {where} of kind {kind!r}{nearest(kind, kinds)}\n{where}.kind is one of: {', '.join(kinds)}"
+    if error["type"] in MISSING:
+        if isinstance(error["loc"][-1], int):
+            return f"{where}: it takes more values than that, got {given}"
+        return f"the setting {where} is missing\nadd it with --set {where}=… or in prefect.yaml"
+    return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, got {given}"
+
+
+def _place(loc: Sequence[int | str], known: Mapping[str, Any]) -> tuple[list[str], Mapping[str, Any]]:
+    """The names of the settings that an error lies in, and those (name → hint) that the innermost one has.
+
+    What pydantic names in between, the class of a union that it tried or the place in a list, is none of them.
+    """
+    path: list[str] = []
+    names, hint = known, None
+    for step in loc:
+        if step in names:
+            path.append(str(step))
+            hint = names[str(step)]
+            names = _inside(hint)
+        else:
+            names = _inside(hint, step)
+    return path, names
+
+
+def _inside(hint: Any, tag: int | str | None = None) -> dict[str, Any]:
+    """The settings in a setting, name → hint: of its class, of all classes of a union, or of the one that has `tag`."""
+    from pydantic import Tag
+
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        tags = {each.tag for each in parts[1:] if isinstance(each, Tag)}
+        return _inside(parts[0], tag) if tag is None or not tags or tag in tags else {}
+    if origin in (typing.Union, types.UnionType):
+        return {name: inner for part in parts for name, inner in _inside(part, tag).items()}
+    if not dataclasses.is_dataclass(hint):
+        return {}
+    hints = typing.get_type_hints(hint, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(hint)}
 
 
 def _short(value: Any) -> str:

@@ -19,11 +19,20 @@ class Shape:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Other:
+    """Another kind of shape, told apart by its names alone."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+    width: int
+    heads: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class Method:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
     learning_rate: float = 1e-5
     value: str = "max"
-    shape: Shape | None = None
+    shape: Shape | Other | None = None
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
@@ -71,6 +80,10 @@ def test_valid_parameters_become_settings_objects_with_the_defaults_filled_in() 
         ({"method": {"learning_rate": -1}}, "method: learning_rate must be > 0, got -1.0"),
         ({"method": {"learning_rate": "fast"}}, "method.learning_rate: input should be a valid number"),
         ({"method": {"shape": {"d_model": 1.5}}}, "method.shape.d_model: input should be a valid integer"),
+        ({"method": {"shape": {"widht": 1}}}, "no setting method.shape.widht; did you mean method.shape.width?"),
+        ({"method": {"shape": {"width": 1.5, "heads": 2}}}, "method.shape.width: input should be a valid integer"),
+        ({"method": {"shape": {"d_model": 1, "width": 2}}}, "method.shape.width: unexpected keyword argument, got 2"),
+        ({"method": {"shape": {"heads": 2}}}, "the setting method.shape.width is missing"),
         ({"seed": "x"}, "seed: input should be a valid integer"),
         ({"method": 3}, "method: input should be a"),
     ],
@@ -79,8 +92,9 @@ def test_a_wrong_setting_is_named_in_the_first_line(change: dict[str, Any], told
     assert told in refusal(GOOD | change).splitlines()[0]
 
 
-def test_a_missing_setting_is_named() -> None:
-    assert refusal({"prompt": "x"}).startswith("the setting method is missing\n")
+def test_a_missing_setting_is_named_unless_its_name_was_misspelt() -> None:
+    assert refusal({"prompt": "x"}).startswith("the setting method is missing\nadd it with --set method=")
+    assert refusal({"prompt": "x", "metod": {}}).startswith("there is no setting metod; did you mean method?\n")
 
 
 def test_the_second_line_lists_what_there_is() -> None:
@@ -101,16 +115,15 @@ def test_a_number_that_no_library_holds_is_refused_and_long_values_are_cut() -> 
 def test_every_seed_of_every_flow_has_one_range() -> None:
     for entrypoint in MODULES:
         parameters = outline_of(entrypoint).parameters
-        seeds = [name for name in _numbers(parameters) if "seed" in name.rpartition(".")[2]]
+        hints = {name: hint for name, (hint, _) in parameters.items()}
+        seeds = [name for name in _numbers(hints) if "seed" in name.rpartition(".")[2]]
         assert seeds
         assert {OF_NAME.get(name.rpartition(".")[2]) for name in seeds} == {SEEDS}
 
 
-def _numbers(known: dict[str, tuple[Any, Any]], prefix: str = "") -> Iterator[str]:
+def _numbers(hints: dict[str, Any], prefix: str = "") -> Iterator[str]:
     """The dotted names of the settings that take a number."""
-    for name, (hint, _) in known.items():
+    for name, hint in hints.items():
         if int in (hint, *typing.get_args(hint)):
             yield prefix + name
-        for each in settings._settings_classes(hint):
-            inner = {field: (kind, None) for field, kind in typing.get_type_hints(each).items()}
-            yield from _numbers(inner, f"{prefix}{name}.")
+        yield from _numbers(settings._inside(hint), f"{prefix}{name}.")
