@@ -14,8 +14,7 @@ from flows.catalogue import NamedRun, find_catalogue, load_catalogue, named_run,
 from flows.outlines import Outline, outline_of
 from flows.settings import jsonable, validate
 from flows.workers import build_cells
-from tasks.compare import Cell
-from tasks.compare import compare as compare_stage
+from tasks.compare import Cell, compare
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import PlanRow, current_run
 
@@ -62,7 +61,7 @@ def pipeline(
         with current.serving(task.cell.name):
             results[task.cell.name] = outline.pipeline(**task.parameters)
     x_name = None if sweep is None else sweep.rpartition(".")[2]
-    return compare_stage(results=results, cells=tuple(task.cell for task in tasks), x_name=x_name)
+    return compare(results=results, cells=tuple(task.cell for task in tasks), x_name=x_name)
 
 
 def check(parameters: Mapping[str, Any]) -> list[str]:

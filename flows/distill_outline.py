@@ -1,8 +1,14 @@
-"""The outline of a run: which stage takes what from which. It needs no Prefect; `flows.distill` adds it."""
+"""The outline of a run on pairs: which stage takes what from which. It needs no Prefect; `flows.distill` adds it.
+
+A run's settings are called as the stages that they are for; stages that share a name with them are called by module.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
+import tasks.pairs.pre_distill
+import tasks.pairs.score
+import tasks.pairs.teacher
 from data.reading.specs import DatasetSettings
 from flows.evaluation import System, evaluate_systems, measure_exposure
 from flows.methods import Method
@@ -17,14 +23,11 @@ from tasks.pairs.exposure import ExposureSettings
 from tasks.pairs.llmr import llmr
 from tasks.pairs.minillm import minillm
 from tasks.pairs.positions import check_room, needs
-from tasks.pairs.pre_distill import pre_distill as train_on_outputs
 from tasks.pairs.prepare import prepare
 from tasks.pairs.prompting_student import PromptingStudentSettings, prompting_student
 from tasks.pairs.score import ScoreSettings
-from tasks.pairs.score import score as write_outputs
 from tasks.pairs.seqkd import SeqKDSettings, seqkd
 from tasks.pairs.teacher import TeacherSettings
-from tasks.pairs.teacher import teacher as make_teacher
 from tasks.preflight import check_models
 from tasks.store.artifacts import Artifact
 
@@ -62,40 +65,36 @@ def pipeline(
     """
     prompt = teacher.prompt
     corpus = prepare(dataset=dataset, seed=data_seed, limit=limit)
-    guide = make_teacher(corpus=corpus, settings=teacher, seed=data_seed)
-    check_room(corpus, guide, teacher, student, prompt, *needs(score, pre_distill, method, evaluation, exposure))
-    systems = {"teacher": System(guide, prompted=True)}
+    teacher_model = tasks.pairs.teacher.teacher(corpus=corpus, settings=teacher, seed=data_seed)
+    wanted = needs(score, pre_distill, method, evaluation, exposure)
+    check_room(corpus, teacher_model, teacher, student, prompt, *wanted)
+
+    systems = {"teacher": System(teacher_model, prompted=True)}
     if isinstance(method, PromptingStudentSettings):
-        untouched = prompting_student(teacher=guide, student=student, seed=seed)
-        systems[method.kind] = System(untouched, prompted=True)
+        untrained = prompting_student(teacher=teacher_model, student=student, seed=seed)
+        systems[method.kind] = System(untrained, prompted=True)
     else:
-        outputs = write_outputs(corpus=corpus, teacher=guide, prompt=prompt, settings=score)
-        start = train_on_outputs(
+        outputs = tasks.pairs.score.score(corpus=corpus, teacher=teacher_model, prompt=prompt, settings=score)
+        pre_distilled = tasks.pairs.pre_distill.pre_distill(
             corpus=corpus,
-            teacher=guide,
+            teacher=teacher_model,
             outputs=outputs,
             student=student,
             prompt=prompt,
             settings=pre_distill,
             seed=seed,
         )
-        pupil = train_by(method, corpus, guide, outputs, start, prompt, seed)
-        systems |= {"pre_distilled": System(start), method.kind: System(pupil)}
-    for name, system in systems.items():
-        if exposure is not None and not system.prompted:
-            measure_exposure(
-                corpus=corpus,
-                teacher=guide,
-                name=name,
-                student=system.model,
-                prompt=prompt,
-                reward=evaluation.reward,
-                settings=exposure,
-            )
-    return evaluate_systems(corpus=corpus, teacher=guide, systems=systems, prompt=prompt, settings=evaluation)
+        distilled = train(method, corpus, teacher_model, outputs, pre_distilled, prompt, seed)
+        systems |= {"pre_distilled": System(pre_distilled), method.kind: System(distilled)}
+
+    if exposure is not None:
+        for name, system in systems.items():
+            if not system.prompted:
+                measure_exposure(corpus, teacher_model, name, system.model, prompt, evaluation.reward, exposure)
+    return evaluate_systems(corpus, teacher_model, systems, prompt, evaluation)
 
 
-def train_by(
+def train(
     method: Method, corpus: Artifact, teacher: Artifact, outputs: Artifact, student: Artifact, prompt: str, seed: int
 ) -> Artifact:
     """The pre-distilled student, trained on by a method."""

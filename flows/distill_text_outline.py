@@ -55,42 +55,43 @@ def pipeline(
     """
     corpus = tokens(dataset=dataset, vocabulary=teacher.vocabulary(), seed=data_seed, limit=limit)
     check_lengths(corpus, windows.longest + 1, windows.context + max(method.horizon, evaluation.horizon))
-    start = language_model.labelled("student")(corpus=corpus, settings=student, seed=data_seed)
-    guide_base = language_model.labelled("teacher")(corpus=corpus, settings=teacher, seed=data_seed)
+    student_model = language_model.labelled("student")(corpus=corpus, settings=student, seed=data_seed)
+    teacher_model = language_model.labelled("teacher")(corpus=corpus, settings=teacher, seed=data_seed)
 
-    def kept(model: Artifact, settings: LanguageModelSettings, role: str) -> Artifact | None:
+    def frozen_states(role: str, model: Artifact, settings: LanguageModelSettings) -> Artifact | None:
+        """What the part of a model that is not trained makes of every window, kept so that it is computed once."""
         if method.features == "none" or settings.trainable == "all":
             return None
         return features.labelled(role)(corpus=corpus, model=model, windows=windows, dtype=method.features)
 
-    guide, guide_features = guide_base, None
+    teacher_states = None
     if teacher.fit is not None:
-        guide_features = kept(guide_base, teacher, "teacher")
-        guide = fine_tune(
+        teacher_states = frozen_states("teacher", teacher_model, teacher)
+        teacher_model = fine_tune(
             corpus=corpus,
-            model=guide_base,
-            features=guide_features,
+            model=teacher_model,
+            features=teacher_states,
             trainable=teacher.trainable,
             windows=windows,
             settings=teacher.fit,
             seed=data_seed,
         )
-    answers = None
+    answers, asked = None, None
     if method.mix < 1:
+        asked = teacher_model
         answers = label(
-            corpus=corpus, teacher=guide, features=guide_features, windows=windows, settings=labels, seed=data_seed
+            corpus=corpus, teacher=asked, features=teacher_states, windows=windows, settings=labels, seed=data_seed
         )
-    asked = None if answers is None else guide
-    start_features = kept(start, student, "student")
 
-    pupil, pupils = start, {}
-    added: dict[str, Artifact] = {}
+    student_states = frozen_states("student", student_model, student)
+    trained: list[Artifact] = []  # the student after each round
+    added: dict[str, Artifact] = {}  # what each round but the last adds to the data
     for number in range(1, method.rounds + 1):
-        pupil = dagger_train.labelled(str(number))(
+        newest = dagger_train.labelled(str(number))(
             corpus=corpus,
             teacher=asked if labels.kind == "hidden" else None,
-            student=pupil if method.warm_start else start,
-            features=start_features,
+            student=trained[-1] if trained and method.warm_start else student_model,
+            features=student_states,
             labels=answers,
             added=dict(added),
             trainable=student.trainable,
@@ -99,39 +100,50 @@ def pipeline(
             number=number,
             seed=seed,
         )
-        pupils[number] = pupil
+        trained.append(newest)
         if method.aggregates and number < method.rounds:
             added[str(number)] = dagger_aggregate.labelled(str(number))(
                 corpus=corpus,
                 teacher=asked,
-                student=pupil,
+                student=newest,
                 windows=windows,
                 settings=method.aggregation(),
                 labels=None if asked is None else labels,
-                features=None if start_features is None else method.features,
+                features=None if student_states is None else method.features,
                 number=number,
                 seed=seed,
             )
 
-    systems, rounds = {"teacher": guide, "student": start}, {"student": 0, method.kind: method.rounds}
-    for number in range(1, method.rounds) if evaluation.rounds else ():
-        systems[f"round_{number}"], rounds[f"round_{number}"] = pupils[number], number
-    systems[method.kind] = pupil
-    run_free, judge, why_not = evaluation.free_run(windows.context), evaluation.judge, why_no_judge(evaluation.judge)
+    between = range(1, method.rounds) if evaluation.rounds else ()
+    systems = {"teacher": teacher_model, "student": student_model}
+    systems |= {f"round_{number}": trained[number - 1] for number in between} | {method.kind: trained[-1]}
+    rounds = {"student": 0, **{f"round_{number}": number for number in between}, method.kind: method.rounds}
+    return compared(corpus, systems, rounds, windows.context, evaluation)
+
+
+def compared(
+    corpus: Artifact,
+    systems: Mapping[str, Artifact],
+    rounds: Mapping[str, int],
+    context: int,
+    settings: TextEvaluationSettings,
+) -> Artifact:
+    """What each system writes from `context` tokens, judged where a judge is named, and all side by side."""
+    why_not = why_no_judge(settings.judge)
     written, judged = {}, {}
-    for name, each in systems.items():
-        written[name] = free_run.labelled(name)(corpus=corpus, model=each, settings=run_free)
-        if judge is not None and why_not is None:
-            judged[name] = g_eval.labelled(name)(corpus=corpus, written=written[name], settings=judge)
+    for name, system in systems.items():
+        written[name] = free_run.labelled(name)(corpus=corpus, model=system, settings=settings.free_run(context))
+        if settings.judge is not None and why_not is None:
+            judged[name] = g_eval.labelled(name)(corpus=corpus, written=written[name], settings=settings.judge)
     return evaluate(
         corpus=corpus,
         systems=written,
         judged=judged,
         why_not_judged=why_not or "",
         rounds=rounds,
-        resamples=evaluation.resamples,
-        block=evaluation.block,
-        seed=evaluation.seed,
+        resamples=settings.resamples,
+        block=settings.block,
+        seed=settings.seed,
     )
 
 

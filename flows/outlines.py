@@ -63,8 +63,6 @@ def execute(
     planning: bool = False,
 ) -> tuple[Run, Artifact]:
     """Run (or plan) an outline with validated parameters, record it, and rebuild the results' database."""
-    from tasks.catalog.database import build_catalog
-    from tasks.report import write_report
     from tasks.store.progress import NullReporter
     from tasks.store.stage import RuntimeSettings, open_run
 
@@ -95,10 +93,20 @@ def execute(
         last = outline.pipeline(**settings)
         if not planning:  # a run that was killed before its results were written has not completed
             run.record.end("completed")
-            try:
-                build_catalog(store, ending=run.record)
-                write_report(store, run.run_id, ending=run.record)
-            except ValueError:  # gc may have taken from under them what other runs had: once more
-                build_catalog(store, ending=run.record)
-                write_report(store, run.run_id, ending=run.record)
+            _write_results(store, run)
     return run, last
+
+
+def _write_results(store: Store, run: Run) -> None:
+    """The results' database and the report; both once more where gc has taken from under them what other runs had."""
+    from tasks.catalog.database import build_catalog
+    from tasks.report import write_report
+
+    for last_try in (False, True):
+        try:
+            build_catalog(store, ending=run.record)
+            write_report(store, run.run_id, ending=run.record)
+            return
+        except ValueError:
+            if last_try:
+                raise
