@@ -69,7 +69,7 @@ def demo_bench(vocab_size: int | None = None, steps: int = 120) -> Bench:
     corpus = load(DatasetSettings(**parameters["dataset"]), 0, 20_000)
     source, target = (corpus.train[name].to_pylist() for name in ("source", "target"))
     tokenizer = train_tokenizer([*source, *target], parameters["teacher"]["vocab_size"])
-    limit = parameters["method"]["max_source_tokens"]
+    limit = parameters["lengths"]["source"]
     pairs = Pairs(TokenRows.encode(tokenizer, source, limit), TokenRows.encode(tokenizer, target, limit))
     settings = SupervisedSettings(
         max_steps=steps,
@@ -82,4 +82,4 @@ def demo_bench(vocab_size: int | None = None, steps: int = 120) -> Bench:
         model = build_t5(T5Shape(**parameters[role]["shape"]), vocab_size or len(tokenizer), seed)
         list(train_supervised(TrainState.start(model, settings.optimizer), pairs, pairs, settings, seed))
         models.append(model)
-    return Bench(models[0], models[1], pairs.source, parameters["method"]["sampling"]["max_new_tokens"])
+    return Bench(models[0], models[1], pairs.source, parameters["lengths"]["target"])

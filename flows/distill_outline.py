@@ -13,6 +13,7 @@ from data.reading.specs import DatasetSettings
 from flows.evaluation import System, evaluate_systems, measure_exposure
 from flows.methods import Method
 from flows.outlines import Outline
+from kd_core.lengths import Lengths
 from kd_core.models.loading import ModelSettings
 from kd_core.train.llmr import LLMRSettings
 from kd_core.train.minillm import MiniLLMSettings
@@ -36,6 +37,7 @@ def pipeline(
     dataset: DatasetSettings,
     teacher: TeacherSettings,
     student: ModelSettings,
+    lengths: Lengths = Lengths(),  # noqa: B008 (frozen)
     score: ScoreSettings = ScoreSettings(),  # noqa: B008 (frozen)
     pre_distill: SupervisedSettings = SupervisedSettings(),  # noqa: B008 (frozen)
     method: Method = LLMRSettings(),  # noqa: B008 (frozen)
@@ -54,6 +56,7 @@ def pipeline(
         dataset: the pairs that are distilled on, and how they are cleaned and split
         teacher: a model by name with its prompt, or a small T5 that is fitted here
         student: a model by name, or a small T5 over the teacher's tokenizer
+        lengths: how many tokens every stage reads and writes that does not say otherwise
         score: how the teacher writes the outputs that the student first learns from
         pre_distill: the student's training on the teacher's outputs (SeqKD)
         method: how the student goes on: LLMR, or what it is compared with, by `kind`
@@ -63,6 +66,8 @@ def pipeline(
         data_seed: of the split, and of a teacher that is fitted here
         limit: at most this many training pairs
     """
+    teacher, score, pre_distill = lengths.fill(teacher), lengths.fill(score), lengths.fill(pre_distill)
+    method, evaluation, exposure = lengths.fill(method), lengths.fill(evaluation), lengths.fill(exposure)
     prompt = teacher.prompt
     corpus = prepare(dataset=dataset, seed=data_seed, limit=limit)
     teacher_model = tasks.pairs.teacher.teacher(corpus=corpus, settings=teacher, seed=data_seed)

@@ -71,8 +71,10 @@ def execute(
     for oddity in outline.check(settings):
         reporter.warning(oddity)
 
+    lengths = settings.get("lengths")  # of the flows that have them; the record names those of every stage
+    recorded = jsonable({name: lengths.fill(value) for name, value in parameters.items()} if lengths else parameters)
+
     def opened(reporter: Reporter, *, planning: bool) -> AbstractContextManager[Run]:
-        recorded = jsonable(parameters)
         return open_run(
             store,
             name=name,

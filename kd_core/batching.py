@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kd_core.lengths import require_length
+
 POOL_BATCHES = 16  # rows are sorted by length within a pool this large, so that a batch pads little
 
 
@@ -33,11 +35,13 @@ class TokenRows:
     @classmethod
     def encode(cls, tokenizer: Any, texts: Sequence[str], max_tokens: int, *, ends: bool = True) -> "TokenRows":
         """Tokenise texts; a row longer than `max_tokens` is cut and keeps its end of sequence. See `token_lists`."""
+        require_length("max_source_tokens", max_tokens)
         return cls.of(token_lists(tokenizer, texts, max_tokens, ends=ends))
 
     @classmethod
     def targets(cls, tokenizer: Any, texts: Sequence[str], max_tokens: int) -> "TokenRows":
         """Texts as a model is to write them: nothing that a tokenizer puts in front, and the end of sequence."""
+        require_length("max_target_tokens", max_tokens)
         rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         return cls.of([[*row[: max_tokens - 1], tokenizer.eos_token_id] for row in rows])
 

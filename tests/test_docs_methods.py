@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from kd_core.batching import BatchSettings
+from kd_core.lengths import Lengths
 from kd_core.losses.rewards import RewardSettings
 from kd_core.metrics.outputs import ALL_METRICS, Outputs, References, evaluate_outputs
 from kd_core.rollout.beam_search import BeamSettings
@@ -27,6 +28,7 @@ LLMR, METRICS = (
 )
 NAMED = LLMR | METRICS
 SETTINGS = (
+    Lengths,
     LLMRSettings,
     RewardSettings,
     SamplingSettings,

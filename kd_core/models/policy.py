@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from kd_core.lengths import require_length
 from kd_core.models import causal, t5
 from kd_core.models.causal_steps import CausalStepDecoder
 from kd_core.models.packing import Layout
@@ -63,6 +64,7 @@ def decode(model: Model, memory: Memory, input_ids_BT: Tensor, mask_BT: Tensor) 
 
 def step_decoder(model: Model, memory: Memory, max_length: int, num_beams: int = 1) -> StepDecoder:
     """What writes at most `max_length` tokens after each source, in `num_beams` rows a source."""
+    require_length("max_new_tokens", max_length)
     if isinstance(memory, t5.Memory):
         return T5StepDecoder(model, memory, max_length, num_beams)
     return CausalStepDecoder(model, memory, max_length, num_beams)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kd_core.batching import TokenRows, token_lists
+from kd_core.lengths import require_length
 
 PLACEHOLDER = "{source}"
 
@@ -21,8 +22,9 @@ def wrapped_rows(
 ) -> TokenRows:
     """The prompt around each source, as ids. See above for what is cut.
 
-    Raises ValueError for a tokenizer that cannot say which characters a token stands for.
+    Raises ValueError for a tokenizer that cannot say which characters a token stands for, and for a length below 1.
     """
+    require_length("max_source_tokens", max_tokens)
     if prompt == PLACEHOLDER:
         return TokenRows.encode(tokenizer, sources, max_tokens, ends=ends)
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_core.lengths import check_lengths, target_length
 from kd_core.models.policy import Memory, Model, head_weight, start_tokens, step_decoder
 from kd_core.training import check_distribution
 
@@ -23,15 +24,14 @@ class BeamSettings:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
 
     num_beams: int = 4
-    max_new_tokens: int = 64
+    max_new_tokens: int = target_length()
     no_repeat_ngram_size: int = 2  # 0 = off
     length_penalty: float = 1.0  # score = log-probability / length ** length_penalty
 
     def __post_init__(self) -> None:
         if self.num_beams < 1:
             raise ValueError(f"num_beams must be at least 1, got {self.num_beams}")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        check_lengths(self)
         if self.no_repeat_ngram_size < 0:
             raise ValueError(f"no_repeat_ngram_size must be 0 (off) or more, got {self.no_repeat_ngram_size}")
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_core.lengths import check_lengths, target_length
 from kd_core.losses.lm_head import full_precision
 from kd_core.masking import mask_through_eos, truncated_rows
 from kd_core.models.policy import Memory, Model, head_weight, start_tokens, step_decoder
@@ -32,14 +33,13 @@ class SamplingSettings:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
 
-    max_new_tokens: int = 64
+    max_new_tokens: int = target_length()
     temperature: float = 1.0
     top_k: int = 0  # 0 = the whole vocabulary
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        check_lengths(self)
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
         if self.top_k < 0:

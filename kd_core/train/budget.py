@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from kd_core.batching import BatchSettings
+from kd_core.lengths import check_lengths, source_length
 from kd_core.rollout.sampling import SamplingSettings
 from kd_core.training import OptimizerSettings
 
@@ -18,7 +19,7 @@ class Budget:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
 
     steps: int = 1000
-    max_source_tokens: int = 512
+    max_source_tokens: int = source_length()
     validate_every: int = 100  # updates between two looks at the validation set; 0 = at the end only
     validation_rows: int = 256
     sampling: SamplingSettings = field(
@@ -28,9 +29,10 @@ class Budget:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "max_source_tokens", "validation_rows"):
+        for name in ("steps", "validation_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_lengths(self)
         if self.validate_every < 0:
             raise ValueError(f"validate_every must be 0 (at the end only) or more, got {self.validate_every}")
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from kd_core.batching import Sources, TokenRows, updates
+from kd_core.lengths import require_length
 from kd_core.losses.divergence_head import Divergence, divergence_loss
 from kd_core.masking import shift_right, truncated_rows
 from kd_core.models.policy import Memory, Model, decode, head_weight, start_tokens
@@ -204,6 +205,7 @@ class Pair:
         """What the teacher wrote for these rows, cut to the length limit."""
         assert self.train.outputs is not None  # the stage reads them wherever a term needs them
         config, limit = self.student.config, self.settings.sampling.max_new_tokens
+        require_length("max_new_tokens", limit)
         tokens_BT, mask_BT = self.train.outputs.batch(rows_B, config.pad_token_id, self.student.device)
         tokens_BT, mask_BT = tokens_BT[:, :limit], mask_BT[:, :limit]
         no_log_prob_BT = torch.zeros_like(tokens_BT, dtype=torch.float32)

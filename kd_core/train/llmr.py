@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kd_core.batching import BatchSettings, Sources, updates
+from kd_core.lengths import check_lengths, source_length
 from kd_core.losses.lm_head import token_log_probs, weighted_nll
 from kd_core.losses.rewards import RewardSettings, reward_to_go, scale_and_clip, subtract_baseline
 from kd_core.masking import shift_right
@@ -41,7 +42,7 @@ class LLMRSettings:
         "reused"  # always: also where top_k or top_p reshaped the first use
     )
     entropy_bonus: float = 0.0  # nats^-1; the true entropy, not the cross-entropy to uniform of the authors' code
-    max_source_tokens: int = 512
+    max_source_tokens: int = source_length()
     validate_every: int = 100  # updates between two looks at the validation reward; 0 = at the end only
     validation_rows: int = 256
     sampling: SamplingSettings = field(default_factory=lambda: SamplingSettings(top_k=2))
@@ -50,9 +51,10 @@ class LLMRSettings:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "rollouts_per_source", "updates_per_rollout", "max_source_tokens", "validation_rows"):
+        for name in ("steps", "rollouts_per_source", "updates_per_rollout", "validation_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_lengths(self)
         if self.importance not in ("reused", "always", "never"):
             raise ValueError(f"importance must be reused, always or never, got {self.importance!r}")
         if self.entropy_bonus < 0 or self.validate_every < 0:

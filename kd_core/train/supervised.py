@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from kd_core.batching import BatchSettings, TokenRows, epoch_updates, updates
+from kd_core.lengths import check_lengths, source_length, target_length
 from kd_core.losses.lm_head import token_log_probs, weighted_nll
 from kd_core.masking import shift_right
 from kd_core.models.causal import check_length
@@ -24,17 +25,18 @@ class SupervisedSettings:
 
     epochs: int = 1
     max_steps: int | None = None  # stop here if it comes before the end of the epochs
-    max_source_tokens: int = 512
-    max_target_tokens: int = 128
+    max_source_tokens: int = source_length()
+    max_target_tokens: int = target_length()
     validate_every: int = 200  # updates between two looks at the validation loss; 0 = at the end only
     validation_rows: int = 1000
     batch: BatchSettings = field(default_factory=BatchSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "max_source_tokens", "max_target_tokens", "validation_rows"):
+        for name in ("epochs", "validation_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_lengths(self)
         if self.max_steps is not None and self.max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
         if self.validate_every < 0:

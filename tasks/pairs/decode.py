@@ -1,7 +1,7 @@
 """The stage `decode`: what one system writes for a split, and the teacher's reward of it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kd_core.batching import TokenRows
+from kd_core.lengths import check_lengths, source_length
 from kd_core.losses.rewards import RewardSettings
 from kd_core.masking import mask_through_eos, truncated_rows
 from kd_core.models.policy import encode
@@ -39,9 +40,8 @@ OUTPUTS = pa.schema(
 )
 
 
-def greedy_decoding() -> BeamSettings:
-    """One beam and no ban on repeats."""
-    return BeamSettings(num_beams=1, no_repeat_ngram_size=0)
+GREEDY = BeamSettings(num_beams=1, no_repeat_ngram_size=0)
+UNREAD = replace(GREEDY, max_new_tokens=64)  # in the key of every stage whose outputs are drawn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,16 +52,15 @@ class DecodeSettings:
 
     split: Literal["validation", "test"] = "test"
     max_rows: int | None = None  # the first rows of the split; None = all
-    max_source_tokens: int = 512
-    decoding: BeamSettings = field(default_factory=greedy_decoding)
+    max_source_tokens: int = source_length()
+    decoding: BeamSettings = UNREAD
     sampling: SamplingSettings | None = None  # draw the outputs instead, as a chat does: then decoding is not read
     seed: int = 0  # of the samples
 
     def __post_init__(self) -> None:
         if self.split not in ("validation", "test"):
             raise ValueError(f"split must be validation or test, got {self.split!r}")
-        if self.max_source_tokens < 1:
-            raise ValueError(f"max_source_tokens must be at least 1, got {self.max_source_tokens}")
+        check_lengths(self)
         if self.max_rows is not None and self.max_rows < 1:
             raise ValueError(f"max_rows must be at least 1, got {self.max_rows}")
 

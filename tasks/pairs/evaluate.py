@@ -10,6 +10,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kd_core.lengths import source_length
 from kd_core.losses.rewards import RewardSettings
 from kd_core.metrics.bleu import SacreBleuSettings
 from kd_core.metrics.outputs import TEXT_METRICS, MetricName
@@ -18,7 +19,7 @@ from kd_core.rollout.beam_search import BeamSettings
 from kd_core.rollout.sampling import SamplingSettings
 from tasks.compute import read_split
 from tasks.measured import read_replicates, write_measured
-from tasks.pairs.decode import DecodeSettings, greedy_decoding
+from tasks.pairs.decode import GREEDY, UNREAD, DecodeSettings
 from tasks.pairs.measure import MeasureSettings
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
@@ -45,8 +46,8 @@ class EvaluationSettings:
 
     split: Literal["validation", "test"] = "test"
     max_rows: int | None = None  # the first rows of the split; None = all
-    max_source_tokens: int = 512
-    decoding: BeamSettings = field(default_factory=greedy_decoding)
+    max_source_tokens: int = source_length()
+    decoding: BeamSettings = GREEDY
     sampling: SamplingSettings | None = None  # draw the outputs instead, as a chat does: then decoding is not read
     metrics: tuple[MetricName, ...] = TEXT_METRICS  # sequence tasks, such as spelling to phonemes: add per and wer
     rouge: RougeSettings = field(default_factory=RougeSettings)  # its tokenizer: ascii, or words of every script
@@ -65,7 +66,7 @@ class EvaluationSettings:
             split=self.split,
             max_rows=self.max_rows,
             max_source_tokens=self.max_source_tokens,
-            decoding=self.decoding if self.sampling is None else greedy_decoding(),  # not read, so in no key
+            decoding=self.decoding if self.sampling is None else UNREAD,
             sampling=self.sampling,
             seed=self.seed if self.sampling is not None else 0,
         )

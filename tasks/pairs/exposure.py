@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_core.batching import TokenRows
+from kd_core.lengths import check_lengths, source_length, target_length
 from kd_core.metrics.bootstrap import Resamples
 from kd_core.metrics.excess_error import Reader, excess_error, prefix_kl
 from kd_core.metrics.intervals import Floats
@@ -49,15 +50,16 @@ class ExposureSettings:
     split: Literal["validation", "test"] = "test"
     rows: int = 1000  # inputs, the first ones of the split
     samples: int = 1  # prefixes per input; more inputs narrow the band more than more samples do
-    max_length: int = 64  # the curve's last length, in tokens
-    max_source_tokens: int = 512
+    max_length: int = target_length()  # the curve's last length, in tokens
+    max_source_tokens: int = source_length()
     resamples: int = 1000  # of the bootstrap over inputs
     seed: int = 0  # of the samples and the bootstrap
 
     def __post_init__(self) -> None:
-        for name in ("rows", "samples", "max_length", "resamples"):
+        for name in ("rows", "samples", "resamples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_lengths(self)
         _ = self.decode(0)  # checks the rest
         if self.seed + self.samples - 1 > SEEDS[1]:
             raise ValueError(f"seed + samples - 1, the last sample's seed, must be at most {SEEDS[1]}")

@@ -99,7 +99,7 @@ def _record(build: Build, log: list[StepMetrics], settings: LLMRSettings) -> Non
         what = "dropped" if settings.reward.truncated == "drop" else "bootstrapped"
         build.warn(
             f"{truncated:.0%} of the rollouts hit the limit of {settings.sampling.max_new_tokens} tokens "
-            f"and were {what}; raise method.sampling.max_new_tokens"
+            f"and were {what}; raise lengths.target"
         )
 
 

@@ -107,7 +107,7 @@ def check_room(
             what = "judges" if need.judged else "is given"
             raise ValueError(
                 f"{need.stage}: the {need.role} has {most} positions, and {what} up to {tokens} tokens at once\n"
-                f"lower {need.stage}.max_source_tokens or the limit of what is written, or take a model with more"
+                "lower lengths.source or lengths.target (or what the stage sets of its own), or take a model with more"
             )
 
 

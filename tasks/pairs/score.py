@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kd_core.batching import TokenRows
+from kd_core.lengths import check_lengths, source_length
 from kd_core.masking import mask_through_eos, truncated_rows
 from kd_core.models.policy import encode
 from kd_core.rollout.beam_search import BeamSettings, beam_search
@@ -29,7 +30,7 @@ class ScoreSettings:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
 
     beam: BeamSettings = field(default_factory=BeamSettings)
-    max_source_tokens: int = 512
+    max_source_tokens: int = source_length()
     max_rows: int | None = None  # training inputs to write for, the first ones; None = all
     batch_rows: int = 64
     shard_rows: int = 2048  # a shard is written whole, and never again
@@ -37,9 +38,10 @@ class ScoreSettings:
     label_top_k: int = 50
 
     def __post_init__(self) -> None:
-        for name in ("max_source_tokens", "batch_rows", "shard_rows", "label_top_k"):
+        for name in ("batch_rows", "shard_rows", "label_top_k"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_lengths(self)
         if self.max_rows is not None and self.max_rows < 1:
             raise ValueError(f"max_rows must be at least 1, got {self.max_rows}")
         if self.labels not in ("none", "topk"):

@@ -50,7 +50,7 @@ def test_hypotheses_equal_stock_generate(
     assert len(lengths) > 2 or length_penalty > 1, "all outputs are equally long: ending was not tested"
 
 
-@pytest.mark.parametrize(("field", "value"), [("num_beams", 0), ("max_new_tokens", 0), ("no_repeat_ngram_size", -1)])
+@pytest.mark.parametrize(("field", "value"), [("num_beams", 0), ("max_new_tokens", -1), ("no_repeat_ngram_size", -1)])
 def test_settings_out_of_range_are_refused(field: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"{field} must be .*, got {value}"):
         BeamSettings(**{field: value})

@@ -187,7 +187,7 @@ def test_padding_rows_of_the_embedding_are_never_written(make_t5: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("temperature", 0.0), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.5), ("max_new_tokens", 0)]
+    ("field", "value"), [("temperature", 0.0), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.5), ("max_new_tokens", -1)]
 )
 def test_settings_out_of_range_are_refused(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{field} must be .*, got {value}"):

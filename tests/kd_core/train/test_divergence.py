@@ -95,6 +95,12 @@ def test_loss_and_gradient_are_those_of_full_logits(make_t5: Make, kind: str) ->
         torch.testing.assert_close(ours[name], p.grad, atol=1e-9, rtol=1e-7, msg=name)
 
 
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_length_that_was_left_to_a_run_is_refused(make_t5: Make, kind: str) -> None:
+    with pytest.raises(ValueError, match="max_new_tokens must be at least 1, got 0"):
+        train(make_t5(), make_t5(), replace(METHODS[kind], sampling=SamplingSettings()))
+
+
 def test_who_writes_what_is_the_methods_definition() -> None:
     def of(settings: DivergenceSettings) -> list[tuple[str, str, float]]:
         return [(term.writer, term.divergence.kind, term.divergence.beta) for term in step_terms(settings, 0, 0)]

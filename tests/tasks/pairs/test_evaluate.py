@@ -186,7 +186,7 @@ def test_fewer_references_than_predictions_are_refused_in_two_lines(made: Made) 
         ({"resamples": 0}, "resamples must be at least 1, got 0"),
         ({"metrics": ("bleu", "f1")}, "metrics must be some of bleu, .*; got f1"),
         ({"max_rows": 0}, "max_rows must be at least 1, got 0"),
-        ({"max_source_tokens": 0}, "max_source_tokens must be at least 1, got 0"),
+        ({"max_source_tokens": -1}, "max_source_tokens must be at least 1, or 0 for the run's, got -1"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -260,5 +260,5 @@ def test_a_teacher_that_is_its_own_student_without_a_prompt_differs_by_the_promp
 
 @pytest.mark.parametrize("name", ["rows", "samples", "max_length", "resamples", "max_source_tokens"])
 def test_exposure_settings_out_of_range_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="must be at least 1, got 0"):
-        ExposureSettings(**{name: 0})
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, .*got -1"):
+        ExposureSettings(**{name: -1})

@@ -74,7 +74,7 @@ def test_judging_takes_one_position_more_than_sampling(made: Made, prompt: str, 
     just = longest(made, "train", prompt) + 6 - 1 + more
     check_room(*made[1:], *sized(just), prompt, need)
     what = "judges" if judged else "is given"
-    said = rf"method: the teacher has {just - 1} positions, and {what} up to {just} tokens at once\nlower method\.max_s"
+    said = rf"method: the teacher has {just - 1} positions, and {what} up to {just} tokens at once\nlower lengths\."
     with pytest.raises(ValueError, match=said):
         check_room(*made[1:], *sized(just - 1), prompt, need)
     check_room(*made[1:], TeacherSettings(name="some/t5"), ModelSettings(shape=T5Shape()), prompt, need)
@@ -128,7 +128,8 @@ def test_every_stage_of_a_run_is_asked() -> None:
         ("exposure", "teacher", "test", 13, True),
         ("exposure", "student", "test", 13, False),
     }
-    learnt = [each for each in needs(score, TRAINING, SeqKDSettings(), EVALUATION, None) if each.stage == "method"]
+    seqkd = SeqKDSettings(sampling=SamplingSettings(max_new_tokens=64))
+    learnt = [each for each in needs(score, TRAINING, seqkd, EVALUATION, None) if each.stage == "method"]
     assert [(each.role, each.split, each.rows, each.tokens) for each in learnt] == [
         ("student", "train", 7, 11),
         ("student", "validation", 256, 64),
