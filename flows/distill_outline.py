@@ -11,23 +11,18 @@ import tasks.pairs.score
 import tasks.pairs.teacher
 from data.reading.specs import DatasetSettings
 from flows.evaluation import System, evaluate_systems, measure_exposure
-from flows.methods import Method
+from flows.methods import Method, train
 from flows.outlines import Outline
 from kd_core.lengths import Lengths
 from kd_core.models.loading import ModelSettings
 from kd_core.train.llmr import LLMRSettings
-from kd_core.train.minillm import MiniLLMSettings
 from kd_core.train.supervised import SupervisedSettings
-from tasks.pairs.divergence import divergence
 from tasks.pairs.evaluate import EvaluationSettings
 from tasks.pairs.exposure import ExposureSettings
-from tasks.pairs.llmr import llmr
-from tasks.pairs.minillm import minillm
 from tasks.pairs.positions import check_room, needs
 from tasks.pairs.prepare import prepare
 from tasks.pairs.prompting_student import PromptingStudentSettings, prompting_student
 from tasks.pairs.score import ScoreSettings
-from tasks.pairs.seqkd import SeqKDSettings, seqkd
 from tasks.pairs.teacher import TeacherSettings
 from tasks.preflight import check_models
 from tasks.store.artifacts import Artifact
@@ -97,29 +92,6 @@ def pipeline(
             if not system.prompted:
                 measure_exposure(corpus, teacher_model, name, system.model, prompt, evaluation.reward, exposure)
     return evaluate_systems(corpus, teacher_model, systems, prompt, evaluation)
-
-
-def train(
-    method: Method, corpus: Artifact, teacher: Artifact, outputs: Artifact, student: Artifact, prompt: str, seed: int
-) -> Artifact:
-    """The pre-distilled student, trained on by a method."""
-    match method:
-        case LLMRSettings():
-            return llmr(corpus=corpus, teacher=teacher, student=student, prompt=prompt, settings=method, seed=seed)
-        case SeqKDSettings():
-            return seqkd(corpus=corpus, outputs=outputs, student=student, settings=method, seed=seed)
-        case MiniLLMSettings():
-            return minillm(corpus=corpus, teacher=teacher, student=student, prompt=prompt, settings=method, seed=seed)
-        case _:
-            return divergence.labelled(method.kind)(
-                corpus=corpus,
-                teacher=teacher,
-                outputs=outputs,
-                student=student,
-                prompt=prompt,
-                settings=method,
-                seed=seed,
-            )
 
 
 def check(settings: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The methods of the flow `distill`, told apart by `kind`."""
+"""The methods of the flow `distill`, told apart by `kind`, and the stage that each of them is."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -8,8 +8,12 @@ from pydantic import Discriminator, Tag
 from kd_core.train.divergence import ForwardKLSettings, GKDSettings, JSSettings, ReverseKLSettings
 from kd_core.train.llmr import LLMRSettings
 from kd_core.train.minillm import MiniLLMSettings
+from tasks.pairs.divergence import divergence
+from tasks.pairs.llmr import llmr
+from tasks.pairs.minillm import minillm
 from tasks.pairs.prompting_student import PromptingStudentSettings
-from tasks.pairs.seqkd import SeqKDSettings
+from tasks.pairs.seqkd import SeqKDSettings, seqkd
+from tasks.store.artifacts import Artifact
 
 
 def kind_of(value: Any) -> str:
@@ -38,3 +42,26 @@ Method = Annotated[
     Discriminator(kind_of),
     _AnyOf,
 ]
+
+
+def train(
+    method: Method, corpus: Artifact, teacher: Artifact, outputs: Artifact, student: Artifact, prompt: str, seed: int
+) -> Artifact:
+    """The pre-distilled student, trained on by a method."""
+    match method:
+        case LLMRSettings():
+            return llmr(corpus=corpus, teacher=teacher, student=student, prompt=prompt, settings=method, seed=seed)
+        case SeqKDSettings():
+            return seqkd(corpus=corpus, outputs=outputs, student=student, settings=method, seed=seed)
+        case MiniLLMSettings():
+            return minillm(corpus=corpus, teacher=teacher, student=student, prompt=prompt, settings=method, seed=seed)
+        case _:
+            return divergence.labelled(method.kind)(
+                corpus=corpus,
+                teacher=teacher,
+                outputs=outputs,
+                student=student,
+                prompt=prompt,
+                settings=method,
+                seed=seed,
+            )
