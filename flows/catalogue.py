@@ -26,7 +26,7 @@ class NamedRun:
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> NamedRun:
-        """The run of a deployment's fields: called by its name, after `compare/` where it is one of that flow."""
+        """The run that a deployment's fields describe; its name is prefixed with `compare/` if it is a comparison."""
         compares = fields["entrypoint"].endswith(":compare")
         return cls(
             name=f"compare/{fields['name']}" if compares else fields["name"],
@@ -45,8 +45,8 @@ class NamedRun:
 def find_catalogue(given: Path | None = None, note: Callable[[str], None] = lambda text: None) -> Path:
     """The catalogue to use: `given`, or prefect.yaml in this folder or one above it, or the one beside this package.
 
-    A file on the way that has no run of ours is another project's: `note` is told that it is passed over. Raises
-    FileNotFoundError; ValueError for a file on the way that is no YAML, of which nobody can tell whose it is.
+    A file on the way that has no run of ours is another project's: it is passed over, and `note` is told. Raises
+    FileNotFoundError; ValueError for a file on the way that is not YAML.
     """
     if given is not None:
         if not given.is_file():
@@ -69,7 +69,8 @@ def find_catalogue(given: Path | None = None, note: Callable[[str], None] = lamb
 def load_catalogue(path: Path) -> dict[str, NamedRun]:
     """The named runs in a prefect.yaml, by name and in the file's order; deployments of other flows are left out.
 
-    Raises ValueError in one line for what is no prefect.yaml, has no run of ours, or describes one badly.
+    Raises ValueError in one line for a file without deployments or without a run of ours, and for one that is badly
+    described.
     """
     entries = deployments(path)
     if entries is None:

@@ -42,11 +42,11 @@ def pipeline(
     """Compare variants of one named run, at several values of a setting, with several seeds.
 
     Args:
-        run: the named run that all of them are
+        run: the named run that every variant changes
         variants: label → the settings that make it, by dotted name
         seeds: each variant is run with each
         sweep: a setting that is varied for every variant, such as method.alpha
-        values: of the setting that is varied
+        values: what sweep is set to, one after another
         settings: what differs from the named run in all variants, by dotted name
         workers: cells that are computed side by side, each on its share of the CPUs
         catalogue: the file that names the run; by default the prefect.yaml of the project
@@ -65,7 +65,7 @@ def pipeline(
 
 
 def check(parameters: Mapping[str, Any]) -> list[str]:
-    """Every cell is a run that could start. Returns what there is to remark on them, each once."""
+    """Check the run of every cell as if it were started by itself. Returns the remarks on them, each once."""
     if parameters["workers"] < 1:
         raise ValueError(f"workers must be at least 1, got {parameters['workers']}")
     grid = {name: value for name, value in parameters.items() if name != "workers"}
@@ -82,7 +82,7 @@ def _tasks(
     settings: dict[str, Any],
     catalogue: str | None,
 ) -> tuple[Outline, list[Task]]:
-    """The grid, validated. Raises ValueError in one line, with the cell that it is about."""
+    """The cells of the grid with their parameters. Raises ValueError in one line, naming the cell at fault."""
     for name, given in (("variants", variants), ("seeds", seeds)):
         if not given:
             raise ValueError(f"{name} must not be empty\na comparison needs at least one of each")
@@ -133,7 +133,7 @@ def _parameters(outline: Outline, base: NamedRun, changes: dict[str, Any], name:
 
 
 def check_plan(parameters: Mapping[str, Any], plan: Sequence[PlanRow]) -> str | None:
-    """What the runs that are compared would check of their plans."""
+    """The compared run's own check of its plan."""
     outline, tasks = _tasks(**{name: value for name, value in parameters.items() if name != "workers"})
     return None if outline.check_plan is None else outline.check_plan(tasks[0].parameters, plan)
 

@@ -1,6 +1,6 @@
-"""Jobs side by side in processes that end with their parent, however it ends, and without a word.
+"""Runs jobs in parallel, in child processes that cannot outlive their parent, whichever way it ends.
 
-Nothing heavy is imported here: a process is bound to its parent before it loads what its first job needs (torch).
+Nothing heavy is imported here: a child is bound to its parent before it loads what its first job needs (torch).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 @dataclass(frozen=True)
 class Job:
-    """One call for one of the processes; `name` is what it is called when its process dies."""
+    """One call for a child process; `name` is how the job is called in the message when its process dies."""
 
     name: str
     function: Callable[..., object]
@@ -38,8 +38,8 @@ class Job:
 def run_jobs(jobs: Sequence[Job], num_processes: int, done: Callable[[], None]) -> None:
     """Run all jobs, `num_processes` at a time, and call `done` after each.
 
-    Raises what a job raised, its traceback as a note, and ChildProcessError with the job's name if its process died.
-    Whatever this is left by, Ctrl-C too, no process is left behind.
+    Raises what a job raised, its traceback as a note, and ChildProcessError with the job's name if its process died. No
+    child process is left when this returns or raises, Ctrl-C included.
     """
     waiting, crew = deque(jobs), list[_Member]()
     try:
@@ -61,7 +61,7 @@ def run_jobs(jobs: Sequence[Job], num_processes: int, done: Callable[[], None]) 
 
 
 class _Member:
-    """A process, and the job that it has in hand."""
+    """A child process, and the job that it is doing."""
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
@@ -87,7 +87,7 @@ class _Member:
             raise error
 
     def end(self) -> None:
-        """A kill, because a process is busy with its job, or still importing; the store is made for that."""
+        """Kill the process, which may be busy or still importing; the store survives that."""
         self._process.kill()
         self._process.join()
         self.connection.close()
@@ -105,10 +105,10 @@ class _Member:
 
 @contextmanager
 def _ctrl_c_is_ours() -> Iterator[None]:
-    """Processes that start inside never see the terminal's Ctrl-C. Ours is kept back until they have started.
+    """Child processes started inside ignore Ctrl-C; our own Ctrl-C is raised once they have started.
 
-    They inherit the blocked signal, so they are deaf to it from their first moment. The handler is for a signal that
-    reaches another of our threads meanwhile: it would interrupt the start of a process half way.
+    They inherit the blocked signal, so they ignore it from the start. The handler is for a signal that reaches another
+    of our threads meanwhile: it would interrupt the start of a process half way.
     """
     _start_tracker()  # first, because starting it unblocks the signal
     pressed: list[int] = []
@@ -126,7 +126,7 @@ def _ctrl_c_is_ours() -> Iterator[None]:
 
 
 def _start_tracker() -> None:
-    """Python's own helper, which frees what a killed process has left of semaphores, and would warn of each."""
+    """Start Python's resource tracker, which frees the semaphores of killed processes, without its warnings."""
     before = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [before, "ignore:resource_tracker:UserWarning"]))
     try:
@@ -138,7 +138,7 @@ def _start_tracker() -> None:
 
 
 def _serve(connection: Connection) -> None:
-    """What a process does: job after job, until there are no more."""
+    """A child process's main loop: do jobs until the parent closes the connection."""
     _end_with_parent()
     streams.secure()
     with suppress(EOFError, BrokenPipeError):
@@ -147,7 +147,7 @@ def _serve(connection: Connection) -> None:
 
 
 def _answer(message: bytes) -> bytes:
-    """Do the job in `message`: None, or its error, pickled."""
+    """Do the job in `message`. Returns None, or the job's error, pickled."""
     try:
         function, arguments = pickle.loads(message)
         function(*arguments)
@@ -159,7 +159,7 @@ def _answer(message: bytes) -> bytes:
 
 
 def _travels(error: BaseException) -> bool:
-    """Whether an error comes out of a pickle again; those with a constructor of their own often do not."""
+    """Whether an error survives pickling; often not if its constructor takes more than a message."""
     try:
         return type(pickle.loads(pickle.dumps(error))) is type(error)
     except Exception:
@@ -167,7 +167,7 @@ def _travels(error: BaseException) -> bool:
 
 
 def _end_with_parent() -> None:
-    """A killed parent leaves no process behind: Linux ends it at once, elsewhere a thread does that watches a pipe."""
+    """End this process when its parent ends: at once on Linux, elsewhere by a thread that watches it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = multiprocessing.parent_process()

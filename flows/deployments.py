@@ -1,4 +1,4 @@
-"""The deployments of a prefect.yaml, whoever's it is: which are flows of ours, and what those say of themselves."""
+"""Reads the deployments of a prefect.yaml, maybe another project's: which are flows of ours, and their fields."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def deployments(path: Path) -> list[Any] | None:
 
 
 def is_ours(entry: Any) -> bool:
-    """Whether a deployment is of one of our flows. It may be anything: null, a text, a list."""
+    """Whether a deployment is of one of our flows; `entry` may be any value that YAML has."""
     entrypoint = entry.get("entrypoint") if isinstance(entry, dict) else None
     return isinstance(entrypoint, str) and entrypoint in MODULES
 
 
 def fields_of(entry: dict[str, Any], where: str) -> dict[str, Any]:
-    """What a deployment of ours says of itself: entrypoint, name, and what may be left out.
+    """Entrypoint, name, description, tags and parameters of a deployment of ours; what is left out is empty.
 
-    `where` names it in an error. Raises ValueError for what has another form, and for parameters that are no JSON.
+    `where` names it in an error. Raises ValueError for a field of another type, and for parameters that are not JSON.
     """
     name = entry.get("name")
     if not isinstance(name, str) or not name.strip():

@@ -59,7 +59,7 @@ def pipeline(
     teacher_model = language_model.labelled("teacher")(corpus=corpus, settings=teacher, seed=data_seed)
 
     def frozen_states(role: str, model: Artifact, settings: LanguageModelSettings) -> Artifact | None:
-        """What the part of a model that is not trained makes of every window, kept so that it is computed once."""
+        """The states of a model's frozen part for every window, computed once and kept."""
         if method.features == "none" or settings.trainable == "all":
             return None
         return features.labelled(role)(corpus=corpus, model=model, windows=windows, dtype=method.features)
@@ -128,7 +128,7 @@ def compared(
     context: int,
     settings: TextEvaluationSettings,
 ) -> Artifact:
-    """What each system writes from `context` tokens, judged where a judge is named, and all side by side."""
+    """Let each system write from `context` tokens, judge it where a judge is named, and compare all."""
     why_not = why_no_judge(settings.judge)
     written, judged = {}, {}
     for name, system in systems.items():
@@ -160,7 +160,7 @@ def check(settings: Mapping[str, Any]) -> list[str]:
 
 
 def check_plan(settings: Mapping[str, Any], plan: Sequence[PlanRow]) -> str | None:
-    """Where something is to be judged, the judge must answer before anything expensive starts."""
+    """If anything is to be judged, ask the judge for one answer before anything expensive starts."""
     judge = settings["evaluation"].judge
     wanted = any(row.stage.startswith("g_eval[") and row.status != "hit" for row in plan)
     return check_judge(judge) if judge is not None and wanted else None

@@ -1,5 +1,4 @@
-"""The outlines of an evaluation: each system writes and is measured by itself, then all stand side by side; and what
-its own prefixes do to a student."""
+"""Outlines of what is evaluated: all systems decoded, measured and compared; the exposure bias of each student."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,7 +51,7 @@ def measure_exposure(
     reward: RewardSettings,
     settings: ExposureSettings,
 ) -> Artifact:
-    """The excess error of the student `name`, from samples that are drawn once, the teacher's for all students."""
+    """The excess error of the student `name`. The samples are `decode` artifacts: all students share the teacher's."""
 
     def samples(shown: str, system: System) -> dict[str, Artifact]:
         return {

@@ -22,7 +22,7 @@ def kind_of(value: Any) -> str:
 
 
 class _AnyOf:
-    """Prefect's server checks parameters against JSON schema, where settings without a kind would fit several kinds."""
+    """Has the union in JSON schema as `anyOf`: Prefect's server would refuse settings without a kind under `oneOf`."""
 
     @staticmethod
     def __get_pydantic_json_schema__(schema: Any, handler: Any) -> dict[str, Any]:
@@ -47,7 +47,7 @@ Method = Annotated[
 def train(
     method: Method, corpus: Artifact, teacher: Artifact, outputs: Artifact, student: Artifact, prompt: str, seed: int
 ) -> Artifact:
-    """The pre-distilled student, trained on by a method."""
+    """Train the pre-distilled student by the method."""
     match method:
         case LLMRSettings():
             return llmr(corpus=corpus, teacher=teacher, student=student, prompt=prompt, settings=method, seed=seed)

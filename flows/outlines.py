@@ -24,12 +24,12 @@ MODULES = {  # a deployment's entrypoint -> where its outline is
 
 @dataclass(frozen=True)
 class Outline:
-    """One flow: which stages it calls in which order, and what is looked at before it starts.
+    """One flow: which stages it calls in which order, and what is checked before it starts.
 
     pipeline: calls the stages, inside `open_run`, and returns the last one's artifact. Its signature, with the
     docstring's `Args`, is where the parameters of a run are declared, for the command line and for Prefect.
-    check: refuses, in one line, what cannot end well; returns remarks on what is only odd.
-    check_plan: refuses knowing what would be computed, and may return a remark.
+    check: raises ValueError for settings that cannot work together; returns remarks on odd ones.
+    check_plan: the same, knowing which stages would be computed; at most one remark.
     """
 
     entrypoint: str
@@ -100,7 +100,7 @@ def execute(
 
 
 def _write_results(store: Store, run: Run) -> None:
-    """The results' database and the report; both once more where gc has taken from under them what other runs had."""
+    """Write the results' database and the report; a second time if gc deleted what they were reading."""
     from tasks.catalog.database import build_catalog
     from tasks.report import write_report
 

@@ -60,9 +60,9 @@ def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def _first(errors: Sequence[Any], known: Mapping[str, Any]) -> str:
-    """What pydantic's errors come down to: an unknown name before all else, because it explains what is missing.
+    """The line for the first of pydantic's errors; an unknown name comes first, since it explains what is missing.
 
-    A name that one class of a union lacks is unknown where no other has it; `known`: name → hint of each parameter.
+    known: name → hint of each parameter. In a union, a name is unknown only if no class has it.
     """
     for error in errors:
         path, names = _place(error["loc"][:-1], known)
@@ -127,6 +127,6 @@ def _inside(hint: Any, tag: int | str | None = None) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    """What was given, in a piece of a line."""
+    """A value as text, cut to MAX_SHOWN characters."""
     text = repr(value)
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"

@@ -50,7 +50,7 @@ def _build(root: Path, entrypoint: str, parameters: dict[str, Any], runtime: Run
 
 
 class _Warner(NullReporter):
-    """Says only what must be read: the comparison finds the stages as hits, and would never know."""
+    """Passes on warnings only: the comparison itself finds these stages as hits, which do not warn again."""
 
     def warning(self, text: str) -> None:
         print(f"WARNING: {text}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The end of a comparison: each metric of each method over its seeds, and which differences hold."""
+"""The end of a comparison: each metric of each method over its seeds, and which differences are significant."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def is_comparison(directory: Path) -> bool:
 def methods(directory: Path) -> Grid:
     """A row per metric and swept value, a column per method: mean over seeds [95 % interval over inputs and seeds].
 
-    A reference, which nothing was swept for, stands in every row of its metric.
+    A reference system, which the sweep does not change, has the same value in every row of its metric.
     """
     rows = read(directory / "comparison.parquet")
     names, points = in_order(rows, "method"), [x for x in in_order(rows, "x") if x is not None] or [None]
@@ -60,6 +60,6 @@ def _holds(row: dict[str, Any]) -> bool:
 
 
 def _references(directory: Path) -> set[str]:
-    """Systems that nothing was varied for: they are never the method of a difference."""
+    """The reference systems: those that are never the method of a difference."""
     named = {row["method"] for row in read(directory / "comparison_differences.parquet")}
     return {row["method"] for row in read(directory / "comparison.parquet")} - named

@@ -1,4 +1,4 @@
-"""Errors as people read them: what is wrong in one line, then what to do where the error says so."""
+"""Error messages for people: one line that says what is wrong, then what to do where that is known."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ _NO_ACCESS = "this user may not: give it access (chmod, chown), or name another 
 
 
 def explain(error: BaseException) -> str:
-    """The text of a user's mistake, or of what the system refused."""
+    """The message of an error: a user's mistake, or what the system refused."""
     stopped = why_stopped(error)
     if stopped is not None:
         return stopped
@@ -22,12 +22,12 @@ def explain(error: BaseException) -> str:
 
 
 def is_explained(error: BaseException) -> bool:
-    """Whether `explain` says all: no traceback is needed to know what to do."""
+    """Whether `explain` says all that is needed; else it is a bug, and wants a traceback."""
     return isinstance(error, ValueError | OSError) or why_stopped(error) is not None
 
 
 def why_stopped(error: BaseException) -> str | None:
-    """What stopped a command where that is no fault of the program's: a full disk, memory, input nested without end."""
+    """The message where the machine or the input's nesting is at fault: a full disk, memory, recursion. Else None."""
     full = _full_disk(error)
     if full:
         return f"{full}\n{MAKE_ROOM}"
@@ -45,7 +45,7 @@ def _cut(line: str) -> str:
 
 
 def _full_disk(error: BaseException) -> str | None:
-    """What a full disk is called and which file met it; None for any other error, and what led to it."""
+    """The system's message and the file, if `error` or a cause of it is a full disk; else None."""
     met: BaseException | None = error
     while met is not None:
         for number in FULL:
@@ -57,7 +57,7 @@ def _full_disk(error: BaseException) -> str | None:
 
 
 def _says(error: BaseException, number: int) -> bool:
-    """Each library has its own way: safetensors and DuckDB an error of their own with the system's words in it."""
+    """Whether an error means this errno; safetensors and DuckDB raise their own, with the system's words in them."""
     said = str(error)
     by_numpy = number == errno.ENOSPC and re.fullmatch(r"\d+ requested and \d+ written", said) is not None
     return by_numpy or getattr(error, "errno", None) == number or os.strerror(number).lower() in said.lower()

@@ -145,7 +145,7 @@ def _plain_table(headers: Sequence[str], cells: list[list[str]], numeric: list[b
 
 
 def counter(what: str) -> Callable[[int, int], None]:
-    """Tells, where somebody watches, how far something is: `3/40 artifacts checked`, on a line that goes at the end."""
+    """A callback that shows progress on a terminal: `3/40 artifacts checked`, on a line that is erased at the end."""
 
     def tell(done: int, total: int) -> None:
         if sys.stderr.isatty():

@@ -1,4 +1,4 @@
-"""Standard output and error that can take everything that is printed: no run ends for what it says.
+"""Makes standard output and error take any text, so that no run fails because of what it prints.
 
 Imports nothing heavy: it is the first thing that the command line does.
 """
@@ -20,9 +20,9 @@ LOOK_ALIKES = {
 
 
 def secure() -> None:
-    """Make the standard streams take any text: what their encoding lacks is shown by what looks like it, or escaped.
+    """Make the standard streams take any text: what their encoding lacks is replaced by a similar character or escaped.
 
-    A stream that was closed before we began (`>&-`) leads nowhere: the next file that is opened must not become it.
+    A stream that was closed at start (`>&-`) leads to the null device; else the next file opened would get its number.
     """
     for number in (0, 1, 2):
         try:
@@ -38,13 +38,13 @@ def secure() -> None:
 
 
 def write_utf8() -> None:
-    """What is printed from now on is for programs: UTF-8 in every locale, so that nothing is replaced."""
+    """Write UTF-8 in every locale from now on: this output is for programs, and nothing in it may be replaced."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def let_go() -> None:
-    """The reader of our output has gone. Python would complain again when it flushes at exit."""
+    """Drop buffered output after its reader has gone; else Python complains when it flushes at exit."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
@@ -54,7 +54,7 @@ def let_go() -> None:
 
 
 def outlive_readers() -> None:
-    """A run goes on when the reader of its output has gone, where rich, which Prefect logs with, would end it."""
+    """Let a run go on when the reader of its output has gone; rich, through which Prefect logs, would end it."""
     from rich.console import Console
 
     def fall_silent(console: Console) -> None:

@@ -13,7 +13,7 @@ MOST_PAIRS = 3
 
 
 def results(evaluation: Path) -> Grid:
-    """The table that a run ends with: of its systems, or of a comparison's methods."""
+    """The table that a run ends with: of its systems, or, for a comparison, of its methods."""
     return grid_summary.methods(evaluation) if grid_summary.is_comparison(evaluation) else comparison(evaluation)
 
 
@@ -65,7 +65,7 @@ def samples(evaluation: Path, number: int = NUM_SAMPLES) -> list[list[tuple[str,
 
 
 def warnings(directory: Path) -> list[str]:
-    """What an artifact's manifest says must be read."""
+    """The warnings in an artifact's manifest."""
     manifest = directory / "manifest.json"
     found: list[str] = (
         json.loads(manifest.read_text(encoding="utf-8"))["stats"].get("warnings", []) if manifest.exists() else []
@@ -74,7 +74,7 @@ def warnings(directory: Path) -> list[str]:
 
 
 def show_results(name: str, run_id: str, evaluation: Path, root: Path) -> None:
-    """Print all of it."""
+    """Print tables, samples, where the results are and what to try next."""
     compared = grid_summary.is_comparison(evaluation)
     show.heading("Comparison, with 95 % intervals")
     _show(results(evaluation))

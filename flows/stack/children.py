@@ -107,7 +107,7 @@ def _signal_group(group: int, number: int) -> bool:
 
 
 class Nursery:
-    """The file that living children keep locked, with their process groups in it, and when each began."""
+    """The file that running children keep locked: it lists their process groups, and when each began."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ class Nursery:
         self._record({**self._recorded(), child.name: (group, process_start(group))})
 
     def _locked(self) -> bool:
-        """Take the lock; what has just been ended takes a moment to let go of it."""
+        """Take the lock, waiting a moment for processes that have just been ended to release it."""
         deadline = time.monotonic() + UNLOCK_SECONDS
         while time.monotonic() < deadline:
             with suppress(BlockingIOError):
@@ -145,7 +145,7 @@ class Nursery:
         return False
 
     def _recorded(self) -> dict[str, tuple[int, str]]:
-        """Name → process group and when its first process began: the number alone may be another's by now."""
+        """Name → process group and the start time of its first process, since the number may be another's by now."""
         self._file.seek(0)
         return {name: (group, began) for name, (group, began) in json.loads(self._file.read() or "{}").items()}
 

@@ -1,4 +1,4 @@
-"""Flow runs that have died without a word: Prefect would show them, and their tasks, as running for ever."""
+"""Marks flow runs whose process has died as Crashed; Prefect would show them, and their tasks, as running for ever."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ MESSAGE = "The process has died. Its finished stages and checkpoints are kept: r
 
 
 def settle(url: str, *, worker_runs: bool, late_seconds: float = LATE_SECONDS) -> list[str]:
-    """Mark what has died as Crashed, runs and their tasks; returns the runs' names. `url`: of the server's API.
+    """Mark dead flow runs and their tasks as Crashed; returns the names of the runs.
 
-    Whoever had it in hand; a run that nobody here can know about is left alone. `worker_runs`: whether the stack's own
-    worker does; where it does not, all that it had is dead too, because its process group was ended with it.
+    url: of the server's API. worker_runs: whether the stack's own worker is running; if not, every run that it had is
+    dead, because its process group ended with it. A run whose process this machine cannot know is left alone.
     """
     from httpx import HTTPError
     from prefect.client.orchestration import SyncPrefectClient
@@ -51,7 +51,7 @@ def _crash_runs(client: SyncPrefectClient, *, worker_runs: bool) -> list[str]:
 
 
 def _crash_task_runs(client: SyncPrefectClient, late_seconds: float) -> None:
-    """Mark what still runs of flow runs that crashed or failed as Crashed, whoever has noticed their end."""
+    """Mark tasks as Crashed that are still running although their flow run has crashed or failed."""
     from prefect.client.schemas import filters
     from prefect.client.schemas.objects import StateType
     from prefect.states import Crashed

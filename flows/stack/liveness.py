@@ -1,4 +1,4 @@
-"""Whether the process of a flow run is alive. Each run says which process it is; only that one's death is believed."""
+"""Whether the process of a flow run is alive, by labels with which the run says which process it is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ATTEMPT, MACHINE, PROCESS = "distill.attempt", "distill.machine", "distill.proce
 
 
 def labels(attempt: int) -> dict[str, Any]:
-    """What a flow run is labelled with in its `attempt`: a process table, and which process of it this one is."""
+    """A flow run's labels in its `attempt`: the machine and the process. Empty where they cannot be known."""
     pid = os.getpid()
     start, here = process_start(pid), machine()
     return {ATTEMPT: attempt, MACHINE: here, PROCESS: f"{pid} {start}"} if start and here else {}
@@ -38,7 +38,7 @@ def alive(labels: Mapping[str, Any], attempt: int) -> bool | None:
 
 
 def machine() -> str:
-    """Names this process table and no other: the boot and the PID namespace. Empty where /proc shows another's."""
+    """An id of this machine's process table: boot and PID namespace. Empty where /proc shows another namespace."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         if Path("/proc/self").readlink().name != str(os.getpid()):

@@ -1,4 +1,4 @@
-"""An outline as a Prefect flow run: its record, its artifacts in Prefect's UI, and its failure in one line."""
+"""Runs an outline as a Prefect flow run: recorded, with artifacts in Prefect's UI, and failures told in one line."""
 
 import importlib
 import logging
@@ -56,7 +56,7 @@ def takes_parameters_of(outline: Outline) -> Callable[[Function], Function]:
 
 
 def run_in_prefect(outline: Outline, parameters: dict[str, Any]) -> State[Any] | tuple[str, str]:
-    """What every flow does: run its outline, publish the results; a user's mistake is a failed state with its line."""
+    """Run an outline inside a flow and publish its results. A user's mistake is a failed state with its one line."""
     streams.secure()
     streams.outlive_readers()
     logger = get_run_logger()
@@ -94,7 +94,7 @@ def run_recorded(outline: Outline, name: str, parameters: dict[str, Any]) -> tup
 
 
 def _say_which_process() -> None:
-    """Label the flow run with this process, so that its death can be known, and not only guessed."""
+    """Label the flow run with this process, so that its death can be detected."""
     with suppress(HTTPError), get_client(sync_client=True) as client:
         client.update_flow_run_labels(UUID(str(flow_run.id)), labels(int(flow_run.run_count)))
 
@@ -107,7 +107,7 @@ def _run_name() -> str:
 
 
 def _one_run_per_gpu(runtime: RuntimeSettings) -> AbstractContextManager[None]:
-    """Wait for the slot that `distill up` has made, where the run computes on a GPU."""
+    """Wait for the slot that `distill up` has made, if the run computes on a GPU."""
     return concurrency("gpu") if device_of(runtime).type == "cuda" else nullcontext()
 
 

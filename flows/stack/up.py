@@ -63,7 +63,7 @@ def up(root: Path, project: Path, prefect_file: Path, port: int, say: Callable[[
 
 
 def _supervise(children: list[Child], nursery: Nursery, url: str, say: Callable[[str], None]) -> NoReturn:
-    """Restart children that end, each after its back-off, and settle runs that have died, whoever had them in hand.
+    """Restart children that end, after a back-off, and mark dead runs as Crashed.
 
     Only an exception (Ctrl-C) ends this loop.
     """
