@@ -22,10 +22,11 @@ from kd_core.rollout.scoring import judge
 from kd_core.training import mixed_seed
 from tasks.compute import LoadedModel, device_of, load_artifact, prompt_rows, read_split
 from tasks.store.artifacts import Artifact
+from tasks.store.sharded import Shard, Sharded
 from tasks.store.stage import Build, stage
 
 BATCH_ROWS = 64
-SHARD_BATCHES = 8  # a shard is written whole, and never again: what a kill can cost
+SHARD_BATCHES = 8
 
 OUTPUTS = pa.schema(
     [
@@ -89,20 +90,19 @@ def decode(
     sources = prompt_rows(model, prompt if prompted else PLACEHOLDER, split["source"], limit)
 
     order = sources.lengths.argsort(stable=True)
-    shards = order.split(BATCH_ROWS * SHARD_BATCHES)
-    tables, done = [], 0
-    for number, rows in enumerate(shards):
-        name = f"outputs-{number:05d}.parquet"
-        if not build.shards.whole(name):
-            found: list[dict[str, Any]] = []
-            for batch in rows.split(BATCH_ROWS):
-                found += _write(model, judge_model, sources, judged, batch, split["id"], reward, settings)
-                build.progress(done + len(found), len(order), "outputs")
-            build.shards.write(name, partial(pq.write_table, pa.Table.from_pylist(found, schema=OUTPUTS)))
-        tables.append(pq.read_table(build.shards.dir / name))
-        done += len(rows)
-    table = pa.concat_tables(tables).take(order.argsort().numpy())
-    pq.write_table(table, build.dir / "outputs.parquet")
+    parts = (
+        Shard((f"outputs-{number:05d}.parquet",), rows, len(rows))
+        for number, rows in enumerate(order.split(BATCH_ROWS * SHARD_BATCHES))
+    )
+    shards = Sharded(build, "outputs", parts)
+    for shard in shards.missing():
+        found: list[dict[str, Any]] = []
+        for rows in shard.of.split(BATCH_ROWS):
+            found += _write(model, judge_model, sources, judged, rows, split["id"], reward, settings)
+            shards.tell(shard, len(found))
+        shards.write(shard, partial(pq.write_table, pa.Table.from_pylist(found, schema=OUTPUTS)))
+    written = pa.concat_tables([pq.read_table(build.shards.dir / name) for name in shards.files])
+    pq.write_table(written.take(order.argsort().numpy()), build.dir / "outputs.parquet")
 
 
 def _write(

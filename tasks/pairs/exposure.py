@@ -23,6 +23,7 @@ from tasks.compute import LoadedModel, device_of, load_artifact, prompt_rows, re
 from tasks.pairs.decode import DecodeSettings
 from tasks.ranges import SEEDS
 from tasks.store.artifacts import Artifact
+from tasks.store.sharded import Shard, Sharded
 from tasks.store.stage import Build, stage
 
 BATCH_ROWS = 64
@@ -95,20 +96,21 @@ def exposure(
         _Read(teacher_model, prompt_rows(teacher_model, prompt, sources, settings.max_source_tokens)),
         _Read(student_model, TokenRows.encode(student_model.tokenizer, sources, settings.max_source_tokens)),
     )
-    curves: dict[str, list[Floats]] = {"student": [], "teacher": []}
-    for side, outputs in (("student", student_outputs), ("teacher", teacher_outputs)):
-        for sample, artifact in outputs.items():
-            name = f"{side}-{sample}.npy"
-            if not build.shards.whole(name):
-                build.shards.write(name, partial(_save, _accumulated(*read, artifact, settings.max_length)))
-            curves[side].append(np.load(build.shards.dir / name))
-            build.progress(sum(map(len, curves.values())), 2 * settings.samples, "sets of prefixes")
-    means: dict[str, Floats] = {side: np.mean(each, axis=0) for side, each in curves.items()}
+    sides = {"student": student_outputs, "teacher": teacher_outputs}
+    parts = (Shard((f"{side}-{i}.npy",), each) for side, outputs in sides.items() for i, each in outputs.items())
+    shards = Sharded(build, "sets of prefixes", parts)
+    for shard in shards.missing():
+        shards.write(shard, partial(_save, _accumulated(*read, shard.of, settings.max_length)))
+
+    def mean(side: str) -> Floats:
+        curves = [np.load(build.shards.dir / name) for name in shards.files if name.startswith(side)]
+        return np.asarray(np.mean(curves, axis=0))
+
     resamples = Resamples(num_outputs=len(sources), num_resamples=settings.resamples, seed=settings.seed)
     rows = [
         {"length": each.length, "d_student": each.d_student, "d_teacher": each.d_teacher}
         | {name: getattr(each.value, name) for name in ("value", "low", "high", "n", "note")}
-        for each in excess_error(means["student"], means["teacher"], resamples)
+        for each in excess_error(mean("student"), mean("teacher"), resamples)
     ]
     pq.write_table(pa.Table.from_pylist(rows, schema=EXCESS_ERROR), build.dir / "excess_error.parquet")
 

@@ -1,9 +1,10 @@
 """The stage `score`: what the teacher writes for every training input, and on request what it thought of each token."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -20,6 +21,7 @@ from kd_core.rollout.beam_search import BeamSettings, beam_search
 from kd_core.rollout.token_labels import TokenLabels, top_k_labels
 from tasks.compute import LoadedModel, device_of, load_artifact, prompt_rows, read_split
 from tasks.store.artifacts import Artifact
+from tasks.store.sharded import Shard, Sharded
 from tasks.store.stage import Build, stage
 
 
@@ -33,7 +35,7 @@ class ScoreSettings:
     max_source_tokens: int = source_length()
     max_rows: int | None = None  # training inputs to write for, the first ones; None = all
     batch_rows: int = 64
-    shard_rows: int = 2048  # a shard is written whole, and never again
+    shard_rows: int = 2048  # what a kill can cost
     labels: Literal["none", "topk"] = "none"
     label_top_k: int = 50
 
@@ -51,42 +53,47 @@ class ScoreSettings:
 @stage
 def score(build: Build, corpus: Artifact, teacher: Artifact, prompt: str, settings: ScoreSettings) -> None:
     """Write outputs-*.parquet (and labels-*.parquet), shard by shard; finished shards survive a kill."""
-    rows = read_split(corpus, "train", ("id", "source"), settings.max_rows)
-    shards = range(0, len(rows["id"]), settings.shard_rows)
-    missing = [start for start in shards if not build.shards.whole(*_names(settings, start), _seconds(settings, start))]
-    if missing:
-        loaded = load_artifact(teacher, device_of(build.runtime))
-        sources = prompt_rows(loaded, prompt, rows["source"], settings.max_source_tokens)
-        for start in missing:
-            build.progress(start, len(rows["id"]), "inputs")
-            index = torch.arange(start, min(start + settings.shard_rows, len(rows["id"])))
-            _write_shard(build, loaded, sources, rows["id"], index, settings)
-    _collect(build, settings, shards)
+    train = read_split(corpus, "train", ("id", "source"), settings.max_rows)
+    kinds = ("outputs", "labels") if settings.labels == "topk" else ("outputs",)
+    parts = (
+        # the seconds stand beside the tables and not in them: the same inputs give the same bytes
+        Shard((*(f"{kind}-{number:05d}.parquet" for kind in kinds), f"seconds-{number:05d}.txt"), index, len(index))
+        for number, index in enumerate(torch.arange(len(train["id"])).split(settings.shard_rows))
+    )
+    shards = Sharded(build, "inputs", parts)
+    loaded = load_artifact(teacher, device_of(build.runtime))
+    sources = prompt_rows(loaded, prompt, train["source"], settings.max_source_tokens)
+    for shard in shards.missing():
+        begun = time.monotonic()
+        tables = _tables(loaded, sources, train["id"], shard.of, settings, partial(shards.tell, shard))
+        seconds = partial(Path.write_text, data=str(time.monotonic() - begun), encoding="ascii")
+        shards.write(shard, *(partial(pq.write_table, table) for table in tables), seconds)
+    _record(build, build.shards.collect(*(name for name in shards.files if name.endswith(".parquet"))))
 
 
-def _write_shard(
-    build: Build, loaded: LoadedModel, sources: TokenRows, ids: list[int], index: Tensor, settings: ScoreSettings
-) -> None:
-    """Decode one shard and write it; rows stand in the order of the data, whatever order they were decoded in."""
-    begun = time.monotonic()
-    by_row: dict[int, dict[str, Any]] = {}
+def _tables(
+    loaded: LoadedModel,
+    sources: TokenRows,
+    ids: list[int],
+    index: Tensor,
+    settings: ScoreSettings,
+    tell: Callable[[int], None],
+) -> list[pa.Table]:
+    """The outputs of a shard, and the labels if wanted, in the order of the data, whatever they were decoded in."""
+    outputs: dict[int, dict[str, Any]] = {}
     labels: dict[int, TokenLabels] = {}
     for rows in index[sources.lengths[index].argsort(stable=True)].split(settings.batch_rows):
-        for row, record, label in _decode(loaded, sources, rows, settings):
-            by_row[row] = record | {"id": ids[row]}
+        for row, output, label in _decode(loaded, sources, rows, settings):
+            outputs[row] = output
             if label is not None:
                 labels[row] = label
-        build.progress(int(index[0]) + len(by_row), len(ids), "inputs")
-    table = pa.Table.from_pylist([by_row[row] for row in index.tolist()], schema=OUTPUTS)
-    seconds = str(time.monotonic() - begun)
-    start = int(index[0])
-    outputs, *rest = _names(settings, start)
-    for name in rest:
-        label_rows = [{"id": ids[row], **token} for row in index.tolist() for token in labels[row].rows()]
-        build.shards.write(name, partial(pq.write_table, pa.Table.from_pylist(label_rows, schema=LABELS)))
-    # beside the shard and not in it: the same inputs give the same bytes
-    build.shards.write(_seconds(settings, start), lambda path: path.write_text(seconds, encoding="ascii"))
-    build.shards.write(outputs, partial(pq.write_table, table))
+        tell(len(outputs))
+    in_order = [(row, ids[row]) for row in index.tolist()]
+    tables = [pa.Table.from_pylist([{"id": number} | outputs[row] for row, number in in_order], schema=OUTPUTS)]
+    if labels:
+        tokens = [{"id": number, **token} for row, number in in_order for token in labels[row].rows()]
+        tables.append(pa.Table.from_pylist(tokens, schema=LABELS))
+    return tables
 
 
 def _decode(
@@ -114,26 +121,12 @@ def _decode(
         yield row, record, labels[i] if labels is not None else None
 
 
-def _collect(build: Build, settings: ScoreSettings, shards: range) -> None:
-    """Move the shards into the artifact and record rates and sizes."""
-    tokens, seconds, size = 0, 0.0, 0
-    for start in shards:
-        names = _names(settings, start)
-        size += build.shards.collect(*names)
-        table = pq.read_table(build.dir / names[0], columns=["token_ids"])
-        tokens += pc.sum(pc.list_value_length(table["token_ids"])).as_py()
-        seconds += float((build.shards.dir / _seconds(settings, start)).read_text(encoding="ascii"))
+def _record(build: Build, size: int) -> None:
+    """How many tokens the teacher wrote, how fast, and the bytes that each takes."""
+    written = (pq.read_table(path, columns=["token_ids"]) for path in build.dir.glob("outputs-*.parquet"))
+    tokens = sum(pc.sum(pc.list_value_length(table["token_ids"])).as_py() for table in written)
+    seconds = sum(float(path.read_text(encoding="ascii")) for path in build.shards.dir.glob("seconds-*.txt"))
     build.record(tokens=tokens, tokens_per_second=tokens / max(seconds, 1e-9), bytes_per_token=size / max(tokens, 1))
-
-
-def _names(settings: ScoreSettings, start: int) -> list[str]:
-    """The files of the shard that begins at a row: the outputs, then the labels where there are any."""
-    kinds = ["outputs", "labels"] if settings.labels != "none" else ["outputs"]
-    return [f"{kind}-{start // settings.shard_rows:05d}.parquet" for kind in kinds]
-
-
-def _seconds(settings: ScoreSettings, start: int) -> str:
-    return f"seconds-{start // settings.shard_rows:05d}.txt"
 
 
 OUTPUTS = pa.schema(

@@ -6,11 +6,12 @@ from kd_core.windows.gpt_neo import Trunk, trunk
 from kd_core.windows.windows import WindowSettings, contexts
 from tasks.compute import device_of, load_artifact
 from tasks.store.artifacts import Artifact
+from tasks.store.sharded import Shard, Sharded
 from tasks.store.stage import Build, stage
 from tasks.text.tokens import read_tokens
-from tasks.text.window_files import FeatureDType, trunk_names, write_trunk
+from tasks.text.window_files import FeatureDType, trunk_names, trunk_writers
 
-SHARD_WINDOWS = 256  # a shard is written whole, and never again
+SHARD_WINDOWS = 256
 BATCH_WINDOWS = 32
 
 
@@ -19,17 +20,16 @@ BATCH_WINDOWS = 32
 def features(build: Build, corpus: Artifact, model: Artifact, windows: WindowSettings, dtype: FeatureDType) -> None:
     """Write train- and validation-{normed,last}-*.npy; finished shards survive a kill."""
     texts = {split: read_tokens(corpus, split) for split in ("train", "validation")}
-    targets = {split: windows.targets(len(text)) for split, text in texts.items()}
-    total, done, size = sum(map(len, targets.values())), 0, 0
+    parts = [
+        Shard(trunk_names(split, number), (split, target_M), len(target_M))
+        for split, text_N in texts.items()
+        for number, target_M in enumerate(windows.targets(len(text_N)).split(SHARD_WINDOWS))
+    ]
+    shards = Sharded(build, "windows", parts)
     loaded = load_artifact(model, device_of(build.runtime)).model
-    for split, text_N in texts.items():
-        for number, target_M in enumerate(targets[split].split(SHARD_WINDOWS)):
-            build.progress(done, total, "windows")
-            done += len(target_M)
-            names = trunk_names(split, number)
-            if not build.shards.whole(*names):
-                batches = contexts(text_N, target_M, windows.context, windows.width).split(BATCH_WINDOWS)
-                parts = [trunk(loaded, ids_BL.to(loaded.device), windows.width) for ids_BL in batches]
-                write_trunk(build.shards, split, number, Trunk.cat(parts), dtype)
-            size += build.shards.collect(*names)
-    build.record(windows=total, bytes_per_window=size / total)
+    for shard in shards.missing():
+        split, target_M = shard.of
+        batches = contexts(texts[split], target_M, windows.context, windows.width).split(BATCH_WINDOWS)
+        frozen = [trunk(loaded, ids_BL.to(loaded.device), windows.width) for ids_BL in batches]
+        shards.write(shard, *trunk_writers(Trunk.cat(frozen), dtype))
+    build.record(windows=shards.size, bytes_per_window=build.shards.collect(*shards.files) / shards.size)

@@ -15,6 +15,7 @@ from kd_core.windows.gpt_neo import head_weight, next_hidden
 from kd_core.windows.windows import contexts, free_running, trajectory_starts, window_targets
 from tasks.compute import LoadedModel, device_of, load_artifact
 from tasks.store.artifacts import Artifact
+from tasks.store.sharded import Shard, Sharded
 from tasks.store.stage import Build, stage
 from tasks.text.tokens import read_tokens
 
@@ -53,17 +54,15 @@ def free_run(build: Build, corpus: Artifact, model: Artifact, settings: FreeRunS
     text_N = read_tokens(corpus, settings.split, loaded.model.device)
     windows = len(window_targets(len(text_N), settings.context, settings.window_stride))
     starts = len(trajectory_starts(len(text_N), settings.context, settings.horizon, settings.start_stride))
-    total, done = windows + starts * settings.horizon, 0
-    for name, parts in (("windows", _told), ("steps", _free)):
-        file = f"{name}.parquet"
-        if not build.shards.whole(file):
-            tables = []
-            for table in parts(loaded, text_N, settings):
-                tables.append(table)
-                build.progress(done + sum(map(len, tables)), total, "predictions")
-            build.shards.write(file, partial(pq.write_table, pa.concat_tables(tables)))
-        done += windows
-        build.shards.collect(file)
+    parts = (Shard(("windows.parquet",), _told, windows), Shard(("steps.parquet",), _free, starts * settings.horizon))
+    shards = Sharded(build, "predictions", parts)
+    for shard in shards.missing():
+        tables = []
+        for table in shard.of(loaded, text_N, settings):
+            tables.append(table)
+            shards.tell(shard, sum(map(len, tables)))
+        shards.write(shard, partial(pq.write_table, pa.concat_tables(tables)))
+    build.shards.collect(*shards.files)
 
 
 def _told(loaded: LoadedModel, text_N: torch.Tensor, settings: FreeRunSettings) -> Iterator[pa.Table]:

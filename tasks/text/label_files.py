@@ -7,6 +7,7 @@ memory-mapped arrays in a scratch directory.
 """
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,20 @@ import torch
 from torch import Tensor
 
 from kd_core.losses.soft_targets import HiddenLabels, SampledLabels, TeacherLabels, TopKLabels
+from kd_core.windows.teacher_labels import LabelSettings, make_labels
+from tasks.store.sharded import Writer
+
+
+def drawn_labels(hidden_ME: Tensor, weight_VE: Tensor, settings: LabelSettings, seed: int) -> TeacherLabels:
+    """The labels of the teacher's final states; sampled ones are drawn with numbers that the seed alone decides."""
+    uniform_MN = torch.rand((len(hidden_ME), settings.draws), generator=torch.Generator().manual_seed(seed))
+    return make_labels(hidden_ME, weight_VE, settings, uniform_MN.to(hidden_ME.device))
+
+
+def labels_writer(hidden_ME: Tensor, weight_VE: Tensor, settings: LabelSettings, seed: int, place: pa.Table) -> Writer:
+    """What writes the labels of the teacher's final states as a Parquet file, beside the columns of `place`."""
+    labels = drawn_labels(hidden_ME, weight_VE, settings, seed)
+    return partial(write_labels, labels=labels, place=place, vocab_size=len(weight_VE))
 
 
 def write_labels(path: Path, labels: TeacherLabels, place: pa.Table, vocab_size: int) -> None:

@@ -6,7 +6,7 @@ grow with the corpus.
 Shape legend: M windows, B windows of a batch, L tokens and P predictions of a window, D model width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from kd_core.windows.gpt_neo import Model, Trunk
 from kd_core.windows.train import Below, Tokens, Windows
 from kd_core.windows.windows import WindowSettings, contexts, followers
 from tasks.store.artifacts import Artifact
-from tasks.store.shards import Shards
+from tasks.store.sharded import Writer
 from tasks.text.tokens import read_tokens
 
 FeatureDType = Literal["float16", "float32"]
@@ -56,10 +56,10 @@ class StoredTrunk:
         return Trunk(gather(self.normed), gather(self.last))
 
 
-def write_trunk(shards: Shards, name: str, number: int, below: Trunk, dtype: FeatureDType) -> None:
-    """The two files of one shard of features."""
-    for file, tensor in zip(trunk_names(name, number), (below.normed_BLD, below.last_BPD), strict=True):
-        shards.write(file, partial(_save, tensor.to("cpu", getattr(torch, dtype)).numpy()))
+def trunk_writers(below: Trunk, dtype: FeatureDType) -> Iterator[Writer]:
+    """What writes each of the files of a shard of features."""
+    for tensor in (below.normed_BLD, below.last_BPD):
+        yield partial(_save, tensor.to("cpu", getattr(torch, dtype)).numpy())
 
 
 def _save(values: Any, path: Path) -> None:

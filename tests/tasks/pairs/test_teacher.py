@@ -248,15 +248,15 @@ def test_labels_are_extra_and_change_no_output(run: Artifact, guide: Artifact) -
 
 def test_finished_shards_are_not_written_again(run: Artifact, guide: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[int] = []
-    write = score_stage._write_shard
+    tables = score_stage._tables
 
-    def broken_off(build: Any, loaded: Any, sources: Any, ids: Any, index: torch.Tensor, settings: Any) -> None:
+    def broken_off(loaded: Any, sources: Any, ids: Any, index: torch.Tensor, *more: Any) -> list[pa.Table]:
         begun.append(int(index[0]))
         if begun == [0, 20]:
             raise KeyboardInterrupt
-        write(build, loaded, sources, ids, index, settings)
+        return tables(loaded, sources, ids, index, *more)
 
-    monkeypatch.setattr(score_stage, "_write_shard", broken_off)
+    monkeypatch.setattr(score_stage, "_tables", broken_off)
     with pytest.raises(KeyboardInterrupt):
         written(run, guide, LABELLED)
     made = written(run, guide, LABELLED)
