@@ -19,12 +19,12 @@ from kd_core.train.llmr import LLMRSettings
 from kd_core.train.supervised import SupervisedSettings
 from tasks.pairs.evaluate import EvaluationSettings
 from tasks.pairs.exposure import ExposureSettings
-from tasks.pairs.positions import check_room, needs
 from tasks.pairs.prepare import prepare
 from tasks.pairs.prompting_student import PromptingStudentSettings, prompting_student
 from tasks.pairs.score import ScoreSettings
 from tasks.pairs.teacher import TeacherSettings
-from tasks.preflight import check_models
+from tasks.preflight.models import check_models
+from tasks.preflight.positions import check_room, needs
 from tasks.store.artifacts import Artifact
 
 

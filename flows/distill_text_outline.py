@@ -8,7 +8,7 @@ from flows.outlines import Outline
 from kd_core.windows.teacher_labels import LabelSettings
 from kd_core.windows.windows import WindowSettings
 from tasks.judge.judge import check_judge, why_no_judge
-from tasks.preflight import check_models, check_positions
+from tasks.preflight.models import check_models, check_positions
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import PlanRow
 from tasks.text.dagger_aggregate import dagger_aggregate

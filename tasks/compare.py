@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from kd_core.metrics.bootstrap import Measured
 from kd_core.metrics.comparison import MethodDifference, MethodValue, holm, method_differences, method_values
-from tasks.measured import read_replicates
+from tasks.compute.measured import read_replicates
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
 

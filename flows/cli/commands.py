@@ -166,7 +166,7 @@ def _run(entrypoint: str, name: str, parameters: dict[str, Any]) -> int:
     if url is not None:
         server.join(store.root, url)
     from flows.outlines import execute, outline_of
-    from tasks.compute import device_of
+    from tasks.compute.device import device_of
 
     outline = outline_of(entrypoint)
     valid = validate(outline.parameters, parameters)

@@ -23,7 +23,7 @@ from flows.output import streams
 from flows.output.messages import explain, is_explained
 from flows.stack.liveness import labels
 from flows.stack.publish import PrefectReporter, publish_report, publish_results
-from tasks.compute import device_of
+from tasks.compute.device import device_of
 from tasks.ranges import check_numbers
 from tasks.report import report_path
 from tasks.store.artifacts import Store, default_root

@@ -4,11 +4,13 @@ from kd_core.batching import TokenRows
 from kd_core.models.loading import check_same_tokenizer, save_model
 from kd_core.train.divergence import DivergenceSettings, Transfer, reads_outputs, train_divergence
 from kd_core.training import StepMetrics, TrainState
-from tasks.compute import device_of, load_artifact, read_split
-from tasks.pairs.method_inputs import prompted_sources, written_outputs
+from tasks.compute.device import device_of
+from tasks.compute.models import load_artifact
+from tasks.compute.training import run_training, write_log
+from tasks.pairs.inputs import prompted_sources, written_outputs
+from tasks.pairs.splits import read_split
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
-from tasks.training import run_training, write_log
 
 
 @stage

@@ -17,10 +17,10 @@ from kd_core.metrics.outputs import TEXT_METRICS, MetricName
 from kd_core.metrics.rouge import RougeSettings
 from kd_core.rollout.beam_search import BeamSettings
 from kd_core.rollout.sampling import SamplingSettings
-from tasks.compute import read_split
-from tasks.measured import read_replicates, write_measured
+from tasks.compute.measured import read_replicates, write_measured
 from tasks.pairs.decode import GREEDY, UNREAD, DecodeSettings
 from tasks.pairs.measure import MeasureSettings
+from tasks.pairs.splits import read_split
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
 

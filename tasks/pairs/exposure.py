@@ -19,8 +19,11 @@ from kd_core.metrics.excess_error import Reader, excess_error, prefix_kl
 from kd_core.metrics.intervals import Floats
 from kd_core.models.loading import check_same_tokenizer
 from kd_core.rollout.sampling import SamplingSettings
-from tasks.compute import LoadedModel, device_of, load_artifact, prompt_rows, read_split
+from tasks.compute.device import device_of
+from tasks.compute.models import LoadedModel, load_artifact
 from tasks.pairs.decode import DecodeSettings
+from tasks.pairs.inputs import prompt_rows
+from tasks.pairs.splits import read_split
 from tasks.ranges import SEEDS
 from tasks.store.artifacts import Artifact
 from tasks.store.sharded import Shard, Sharded

@@ -9,11 +9,13 @@ import pyarrow.parquet as pq
 from kd_core.models.loading import check_same_tokenizer, save_model
 from kd_core.train.llmr import Experience, LLMRSettings, train_llmr
 from kd_core.training import StepMetrics, TrainState
-from tasks.compute import LoadedModel, device_of, load_artifact, read_split
-from tasks.pairs.method_inputs import prompted_sources
+from tasks.compute.device import device_of
+from tasks.compute.models import LoadedModel, load_artifact
+from tasks.compute.training import run_training, write_log
+from tasks.pairs.inputs import prompted_sources
+from tasks.pairs.splits import read_split
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
-from tasks.training import run_training, write_log
 
 LOGGED_ROLLOUTS = 4  # written down at each look: enough to read, little enough to keep
 TRUNCATED_ALARM = 0.5  # share of rollouts without an end above which the run says so

@@ -12,8 +12,8 @@ from sacrebleu.utils import SACREBLEU_DIR
 from kd_core.metrics.bleu import SacreBleuSettings
 from kd_core.metrics.outputs import TEXT_METRICS, MetricName, Outputs, References, check_metrics, evaluate_outputs
 from kd_core.metrics.rouge import RougeSettings
-from tasks.compute import read_split
-from tasks.measured import write_replicates
+from tasks.compute.measured import write_replicates
+from tasks.pairs.splits import read_split
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
 

@@ -3,11 +3,13 @@
 from kd_core.models.loading import check_same_tokenizer, save_model
 from kd_core.train.minillm import MiniLLMSettings, train_minillm
 from kd_core.training import TrainState
-from tasks.compute import device_of, load_artifact, read_split
-from tasks.pairs.method_inputs import prompted_sources
+from tasks.compute.device import device_of
+from tasks.compute.models import load_artifact
+from tasks.compute.training import run_training, write_log
+from tasks.pairs.inputs import prompted_sources
+from tasks.pairs.splits import read_split
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
-from tasks.training import run_training, write_log
 
 
 @stage

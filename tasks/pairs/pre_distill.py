@@ -8,12 +8,14 @@ from kd_core.models.shapes import build_model
 from kd_core.models.special_ids import vocabulary_size
 from kd_core.train.supervised import Pairs, SupervisedSettings, cross_entropy, num_updates, train_supervised
 from kd_core.training import TrainState
-from tasks.compute import LoadedModel, device_of, load_artifact, model_location, prompt_rows, read_split
-from tasks.pairs.method_inputs import written_outputs
-from tasks.reference import remark_on
+from tasks.compute.device import device_of
+from tasks.compute.models import LoadedModel, load_artifact, model_location
+from tasks.compute.reference import remark_on
+from tasks.compute.training import run_training, write_log
+from tasks.pairs.inputs import prompt_rows, written_outputs
+from tasks.pairs.splits import read_split
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
-from tasks.training import run_training, write_log
 
 
 @stage

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kd_core.models.loading import ModelSettings, save_model
-from tasks.compute import device_of
+from tasks.compute.device import device_of
+from tasks.compute.reference import refer
 from tasks.pairs.pre_distill import student_model
-from tasks.reference import refer
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
 

@@ -19,7 +19,10 @@ from kd_core.masking import mask_through_eos, truncated_rows
 from kd_core.models.policy import encode
 from kd_core.rollout.beam_search import BeamSettings, beam_search
 from kd_core.rollout.token_labels import TokenLabels, top_k_labels
-from tasks.compute import LoadedModel, device_of, load_artifact, prompt_rows, read_split
+from tasks.compute.device import device_of
+from tasks.compute.models import LoadedModel, load_artifact
+from tasks.pairs.inputs import prompt_rows
+from tasks.pairs.splits import read_split
 from tasks.store.artifacts import Artifact
 from tasks.store.sharded import Shard, Sharded
 from tasks.store.stage import Build, stage

@@ -18,11 +18,12 @@ from kd_core.models.shapes import build_model
 from kd_core.models.tokenizer import train_tokenizer
 from kd_core.train.supervised import Pairs, SupervisedSettings, num_updates, train_supervised
 from kd_core.training import TrainState
-from tasks.compute import device_of, read_split
-from tasks.reference import refer
+from tasks.compute.device import device_of
+from tasks.compute.reference import refer
+from tasks.compute.training import run_training, write_log
+from tasks.pairs.splits import read_split
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
-from tasks.training import run_training, write_log
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 

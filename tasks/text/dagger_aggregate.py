@@ -12,7 +12,8 @@ from kd_core.windows.dad_dagger import Aggregated, aggregate
 from kd_core.windows.gpt_neo import head_weight, next_hidden
 from kd_core.windows.teacher_labels import LabelSettings
 from kd_core.windows.windows import WindowSettings, trajectory_starts
-from tasks.compute import LoadedModel, device_of, load_artifact
+from tasks.compute.device import device_of
+from tasks.compute.models import LoadedModel, load_artifact
 from tasks.store.artifacts import Artifact
 from tasks.store.sharded import Shard, Sharded, Writer
 from tasks.store.stage import Build, stage

@@ -10,13 +10,14 @@ from kd_core.training import TrainState, mixed_seed
 from kd_core.windows.gpt_neo import Trainable, set_trainable
 from kd_core.windows.train import Windows, WindowTrainingSettings, train_windows, updates_per_epoch, window_loss
 from kd_core.windows.windows import WindowSettings
-from tasks.compute import device_of, head_of, load_artifact
+from tasks.compute.device import device_of
+from tasks.compute.models import head_of, load_artifact
+from tasks.compute.training import run_training, write_log
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
 from tasks.text.aggregated_files import aggregated_set
 from tasks.text.label_files import open_labels
 from tasks.text.window_files import window_set
-from tasks.training import run_training, write_log
 
 
 @stage

@@ -13,8 +13,8 @@ from kd_core.metrics.g_eval.reply import Verdict
 from kd_core.metrics.g_eval.scores import g_eval_shares, no_g_eval, normalised_g_eval, windows_to_judge
 from kd_core.metrics.running_text import block_numbers, cross_entropy, free_running, in_blocks
 from kd_core.models.loading import load_tokenizer
+from tasks.compute.measured import write_measured
 from tasks.judge.settings import JudgeSettings
-from tasks.measured import write_measured
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
 from tasks.text.free_run import FreeRunSettings

@@ -4,7 +4,8 @@ import torch
 
 from kd_core.windows.gpt_neo import Trunk, trunk
 from kd_core.windows.windows import WindowSettings, contexts
-from tasks.compute import device_of, load_artifact
+from tasks.compute.device import device_of
+from tasks.compute.models import load_artifact
 from tasks.store.artifacts import Artifact
 from tasks.store.sharded import Shard, Sharded
 from tasks.store.stage import Build, stage

@@ -7,11 +7,12 @@ from kd_core.training import TrainState
 from kd_core.windows.gpt_neo import Trainable, set_trainable
 from kd_core.windows.train import WindowTrainingSettings, train_windows, updates_per_epoch, window_loss
 from kd_core.windows.windows import WindowSettings
-from tasks.compute import device_of, load_artifact
+from tasks.compute.device import device_of
+from tasks.compute.models import load_artifact
+from tasks.compute.training import run_training, write_log
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
 from tasks.text.window_files import window_set
-from tasks.training import run_training, write_log
 
 
 @stage

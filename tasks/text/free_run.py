@@ -13,7 +13,8 @@ from kd_core.losses.lm_head import token_log_probs
 from kd_core.rollout.sampling import SamplingSettings
 from kd_core.windows.gpt_neo import head_weight, next_hidden
 from kd_core.windows.windows import contexts, free_running, trajectory_starts, window_targets
-from tasks.compute import LoadedModel, device_of, load_artifact
+from tasks.compute.device import device_of
+from tasks.compute.models import LoadedModel, load_artifact
 from tasks.store.artifacts import Artifact
 from tasks.store.sharded import Shard, Sharded
 from tasks.store.stage import Build, stage

@@ -10,7 +10,8 @@ from kd_core.windows.gpt_neo import head_weight, last_hidden
 from kd_core.windows.teacher_labels import LabelSettings, label_error
 from kd_core.windows.train import Windows
 from kd_core.windows.windows import WindowSettings
-from tasks.compute import LoadedModel, device_of, load_artifact
+from tasks.compute.device import device_of
+from tasks.compute.models import LoadedModel, load_artifact
 from tasks.store.artifacts import Artifact
 from tasks.store.sharded import Shard, Sharded
 from tasks.store.stage import Build, stage

@@ -9,12 +9,12 @@ from kd_core.train.language_model import PretrainSettings, train_language_model
 from kd_core.training import TrainState
 from kd_core.windows.gpt_neo import Trainable
 from kd_core.windows.train import WindowTrainingSettings
-from tasks.compute import device_of
-from tasks.reference import refer
+from tasks.compute.device import device_of
+from tasks.compute.reference import refer
+from tasks.compute.training import run_training, write_log
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
 from tasks.text.tokens import Vocabulary, read_tokens
-from tasks.training import run_training, write_log
 
 
 @dataclass(frozen=True, kw_only=True)

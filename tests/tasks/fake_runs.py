@@ -22,7 +22,8 @@ from kd_core.metrics.bootstrap import Measured, Resamples
 from kd_core.metrics.excess_error import excess_error
 from kd_core.metrics.outputs import Outputs, References, evaluate_outputs
 from kd_core.training import StepMetrics
-from tasks.measured import write_measured
+from tasks.compute.measured import write_measured
+from tasks.compute.training import write_log
 from tasks.pairs.evaluate import PREDICTIONS
 from tasks.pairs.exposure import EXCESS_ERROR
 from tasks.pairs.llmr import ROLLOUTS
@@ -30,7 +31,6 @@ from tasks.pairs.score import OUTPUTS
 from tasks.store.artifacts import Artifact, Store
 from tasks.store.runs import RunRecord, StageRun
 from tasks.store.stage import Build, Run, open_run, stage
-from tasks.training import write_log
 from tests.tasks.fake_texts import run_grid, run_text
 
 CHITCHAT = {"source": "chitchat"}

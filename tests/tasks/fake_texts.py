@@ -12,12 +12,12 @@ from kd_core.metrics.bootstrap import Measured, Resamples, measure_all
 from kd_core.metrics.running_text import cross_entropy, free_running
 from kd_core.training import StepMetrics
 from tasks.compare import Cell, compare
-from tasks.measured import write_measured
+from tasks.compute.measured import write_measured
+from tasks.compute.training import write_log
 from tasks.store.artifacts import Artifact, Store
 from tasks.store.stage import Build, Run, open_run, stage
 from tasks.text.aggregated_files import AGGREGATED
 from tasks.text.evaluate import FREE_RUNNING, PREDICTIONS
-from tasks.training import write_log
 
 TEXT = {"source": "papers"}
 ROUNDS = 2

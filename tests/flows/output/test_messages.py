@@ -14,7 +14,7 @@ from flows.cli import main as cli
 from flows.output import show
 from flows.output.messages import LONGEST, explain, why_stopped
 from flows.settings import validate
-from tasks.compute import device_of
+from tasks.compute.device import device_of
 from tasks.ranges import check_numbers
 from tasks.report import page
 from tasks.store.artifacts import Store, StoreError

@@ -22,7 +22,7 @@ from tasks.catalog import database as catalog
 from tasks.catalog.database import DATABASE, PUBLISHED, build_catalog, query, relations
 from tasks.catalog.relations import EMPTY, TABLES, VIEWS
 from tasks.compare import Cell
-from tasks.measured import write_measured
+from tasks.compute.measured import write_measured
 from tasks.store import maintenance
 from tasks.store.artifacts import Artifact, Store
 from tasks.store.files import file_hash, read_json, write_json

@@ -18,9 +18,10 @@ from kd_core.models.loading import ModelSettings, load_model, load_tokenizer
 from kd_core.models.policy import encode
 from kd_core.models.shapes import GPTNeoShape
 from kd_core.rollout.sampling import greedy
-from tasks.compute import LoadedModel, load_artifact, prompt_rows
+from tasks.compute.models import LoadedModel, load_artifact
 from tasks.export.export import export_run
 from tasks.pairs.exposure import ExposureSettings
+from tasks.pairs.inputs import prompt_rows
 from tasks.pairs.teacher import TeacherSettings
 from tasks.store.artifacts import Store
 from tasks.store.stage import open_run

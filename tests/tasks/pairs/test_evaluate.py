@@ -19,7 +19,7 @@ from kd_core.metrics.rouge import RougeSettings
 from kd_core.models.loading import ModelSettings
 from kd_core.rollout.sampling import SamplingSettings
 from tasks.catalog.database import query
-from tasks.measured import read_replicates
+from tasks.compute.measured import read_replicates
 from tasks.pairs import decode
 from tasks.pairs import measure as measure_stage
 from tasks.pairs.evaluate import EvaluationSettings

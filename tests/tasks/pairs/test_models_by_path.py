@@ -14,7 +14,7 @@ import torch
 
 from kd_core.models.loading import ModelSettings, load_model, load_tokenizer, save_model
 from kd_core.models.tokenizer import train_tokenizer
-from tasks.compute import LoadedModel, load_artifact
+from tasks.compute.models import LoadedModel, load_artifact
 from tasks.pairs.pre_distill import student_model
 from tasks.pairs.prepare import prepare
 from tasks.pairs.teacher import TeacherSettings, teacher

@@ -19,7 +19,7 @@ from kd_core.models.revisions import commit_of
 from kd_core.models.shapes import T5Shape
 from kd_core.train.supervised import SupervisedSettings
 from kd_core.training import OptimizerSettings
-from tasks.compute import load_artifact
+from tasks.compute.models import load_artifact
 from tasks.pairs import score as score_stage
 from tasks.pairs.pre_distill import pre_distill
 from tasks.pairs.prepare import prepare

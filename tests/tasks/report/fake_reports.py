@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 
 from kd_core.training import StepMetrics
 from tasks.compare import CELLS, COMPARISON, DIFFERENCES
-from tasks.measured import METRICS
+from tasks.compute.measured import METRICS
+from tasks.compute.training import write_log
 from tasks.pairs.evaluate import PREDICTIONS
 from tasks.pairs.exposure import EXCESS_ERROR
 from tasks.pairs.llmr import ROLLOUTS
 from tasks.store.artifacts import Store
 from tasks.store.stage import Build, open_run, stage
-from tasks.training import write_log
 from tests.tasks.fake_texts import evaluate as evaluate_text
 
 Row = dict[str, Any]

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from kd_core.training import StepMetrics
+from tasks.compute.training import write_log
 from tasks.report.pictures.training import MOST_PANELS, curves_png
-from tasks.training import write_log
 
 
 @pytest.fixture

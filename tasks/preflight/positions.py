@@ -15,13 +15,14 @@ from kd_core.models.prompts import PLACEHOLDER, wrapped_rows
 from kd_core.train.budget import Budget
 from kd_core.train.llmr import LLMRSettings
 from kd_core.train.supervised import SupervisedSettings
-from tasks.compute import model_location, read_split
+from tasks.compute.models import model_location
 from tasks.pairs.evaluate import EvaluationSettings
 from tasks.pairs.exposure import ExposureSettings
 from tasks.pairs.prompting_student import PromptingStudentSettings
 from tasks.pairs.score import ScoreSettings
 from tasks.pairs.seqkd import SeqKDSettings
-from tasks.preflight import positions_of
+from tasks.pairs.splits import read_split
+from tasks.preflight.models import positions_of
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import current_run
 

@@ -18,7 +18,7 @@ from kd_core.models.loading import ModelSettings, load_model, load_tokenizer
 from kd_core.models.shapes import GPTNeoShape, T5Shape
 from kd_core.train.supervised import SupervisedSettings
 from tasks.pairs.teacher import TeacherSettings
-from tasks.preflight import check_models
+from tasks.preflight.models import check_models
 from tests.tasks.tiny_models import TEXTS, write_causal, write_model, write_spiece
 
 torch.set_num_threads(1)  # tensors this small only lose by being shared out
@@ -32,7 +32,7 @@ def named(directory: Path) -> TeacherSettings:
 
 def test_where_nothing_is_named_nothing_heavy_is_imported() -> None:
     code = (
-        "import sys, time; from types import SimpleNamespace as S; from tasks.preflight import check_models;"
+        "import sys, time; from types import SimpleNamespace as S; from tasks.preflight.models import check_models;"
         "check_models(*2 * [S(name=None, shape=S(kind='seq2seq'))]);"
         "print([m for m in ('torch', 'transformers', 'huggingface_hub', 'pyarrow') if m in sys.modules])"
     )

@@ -18,13 +18,13 @@ from kd_core.rollout.beam_search import BeamSettings
 from kd_core.rollout.sampling import SamplingSettings
 from kd_core.train.supervised import Pairs, SupervisedSettings, train_supervised
 from kd_core.training import TrainState
-from tasks.compute import read_split
 from tasks.pairs.exposure import ExposureSettings
-from tasks.pairs.positions import Need, check_room, needs
 from tasks.pairs.prepare import prepare
 from tasks.pairs.score import ScoreSettings
 from tasks.pairs.seqkd import SeqKDSettings
+from tasks.pairs.splits import read_split
 from tasks.pairs.teacher import TeacherSettings, teacher
+from tasks.preflight.positions import Need, check_room, needs
 from tasks.store.artifacts import Artifact, Store
 from tasks.store.progress import NullReporter
 from tasks.store.stage import open_run

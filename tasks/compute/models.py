@@ -1,41 +1,15 @@
-"""Where a stage computes, and the models and texts that it computes with."""
+"""The models that stages have made or referred to, loaded."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 
-from kd_core.batching import TokenRows
 from kd_core.models.loading import DType, Model, Tokenizer, directory_hash, load_model, load_tokenizer
-from kd_core.models.prompts import PLACEHOLDER, wrapped_rows
 from kd_core.models.special_ids import vocabulary_size
 from tasks.store.artifacts import Artifact, StoreError
-from tasks.store.stage import RuntimeSettings
-
-
-def device_of(runtime: RuntimeSettings) -> torch.device:
-    """The device that the run names, or the best there is; sets the thread count where the run names one.
-
-    Raises ValueError for a device that is not there.
-    """
-    if runtime.threads is not None:
-        torch.set_num_threads(runtime.threads)
-    if runtime.device != "auto":
-        try:
-            torch.empty(0, device=runtime.device)
-        except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
-            reason = str(error).strip().partition("\n")[0]
-            message = f"runtime.device {runtime.device!r} cannot be used here: {reason}"
-            raise ValueError(f"{message}\nleave it at auto, or name a device that this machine has") from None
-        return torch.device(runtime.device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 @dataclass(frozen=True)
@@ -86,19 +60,3 @@ def _check_unchanged(artifact: Artifact, directory: Path, content: str) -> None:
         f"the {artifact.stage} was in {directory}, which {state}\n"
         f"put the same model back there, or delete {artifact.path} so that the next run notes where it is now"
     )
-
-
-def read_split(corpus: Artifact, split: str, columns: Sequence[str], rows: int | None = None) -> dict[str, list[Any]]:
-    """Columns of a prepared split, its first `rows` rows."""
-    table = pq.read_table(corpus.path / f"{split}.parquet", columns=list(columns))
-    return dict(table.slice(0, rows).to_pydict())
-
-
-def prompt_rows(reader: LoadedModel, prompt: str, sources: Sequence[str], max_tokens: int) -> TokenRows:
-    """What a teacher reads of each source: the prompt's own words are never cut, and come on top of `max_tokens`.
-
-    Every row ends in the end of sequence, with one exception: a causal model goes straight on writing where the prompt
-    has words after the source, which are the separator then.
-    """
-    open_end = not reader.model.config.is_encoder_decoder and not prompt.endswith(PLACEHOLDER)
-    return wrapped_rows(reader.tokenizer, prompt, sources, max_tokens, ends=not open_end)
