@@ -11,6 +11,7 @@ from kd_core.training import TrainState
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_artifact, model_location
 from tasks.compute.reference import remark_on
+from tasks.compute.teacher_check import STUDENT, warn_if_no_better
 from tasks.compute.training import run_training, write_log
 from tasks.pairs.inputs import prompt_rows, written_outputs
 from tasks.pairs.splits import read_split
@@ -37,11 +38,11 @@ def pre_distill(
     held_out = read_split(corpus, "validation", ("source", "target"), settings.validation_rows)
     targets = TokenRows.targets(loaded.tokenizer, held_out["target"], settings.max_target_tokens)
     raw = TokenRows.encode(loaded.tokenizer, held_out["source"], settings.max_source_tokens)
-    # a described student starts at random; one that exists may be as good as its teacher before it learns anything
-    start_nll = None
-    if student.name is not None:
-        start_nll = cross_entropy(loaded.model, Pairs(raw, targets), settings.validation_rows)
-        build.record(validation_loss_before=start_nll)
+    losses: dict[str, float] = {}
+    if student.name is not None:  # a described one starts at random; this one may be as good as its teacher already
+        before = cross_entropy(loaded.model, Pairs(raw, targets), settings.validation_rows)
+        build.record(validation_loss_before=before)
+        losses[f"{STUDENT} (before it was taught anything)"] = before
     state = TrainState.start(loaded.model, settings.optimizer)
     log = run_training(
         build,
@@ -53,12 +54,10 @@ def pre_distill(
     write_log(build.dir / "training_log.parquet", log)
 
     teacher_sources = prompt_rows(loaded, prompt, held_out["source"], settings.max_source_tokens)
-    student_nll = log[-1].values["validation_loss"]
+    after = log[-1].values["validation_loss"]
     teacher_nll = _teacher_nll(teacher, Pairs(teacher_sources, targets), settings, device)
-    build.record(
-        parameters=loaded.model.num_parameters(), validation_loss=student_nll, teacher_validation_loss=teacher_nll
-    )
-    warn_if_no_better(build, teacher_nll, student_nll, start_nll)
+    build.record(parameters=loaded.model.num_parameters(), validation_loss=after, teacher_validation_loss=teacher_nll)
+    warn_if_no_better(build, teacher_nll, {STUDENT: after} | losses, "validation references")
 
 
 def student_model(settings: ModelSettings, teacher: Artifact, seed: int, device: torch.device) -> LoadedModel:
@@ -87,18 +86,3 @@ def seqkd_pairs(loaded: LoadedModel, corpus: Artifact, outputs: Artifact, settin
 
 def _teacher_nll(teacher: Artifact, pairs: Pairs, settings: SupervisedSettings, device: torch.device) -> float:
     return cross_entropy(load_artifact(teacher, device).model, pairs, settings.validation_rows)
-
-
-def warn_if_no_better(build: Build, teacher_nll: float, student_nll: float, start_nll: float | None) -> None:
-    """A teacher that is no better than its student is the commonest silent failure of distillation: say it loudly.
-
-    The student is taken at its best, before or after it was taught.
-    """
-    nll, when = student_nll, ""
-    if start_nll is not None and start_nll < student_nll:
-        nll, when = start_nll, " (before it was taught anything)"
-    if teacher_nll >= nll:
-        build.warn(
-            f"the teacher is no better than the student it teaches{when}: {teacher_nll:.3f} against {nll:.3f} nats per "
-            "token on the validation references; train the teacher longer, or take a larger one"
-        )

@@ -12,6 +12,7 @@ from kd_core.windows.train import Windows, WindowTrainingSettings, train_windows
 from kd_core.windows.windows import WindowSettings
 from tasks.compute.device import device_of
 from tasks.compute.models import head_of, load_artifact
+from tasks.compute.teacher_check import STUDENT, warn_if_no_better
 from tasks.compute.training import run_training, write_log
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
@@ -87,14 +88,6 @@ def _record(
         validation_nll=after["nll"],
     )
     if labels is not None:
-        warn_if_no_better(build, float(labels.manifest().stats["validation_loss"]), min(before["nll"], after["nll"]))
-
-
-def warn_if_no_better(build: Build, teacher_nll: float, student_nll: float) -> None:
-    """A teacher that is no better than its student is the commonest silent failure of distillation: say it loudly."""
-    build.record(teacher_validation_nll=teacher_nll)
-    if teacher_nll >= student_nll:
-        build.warn(
-            f"the teacher is no better than the student it teaches: {teacher_nll:.3f} against {student_nll:.3f} nats "
-            "per token on the validation text; fine-tune the teacher longer, or take a larger one"
-        )
+        teacher_nll = float(labels.manifest().stats["validation_loss"])
+        build.record(teacher_validation_nll=teacher_nll)
+        warn_if_no_better(build, teacher_nll, {STUDENT: min(before["nll"], after["nll"])}, "validation text")

@@ -14,6 +14,7 @@ from kd_core.metrics.g_eval.scores import g_eval_shares, no_g_eval, normalised_g
 from kd_core.metrics.running_text import block_numbers, cross_entropy, free_running, in_blocks
 from kd_core.models.loading import load_tokenizer
 from tasks.compute.measured import write_measured
+from tasks.compute.teacher_check import warn_if_no_better
 from tasks.judge.settings import JudgeSettings
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
@@ -111,7 +112,8 @@ def evaluate(
     rows = [row | {"round": rounds.get(name)} for name, each in found.items() for row in _steps(name, each)]
     pq.write_table(pa.Table.from_pylist(rows, schema=FREE_RUNNING), build.dir / "free_running.parquet")
     pq.write_table(continuations(corpus, systems), build.dir / "predictions.parquet")
-    _warn_if_no_better(build, whole)
+    losses = {name: float(each.samples["cross_entropy"][0]) for name, each in whole.items()}
+    warn_if_no_better(build, losses.pop("teacher"), losses, "held-out text")
 
 
 def continuations(corpus: Artifact, systems: Mapping[str, Artifact]) -> pa.Table:
@@ -180,15 +182,3 @@ def _steps(system: str, measured: Measured) -> list[dict[str, Any]]:
         numbers = {"value": value.value, "low": value.low, "high": value.high, "n": value.n}
         rows.append({"system": system, "step": step, "left_text": left.value} | numbers)
     return rows
-
-
-def _warn_if_no_better(build: Build, found: Mapping[str, Measured]) -> None:
-    """The commonest silent failure of distillation: a teacher that knows no more than its student."""
-    losses = {name: float(each.samples["cross_entropy"][0]) for name, each in found.items()}
-    teacher = losses.pop("teacher")
-    best = min(losses, key=lambda name: losses[name])
-    if teacher >= losses[best]:
-        build.warn(
-            f"the teacher is no better than {best}: {teacher:.3f} against {losses[best]:.3f} nats per token on the "
-            "held-out text; fine-tune the teacher longer, or take a larger one"
-        )
