@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks import formatting
+from tasks.formatting import DASH, fixed, plain
 from tasks.systems import SYSTEMS
 
 
@@ -37,30 +39,22 @@ def system(name: str) -> str:
     return SYSTEMS.get(name, name)
 
 
-def decimals(values: Sequence[float | None]) -> int:
-    """Decimals that show about three digits of the largest value of a row."""
-    largest = max((abs(value) for value in values if value is not None), default=0.0)
-    return 3 if largest < 1 else 2 if largest < 100 else 1
-
-
-def interval(row: dict[str, Any] | None, digits: int) -> str:
-    """`1.23 [0.45, 2.01]`, without the interval where there is none; a dash where there is no value."""
+def interval(row: dict[str, Any] | None, digits: int, *, sign: bool = False) -> str:
+    """`1.23 [0.45, 2.01]`, a dash where the row is not there or undefined."""
     if row is None or row["value"] is None:
-        return "–"
-    text = f"{row['value']:.{digits}f}"
-    return text if row["low"] is None else f"{text} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
+        return DASH
+    bounds = formatting.interval(row["low"], row["high"], digits, sign=sign)
+    return plain(f"{fixed(row['value'], digits, sign=sign)} {bounds}".strip())
 
 
 def difference(row: dict[str, Any] | None, digits: int, *, holds: bool | None = None) -> str:
     """`+1.23 [+0.45, +2.01]*`, starred where it `holds`: by default where the interval excludes 0."""
-    if row is None or row["value"] is None:
-        return "–"
-    if row["low"] is None:
-        return f"{row['value']:+.{digits}f}"
+    text = interval(row, digits, sign=True)
+    if row is None or row["low"] is None:
+        return text
     if holds is None:
         holds = row["low"] > 0 or row["high"] < 0
-    star = "*" if holds else ""
-    return f"{row['value']:+.{digits}f} [{row['low']:+.{digits}f}, {row['high']:+.{digits}f}]{star}"
+    return f"{text}*" if holds else text
 
 
 def why_undefined(rows: Sequence[dict[str, Any]], column: str) -> list[str]:

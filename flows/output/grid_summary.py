@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flows.output.grid import Grid, decimals, difference, in_order, interval, read, system, why_undefined
+from flows.output.grid import Grid, difference, in_order, interval, read, system, why_undefined
+from tasks.formatting import decimals, probability
 from tasks.report.pictures.comparison import WANTED
 
 HOLDS = 0.05  # corrected p below which a difference is starred
@@ -48,9 +49,10 @@ def tested(directory: Path) -> Grid:
             continue
         place = [] if row["x"] is None else [f"{row['x']:g}"]
         digits = decimals([row["value"]])
-        p = "–" if row["p_corrected"] is None else f"{row['p_corrected']:.3f}"
         pair = f"{system(row['method'])} − {system(row['baseline'])}"
-        cells.append([row["metric"], *place, pair, difference(row, digits, holds=_holds(row)), p])
+        cells.append(
+            [row["metric"], *place, pair, difference(row, digits, holds=_holds(row)), probability(row["p_corrected"])]
+        )
     swept = [] if not rows or rows[0]["x_name"] is None else [rows[0]["x_name"]]
     return Grid(["metric", *swept, "pair", "difference", "p (Holm)"], cells, [])
 

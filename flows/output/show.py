@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from flows.output import streams
+from tasks import formatting
+from tasks.formatting import DASH, plain, short
 
 WIDEST = 100
+seconds, size = formatting.duration, formatting.size  # as the commands call them
 
 
 def width() -> int:
@@ -44,39 +47,16 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], title: str = ""
 def cell(value: Any) -> str:
     """One value as a person reads it: four significant digits, yes and no, a dash for nothing."""
     if value is None:
-        return "–"
+        return DASH
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+        return plain(short(value))
     return str(value)
 
 
 def _is_number(value: Any) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-
-
-def seconds(value: float | None) -> str:
-    """A duration in the unit that suits it: 0.4 s, 12 s, 3 min 20 s, 2 h 5 min."""
-    if value is None:
-        return "–"
-    if value < 9.95:
-        return f"{value:.1f} s"
-    whole = round(value)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def size(num_bytes: float) -> str:
-    """Bytes in the unit that suits them: 12 B, 3.4 kB, 5.6 MB, 7.8 GB."""
-    for unit in ("B", "kB", "MB"):
-        if num_bytes < 999.5:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.3g} GB"
 
 
 def answer(rows: Any, form: str) -> None:

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from flows.output import grid_summary, show
-from flows.output.grid import Grid, decimals, difference, in_order, interval, read, system, why_undefined
+from flows.output.grid import Grid, difference, in_order, interval, read, system, why_undefined
+from tasks.formatting import decimals
 
 NUM_SAMPLES = 3
 MOST_PAIRS = 3

@@ -16,6 +16,7 @@ import yaml
 
 from tasks.export.markdown import escape, fenced, table
 from tasks.export.model_family import Family, family_of
+from tasks.formatting import DASH, count, plain, short
 from tasks.store.artifacts import Artifact, Manifest, Store
 from tasks.store.runs import RunRecord
 from tasks.systems import METHODS, SYSTEMS
@@ -97,7 +98,7 @@ def _front_matter(manifests: Mapping[str, Manifest], method: str, family: Family
 
 def _what(record: RunRecord, manifests: Mapping[str, Manifest], method: str, family: Family) -> str:
     trained = manifests.get("pre_distill")
-    size = f" of {trained.stats['parameters']:,} parameters" if trained and "parameters" in trained.stats else ""
+    size = f" of {count(trained.stats['parameters'])} parameters" if trained and "parameters" in trained.stats else ""
     start = settings_of(manifests, "pre_distill", "student")
     origin = f", from {model_text(start, record, 'student')}" if start else ""
     return f"{family.description}{size}, trained by {method}{origin}."
@@ -126,7 +127,7 @@ def _data(record: RunRecord, manifest: Manifest | None) -> str:
         named = [Path(given[field]).name for field in ("path", "train", "validation", "test") if given.get(field)]
     source = ", ".join(escape(each) for each in (dataset["source"], *named) if each)
     rows = [
-        [split, *(integer(stats.get(f"{split}_{unit}")) for unit in ("pairs", "dialogues"))]
+        [split, *(count(stats.get(f"{split}_{unit}")) for unit in ("pairs", "dialogues"))]
         for split in ("train", "validation", "test")
     ]
     lowered = " All texts were lower-cased." if dataset.get("lowercase") else ""
@@ -139,7 +140,7 @@ def _teacher(record: RunRecord, manifests: Mapping[str, Manifest]) -> str:
         return ABSENT
     settings, loss = manifest.key_record["settings"]["settings"], manifest.stats.get("validation_loss")
     fitted = (
-        f" Fitted on the training references, to {loss:.4g} nats a token on validation." if loss is not None else ""
+        f" Fitted on the training references, to {short(loss)} nats a token on validation." if loss is not None else ""
     )
     score = manifests.get("score")
     prompt = f"\n\nIt reads:\n\n{fenced(score.key_record['settings']['prompt'])}" if score else ""
@@ -170,7 +171,7 @@ def metrics_text(artifact: Artifact | None, manifest: Manifest | None, own: str)
     rows = pq.read_table(artifact.path / "metrics.parquet").to_pylist()
     counts = sorted({row["n"] for row in rows})
     head = (
-        f"On the {escape(rows[0]['split'])} split, n = {' or '.join(map(integer, counts))} outputs; in brackets the "
+        f"On the {escape(rows[0]['split'])} split, n = {' or '.join(map(count, counts))} outputs; in brackets the "
         "95 % interval of a bootstrap over outputs. All systems decode alike. These weights are the column "
         f"{_system(own)}."
     )
@@ -182,7 +183,7 @@ def metrics_text(artifact: Artifact | None, manifest: Manifest | None, own: str)
         others = list(dict.fromkeys(row["baseline"] for row in reversed(differences)))
         headers = [f"minus {_system(each)}{', the start' if each == 'pre_distilled' else ''}" for each in others]
         text += ["Paired differences of these weights, on the same resamples:"]
-        text += [_grid(differences, "baseline", others, headers, sign="+")]
+        text += [_grid(differences, "baseline", others, headers, sign=True)]
     notes: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if row["note"]:
@@ -192,7 +193,7 @@ def metrics_text(artifact: Artifact | None, manifest: Manifest | None, own: str)
 
 
 def _grid(
-    rows: Sequence[dict[str, Any]], column: str, systems: Sequence[str], headers: Sequence[str], sign: str = ""
+    rows: Sequence[dict[str, Any]], column: str, systems: Sequence[str], headers: Sequence[str], sign: bool = False
 ) -> str:
     """A row per metric, a column per system: `value [low, high]`."""
     found = {(row["metric"], row[column]): row for row in rows}
@@ -207,11 +208,11 @@ def _grid(
     return table(["metric", *headers], lines)
 
 
-def _value(row: Mapping[str, Any] | None, sign: str) -> str:
+def _value(row: Mapping[str, Any] | None, sign: bool) -> str:
     if row is None or row["value"] is None:
-        return "–"
-    value, low, high = (None if row[name] is None else f"{row[name]:{sign}.4g}" for name in ("value", "low", "high"))
-    return str(value) if low is None or high is None else f"{value} \\[{low}, {high}\\]"
+        return DASH
+    value, low, high = (plain(short(row[name], sign=sign)) for name in ("value", "low", "high"))
+    return value if row["low"] is None or row["high"] is None else f"{value} \\[{low}, {high}\\]"
 
 
 def _usage(manifests: Mapping[str, Manifest], family: Family) -> str:
@@ -234,7 +235,7 @@ def making_text(record: RunRecord, manifests: Mapping[str, Manifest], student: A
     machine = ", ".join([system, *parts] if system else parts)
     versions = ", ".join(f"{name} {number}" for name, number in made.versions.items())
     rows = [
-        [each.stage, f"`{each.key}`", seconds(manifests.get(each.stage)), escape(each.outcome)]
+        [each.stage, f"`{each.key}`", _seconds(manifests.get(each.stage)), escape(each.outcome)]
         for each in record.stages
     ]
     warnings = [text for manifest in manifests.values() for text in manifest.stats.get("warnings", [])]
@@ -253,10 +254,5 @@ def _system(name: str) -> str:
     return SYSTEMS.get(name, escape(name))
 
 
-def integer(value: Any) -> str:
-    """A number with its thousands apart, or a dash."""
-    return "–" if value is None else f"{value:,}"
-
-
-def seconds(manifest: Manifest | None) -> str:
-    return "–" if manifest is None else f"{manifest.seconds:.1f}"
+def _seconds(manifest: Manifest | None) -> str:
+    return DASH if manifest is None else f"{manifest.seconds:.1f}"

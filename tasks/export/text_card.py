@@ -8,7 +8,6 @@ from tasks.export.markdown import escape, fenced, table
 from tasks.export.model_card import (
     ABSENT,
     LICENCE,
-    integer,
     making_text,
     metrics_text,
     model_text,
@@ -16,6 +15,7 @@ from tasks.export.model_card import (
     settings_of,
     settings_text,
 )
+from tasks.formatting import count, short
 from tasks.store.artifacts import Artifact, Manifest, Store
 from tasks.store.runs import RunRecord
 from tasks.systems import METHODS_ON_TEXT
@@ -67,7 +67,7 @@ def _data(manifest: Manifest | None) -> str:
         return ABSENT
     source = escape(str(manifest.key_record["settings"]["dataset"]["source"]))
     rows = [
-        [split, integer(manifest.stats.get(f"{split}_tokens"))]
+        [split, count(manifest.stats.get(f"{split}_tokens"))]
         for split in ("train", "validation", "test", "pretraining")
     ]
     return f"Source: {source}.\n\n{table(['part', 'tokens'], rows)}"
@@ -79,6 +79,8 @@ def _teacher(record: RunRecord, manifests: Mapping[str, Manifest]) -> str:
         return ABSENT
     tuned = manifests.get("fine_tune")
     after = (
-        f" Fine-tuned on the text, to {tuned.stats['validation_loss']:.4g} nats a token on validation." if tuned else ""
+        f" Fine-tuned on the text, to {short(tuned.stats['validation_loss'])} nats a token on validation."
+        if tuned
+        else ""
     )
     return f"The teacher is {model_text(settings, record, 'teacher')}.{after}"

@@ -8,8 +8,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from tasks.formatting import short
 from tasks.report.html import Html, join, tag
-from tasks.report.names import short
 from tasks.report.scales import Scale, fitted, tick_labels, ticks
 
 WIDTH, HEIGHT = 320, 200

@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
+from tasks.formatting import short
 from tasks.report.charts import Level, Panel, Point, Series, lines, swatch
 from tasks.report.html import Html, tag
-from tasks.report.names import short
 from tasks.report.results import Row
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""How systems and metrics are called on the page, which direction is better, and how numbers are written."""
+"""How systems and metrics are called on the page, and which direction is better."""
 
 import re
 from collections.abc import Iterable
@@ -88,57 +88,3 @@ def styles(names: Iterable[str]) -> dict[str, int]:
         found[name] = 1 + used % NUM_STYLES
         used += 1
     return found
-
-
-def decimals(values: Iterable[float | None]) -> int:
-    """Decimals that show about three digits of the largest value."""
-    largest = max((abs(value) for value in values if value is not None), default=0.0)
-    return 3 if largest < 1 else 2 if largest < 100 else 1
-
-
-def fixed(value: float | None, digits: int, sign: bool = False) -> str:
-    """A number with so many decimals, a true minus, thousands apart; a dash for none."""
-    if value is None:
-        return "–"
-    return f"{value:{'+' if sign else ''},.{digits}f}".replace("-", "−")
-
-
-def short(value: float | None) -> str:
-    """A number with four significant digits at most."""
-    if value is None:
-        return "–"
-    text = f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
-    return text.replace("-", "−")
-
-
-def interval(low: float | None, high: float | None, digits: int, sign: bool = False) -> str:
-    """`[low, high]`; nothing where there is none."""
-    return "" if low is None or high is None else f"[{fixed(low, digits, sign)}, {fixed(high, digits, sign)}]"
-
-
-def probability(value: float) -> str:
-    """`0.012`, or `< 0.001`."""
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def duration(seconds: float | None) -> str:
-    """0.4 s, 12 s, 3 min 20 s, 2 h 5 min."""
-    if seconds is None:
-        return "–"
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    hours, rest = divmod(whole, 3600)
-    minutes, rest = divmod(rest, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def size(count: float | None) -> str:
-    """Bytes in the unit that suits them."""
-    if count is None:
-        return "–"
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"

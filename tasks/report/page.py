@@ -5,8 +5,8 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from tasks.formatting import duration
 from tasks.report.html import Html, tag
-from tasks.report.names import duration
 from tasks.report.results import Results, Row, results_of
 from tasks.report.section import Section
 from tasks.report.sections import (

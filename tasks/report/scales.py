@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
+from tasks.formatting import fixed
+
 MARGIN = 0.06  # of the range of the values, left free at both ends
 
 
@@ -46,7 +48,7 @@ def tick_labels(values: list[float]) -> list[str]:
     """All with as many decimals as their distance needs."""
     distance = min((b - a for a, b in pairwise(values)), default=abs(values[0]) if values else 1.0)
     digits = max(0, -math.floor(math.log10(distance) + 1e-9)) if distance > 0 else 0
-    return [f"{value:,.{digits}f}".replace("-", "−") for value in values]
+    return [fixed(value, digits) for value in values]
 
 
 def _round_step(rough: float) -> float:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TextIO
 
+from tasks.formatting import clock
 from tasks.store.runs import StageRun
 
 LINE_SECONDS = 5.0
@@ -82,13 +83,6 @@ class Meter:
     def metrics_text(self) -> str:
         """`loss 1.234  reward 0.56`."""
         return "  ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
-
-
-def clock(seconds: float) -> str:
-    """`1:05` or `2:00:05`."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class PlainReporter:

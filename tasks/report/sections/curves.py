@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from statistics import fmean
 
+from tasks.formatting import interval, short
 from tasks.report.charts import Level, Panel, Point, Series, dots, scatter
 from tasks.report.figures import figure, folded, panels_figure, points, table
 from tasks.report.html import tag
-from tasks.report.names import interval, metric, short, system
+from tasks.report.names import metric, system
 from tasks.report.results import Results, Row
 from tasks.report.section import Section
 from tasks.report.sections.in_short import SAID_ELSEWHERE

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+from tasks.formatting import decimals, fixed, interval, probability
 from tasks.report.charts import whisker
 from tasks.report.figures import folded, scrolled
 from tasks.report.html import Html, join, tag
-from tasks.report.names import decimals, fixed, interval, metric, probability, system
+from tasks.report.names import metric, system
 from tasks.report.results import Results, Row
 from tasks.report.scales import Scale
 from tasks.report.section import Section
@@ -108,13 +109,11 @@ def _group(name: str, rows: list[Row], corrected: bool) -> Html:
 def _row(row: Row, digits: int, scale: Scale, corrected: bool) -> Html:
     low, high, word = row["low"], row["high"], verdict(row)
     direction = "" if word == UNDECIDED else "higher, " if row["value"] > 0 else "lower, "
-    p_value = row.get("p_corrected")
-    p_text = "–" if p_value is None else probability(p_value)
     cells = [
         whisker(row["value"], low, high, scale),
         fixed(row["value"], digits, sign=True),
         interval(low, high, digits, sign=True),
-        *([p_text] if corrected else []),
+        *([probability(row.get("p_corrected"))] if corrected else []),
         tag("span", {"class": f"verdict {word}"}, direction + word),
     ]
     name = f"{row['system']} − {system(row['baseline'])}"

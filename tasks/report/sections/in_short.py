@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from tasks.formatting import decimals, fixed, probability
 from tasks.report.html import Html, tag
-from tasks.report.names import decimals, fixed, metric, probability, system
+from tasks.report.names import metric, system
 from tasks.report.results import Results, Row
 from tasks.report.section import Section
 from tasks.report.sections.differences import BETTER, LEVEL, OTHER, UNDECIDED, WORSE, all_differences, decided, verdict

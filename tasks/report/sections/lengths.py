@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+from tasks.formatting import fixed, short
 from tasks.report.charts import histogram, swatch
 from tasks.report.figures import folded, table
 from tasks.report.html import tag
-from tasks.report.names import fixed, short, system
+from tasks.report.names import system
 from tasks.report.results import Results, Row
 from tasks.report.section import Section
 from tasks.report.sections.samples import listed_systems, shown_systems

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from tasks.formatting import count, decimals, fixed, interval
 from tasks.report.figures import folded, table
 from tasks.report.html import Html, join, tag
-from tasks.report.names import NEITHER, REFERENCE_SYSTEMS, decimals, fixed, interval, metric, system
+from tasks.report.names import NEITHER, REFERENCE_SYSTEMS, metric, system
 from tasks.report.results import Results, Row
 from tasks.report.section import Section
 
@@ -78,7 +79,7 @@ def _grid(rows: list[Row], published: list[Row]) -> Html:
 
 def _caption(rows: list[Row], has_published: bool) -> str:
     counts = sorted({row["n"] for row in rows if row["n"] is not None})
-    parts = [f"{rows[0]['split']} split, n = {' or '.join(f'{count:,}' for count in counts)}"]
+    parts = [f"{rows[0]['split']} split, n = {' or '.join(map(count, counts))}"]
     seeds = sorted({row["seeds"] for row in rows if row.get("seeds")})
     if seeds:
         parts.append(

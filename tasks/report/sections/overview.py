@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tasks.formatting import duration, short, size
 from tasks.report.figures import folded, table
 from tasks.report.html import Html, join, quoted, shortened, tag
-from tasks.report.names import duration, short, size
 from tasks.report.results import Results, Row
 from tasks.report.section import Section
 

@@ -7,9 +7,9 @@ stands under each token as well. Without the script the page shows the rewards.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tasks.formatting import fixed, short
 from tasks.report.figures import folded, table, thinned
 from tasks.report.html import Html, join, quoted, shortened, tag
-from tasks.report.names import fixed, short
 from tasks.report.results import Results, Row
 from tasks.report.section import Section
 

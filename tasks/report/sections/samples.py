@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from tasks.formatting import fixed
 from tasks.report.html import Html, join, quoted, shortened, tag
-from tasks.report.names import REFERENCE_SYSTEMS, fixed, system
+from tasks.report.names import REFERENCE_SYSTEMS, system
 from tasks.report.results import Results, Row, literal
 from tasks.report.section import Section
 

@@ -93,29 +93,6 @@ def test_tables_on_a_terminal_wrap_and_show_markup_as_it_is(
     assert "[red]" in " ".join(lines)
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (None, "–"),
-        (0.123, "0.1 s"),
-        (9.4, "9.4 s"),
-        (59.4, "59 s"),
-        (59.6, "1 min 0 s"),
-        (200, "3 min 20 s"),
-        (7500, "2 h 5 min"),
-    ],
-)
-def test_durations_are_in_the_unit_that_suits_them(value: float | None, text: str) -> None:
-    assert show.seconds(value) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(0, "0 B"), (999, "999 B"), (1234, "1.23 kB"), (999_600, "1 MB"), (5.6e9, "5.6 GB")]
-)
-def test_sizes_are_in_the_unit_that_suits_them(value: float, text: str) -> None:
-    assert show.size(value) == text
-
-
 def test_an_answer_is_csv_or_json_on_request(capsys: pytest.CaptureFixture[str]) -> None:
     rows = pa.table({"name": ["a, b", None], "value": [1.5, 2.0]})
     show.answer(rows, "csv")

@@ -147,14 +147,6 @@ def test_which_direction_is_better(name: str, better: int) -> None:
     assert names.metric(name).better == better
 
 
-def test_numbers_as_people_write_them() -> None:
-    assert names.fixed(-1234.5, 1) == "−1,234.5"
-    assert names.fixed(0.25, 2, sign=True) == "+0.25"
-    assert (names.fixed(None, 2), names.short(None)) == ("–", "–")
-    assert (names.duration(4.04), names.duration(200), names.duration(7500)) == ("4.0 s", "3 min 20 s", "2 h 5 min")
-    assert (names.size(12), names.size(286501)) == ("12 B", "286.5 kB")
-
-
 def test_a_tokens_colour_goes_from_end_to_end() -> None:
     colours = Colours(centre=1.0, reach=2.0)
     assert [colours.step(value) for value in (-9, -1, 1, 2, 3, 9)] == [-4, -4, 0, 2, 4, 4]

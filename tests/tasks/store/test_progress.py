@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from tasks.store import progress
-from tasks.store.progress import LiveReporter, Meter, PlainReporter, clock
+from tasks.store.progress import LiveReporter, Meter, PlainReporter
 from tasks.store.runs import StageRun
 
 DONE = StageRun("llmr", "key", "built", 12.34)
@@ -41,11 +41,6 @@ def test_a_resumed_stage_claims_no_rate_for_what_was_done_before(monkeypatch: py
     meter.update(320, 400, "steps", {})
     assert meter.rate == pytest.approx(2.0)
     assert meter.text() == "320/400 steps  2.0/s  0:40 left"
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(5, "0:05"), (65, "1:05"), (7205, "2:00:05")])
-def test_a_clock_reads_like_one(seconds: float, text: str) -> None:
-    assert clock(seconds) == text
 
 
 def test_the_live_view_shows_stages_their_progress_and_their_metrics() -> None:
