@@ -17,9 +17,21 @@ import duckdb
 import pyarrow as pa
 import pyarrow.csv
 
-from tasks.catalog.relations import DAGGER_ROUNDS, EMPTY, LEFT_OUT, LINEAGE, PAPER_VS_OURS, RUNS, STAGES, TABLES, VIEWS
+from tasks.catalog.relations import (
+    DAGGER_ROUNDS,
+    LEFT_OUT,
+    LINEAGE,
+    PAPER_VS_OURS,
+    RUNS,
+    STAGES,
+    TABLES,
+    VIEWS,
+    defined,
+    selected,
+)
 from tasks.catalog.rows import lineage_rows, run_row, stage_rows
 from tasks.catalog.sql_errors import explain
+from tasks.messages import first_line
 from tasks.store.artifacts import MANIFEST, Artifact, Manifest, Store, StoreError
 from tasks.store.files import file_hash, read_json, stamp, write_json
 from tasks.store.runs import RunRecord, scan_runs
@@ -53,7 +65,7 @@ def build_catalog(store: Store, *, ending: RunRecord | None = None) -> Path:
             fresh.replace(target)
             write_json(_memo(store), {"sha256_of_file": file_hash(target), "stamp": stamp(target)})
         except duckdb.Error as error:
-            message = f"{DATABASE} could not be built: {_first_line(error)}"
+            message = f"{DATABASE} could not be built: {first_line(error)}"
             raise StoreError(f"{message}\n`distill verify` names damaged artifacts") from None
         finally:
             _remove(fresh)
@@ -127,7 +139,7 @@ def _readable(
     except duckdb.Error as error:
         if len(files) == 1:
             place = {"stage": files[0].parts[-3], "key": files[0].parts[-2]}
-            missing.append({"what": f"{files[0]} cannot be read: {_first_line(error)}", **place})
+            missing.append({"what": f"{files[0]} cannot be read: {first_line(error)}", **place})
             return []
         half = len(files) // 2
         parts = [_readable(connection, part, missing) for part in (files[:half], files[half:])]
@@ -146,14 +158,14 @@ def _over_files(connection: duckdb.DuckDBPyConnection, kind: str, name: str, fil
     Artifacts outlive the code that wrote them: a column that no file has yet is NULL.
     """
     if not files:
-        connection.execute(f"CREATE TABLE {name} ({EMPTY[name]})")
+        connection.execute(f"CREATE TABLE {name} ({defined(columns)})")
         return
     listed = ", ".join(_literal(_as_pattern(path)) for path in files)
     read = f"read_parquet([{listed}], filename = 'file', union_by_name = true)"
     wanted = dict.fromkeys(re.findall(r'\bf\."?(\w+)', columns))
     absent = "".join(f", NULL AS {each}" for each in wanted if each not in connection.sql(f"FROM {read}").columns)
     connection.execute(
-        f"CREATE {kind} {name} AS SELECT {columns} FROM (SELECT *{absent} FROM {read}) f "
+        f"CREATE {kind} {name} AS SELECT {selected(columns)} FROM (SELECT *{absent} FROM {read}) f "
         # a run may take the same artifact twice: what several cells of a comparison share belongs to none of them
         "JOIN (SELECT run, stage, key, path, min(label) AS label, if(count(DISTINCT cell) = 1, min(cell), '') AS cell "
         "FROM stages GROUP BY run, stage, key, path) s ON s.path = parse_dirpath(f.file) "
@@ -285,7 +297,3 @@ def _literal(value: Path) -> str:
 def _as_pattern(path: Path) -> Path:
     """A path where DuckDB takes patterns: in a folder `a[1]` it would read the files of `a1`."""
     return Path(re.sub(r"([*?\[])", r"[\1]", str(path)))
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

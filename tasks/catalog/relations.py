@@ -1,5 +1,7 @@
 """What results.duckdb holds: the relations, their columns, and the Parquet files that some of them are views of."""
 
+import re
+
 import pyarrow as pa
 
 RUNS = pa.schema(
@@ -49,118 +51,116 @@ LINEAGE = pa.schema(
 )
 LEFT_OUT = pa.schema([("what", pa.string()), ("stage", pa.string()), ("key", pa.string())])  # damaged, or unreadable
 
-# relation -> (stage, its files, select list); `f` is the Parquet file's row, `s` the row of `stages` that it belongs to
-_MEASURED = "f.split, f.metric, f.value, f.low, f.high, f.n, f.unit, f.note"
-_COMPARED = f"f.x_name, f.x, {_MEASURED}, f.lowest, f.highest, f.seeds"
-_TESTED = f"f.x_name, f.x, {_MEASURED}, f.p, f.p_corrected, f.seeds"
+# relation -> (stage, its files, columns: what is selected, and its type). `f` is the Parquet file's row, `s` the row of
+# `stages` that it belongs to, `r` that of `runs`.
+_NUMBERS = "f.value DOUBLE, f.low DOUBLE, f.high DOUBLE"
+_MEASURED = f"f.split VARCHAR, f.metric VARCHAR, {_NUMBERS}, f.n BIGINT, f.unit VARCHAR, f.note VARCHAR"
+_PLACED = f"r.dataset VARCHAR, f.x_name VARCHAR, f.x DOUBLE, {_MEASURED}"
+_CELL = "r.run VARCHAR, r.name VARCHAR, s.cell VARCHAR"
+_SYSTEM = f"{_CELL}, f.system AS method VARCHAR"
+_DATA = "r.dataset VARCHAR, r.seed BIGINT"
 TABLES = {
-    "metrics": (
-        "evaluate",
-        "metrics.parquet",
-        f"r.run, r.name, s.cell, f.system AS method, r.dataset, r.seed, {_MEASURED}",
-    ),
-    "differences": (
-        "evaluate",
-        "differences.parquet",
-        f"r.run, r.name, s.cell, f.system AS method, f.baseline, r.dataset, r.seed, {_MEASURED}",
-    ),
+    "metrics": ("evaluate", "metrics.parquet", f"{_SYSTEM}, {_DATA}, {_MEASURED}"),
+    "differences": ("evaluate", "differences.parquet", f"{_SYSTEM}, f.baseline VARCHAR, {_DATA}, {_MEASURED}"),
     "free_running": (
         "evaluate",
         "free_running.parquet",
-        "r.run, r.name, s.cell, f.system AS method, r.dataset, r.seed, f.round, f.step, "
-        "f.value, f.low, f.high, f.left_text, f.n, s.key",
+        f"{_SYSTEM}, {_DATA}, f.round INTEGER, f.step INTEGER, {_NUMBERS}, f.left_text DOUBLE, f.n BIGINT, "
+        "s.key VARCHAR",
     ),
-    "comparison": ("compare", "comparison.parquet", f"r.run, r.name, f.method, r.dataset, {_COMPARED}"),
+    "comparison": (
+        "compare",
+        "comparison.parquet",
+        f"r.run VARCHAR, r.name VARCHAR, f.method VARCHAR, {_PLACED}, f.lowest DOUBLE, f.highest DOUBLE, "
+        "f.seeds INTEGER",
+    ),
     "comparison_differences": (
         "compare",
         "comparison_differences.parquet",
-        f"r.run, r.name, f.method, f.baseline, r.dataset, {_TESTED}",
+        f"r.run VARCHAR, r.name VARCHAR, f.method VARCHAR, f.baseline VARCHAR, {_PLACED}, f.p DOUBLE, "
+        "f.p_corrected DOUBLE, f.seeds INTEGER",
     ),
     "comparison_cells": (
         "compare",
         "comparison_cells.parquet",
-        "r.run, r.name, f.cell, f.method, f.x_name, f.x, f.seed, f.system",
+        "r.run VARCHAR, r.name VARCHAR, f.cell VARCHAR, f.method VARCHAR, f.x_name VARCHAR, f.x DOUBLE, "
+        "f.seed BIGINT, f.system VARCHAR",
     ),
 }
 VIEWS = {
     "predictions": (
         "evaluate",
         "predictions.parquet",
-        "s.run, s.cell, f.id, f.system AS method, f.source, f.reference, f.prediction, "
-        "f.num_tokens, f.truncated, f.reward, s.key",
+        "s.run VARCHAR, s.cell VARCHAR, f.id BIGINT, f.system AS method VARCHAR, f.source VARCHAR, "
+        "f.reference VARCHAR, f.prediction VARCHAR, f.num_tokens INTEGER, f.truncated BOOLEAN, f.reward DOUBLE, "
+        "s.key VARCHAR",
     ),
-    "training_log": ("*", "training_log.parquet", "s.run, s.stage, s.label, s.cell, f.step, f.metric, f.value, s.key"),
-    "teacher_scores": ("score", "outputs-*.parquet", "s.run, f.id, f.text, f.token_ids, f.log_prob, f.truncated"),
+    "training_log": (
+        "*",
+        "training_log.parquet",
+        "s.run VARCHAR, s.stage VARCHAR, s.label VARCHAR, s.cell VARCHAR, f.step BIGINT, f.metric VARCHAR, "
+        "f.value DOUBLE, s.key VARCHAR",
+    ),
+    "teacher_scores": (
+        "score",
+        "outputs-*.parquet",
+        "s.run VARCHAR, f.id BIGINT, f.text VARCHAR, f.token_ids INTEGER[], f.log_prob FLOAT, f.truncated BOOLEAN",
+    ),
     "rollouts": (
         "llmr",
         "rollouts.parquet",
-        "s.run, s.cell, f.step, f.rollout, f.id, f.position, f.token, f.token_id, f.q_value, f.value, "
-        "f.reward, f.gain, f.log_prob",
+        "s.run VARCHAR, s.cell VARCHAR, f.step BIGINT, f.rollout INTEGER, f.id BIGINT, f.position INTEGER, "
+        "f.token VARCHAR, f.token_id INTEGER, f.q_value FLOAT, f.value FLOAT, f.reward FLOAT, f.gain FLOAT, "
+        "f.log_prob FLOAT",
     ),
     "aggregated": (
         "dagger_aggregate",
         "aggregated-*.parquet",
-        'r.run, s.cell, r.seed, f."round", f.trajectory, f.step, f.position, f.context, f.target, f."left"',
+        'r.run VARCHAR, s.cell VARCHAR, r.seed BIGINT, f."round" INTEGER, f.trajectory INTEGER, f.step INTEGER, '
+        'f.position INTEGER, f.context INTEGER[], f.target INTEGER, f."left" BOOLEAN',
     ),
     "pairs": (
         "prepare",
         "[tv]*.parquet",  # train, validation and test
-        "s.run, parse_filename(f.file, true) AS split, f.id, f.dialogue, f.source, f.target",
+        "s.run VARCHAR, parse_filename(f.file,true) AS split VARCHAR, f.id BIGINT, f.dialogue VARCHAR, "
+        "f.source VARCHAR, f.target VARCHAR",
     ),
     "excess_error": (
         "exposure",
         "excess_error.parquet",
-        "r.run, r.name, s.cell, s.label AS method, r.dataset, r.seed, f.length, f.d_student, f.d_teacher, "
-        "f.value, f.low, f.high, f.n, f.note, s.key",
+        f"{_CELL}, s.label AS method VARCHAR, {_DATA}, f.length INTEGER, f.d_student DOUBLE, f.d_teacher DOUBLE, "
+        f"{_NUMBERS}, f.n BIGINT, f.note VARCHAR, s.key VARCHAR",
     ),
     "overlap_findings": (
         "prepare",
         "overlaps.parquet",
-        "s.run, f.item, f.partner, f.score, f.decision, f.reason, f.split",
+        "s.run VARCHAR, f.item VARCHAR, f.partner VARCHAR, f.score DOUBLE, f.decision VARCHAR, f.reason VARCHAR, "
+        "f.split VARCHAR",
     ),
     "split_overlaps": (
         "prepare",
         "split_overlaps.parquet",
-        "s.run, f.time, f.split, f.other, f.items, f.overlapping, f.share, f.threshold",
+        's.run VARCHAR, f."time" VARCHAR, f.split VARCHAR, f.other VARCHAR, f.items BIGINT, f.overlapping BIGINT, '
+        "f.share DOUBLE, f.threshold DOUBLE",
     ),
-    "dropped": ("prepare", "dropped.parquet", "s.run, f.split, f.dialogue, f.source, f.target, f.reason"),
+    "dropped": (
+        "prepare",
+        "dropped.parquet",
+        "s.run VARCHAR, f.split VARCHAR, f.dialogue VARCHAR, f.source VARCHAR, f.target VARCHAR, f.reason VARCHAR",
+    ),
 }
-# What an empty relation looks like before any run has filled it: a view over no file at all would be an error.
-EMPTY = {
-    "metrics": "run VARCHAR, name VARCHAR, cell VARCHAR, method VARCHAR, dataset VARCHAR, seed BIGINT, "
-    "split VARCHAR, metric VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE, n BIGINT, unit VARCHAR, note VARCHAR",
-    "differences": "run VARCHAR, name VARCHAR, cell VARCHAR, method VARCHAR, baseline VARCHAR, "
-    "dataset VARCHAR, seed BIGINT, split VARCHAR, metric VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE, n BIGINT, "
-    "unit VARCHAR, note VARCHAR",
-    "free_running": "run VARCHAR, name VARCHAR, cell VARCHAR, method VARCHAR, dataset VARCHAR, seed BIGINT, "
-    "round INTEGER, step INTEGER, value DOUBLE, low DOUBLE, high DOUBLE, left_text DOUBLE, n BIGINT, key VARCHAR",
-    "comparison": "run VARCHAR, name VARCHAR, method VARCHAR, dataset VARCHAR, x_name VARCHAR, x DOUBLE, "
-    "split VARCHAR, metric VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE, n BIGINT, unit VARCHAR, note VARCHAR, "
-    "lowest DOUBLE, highest DOUBLE, seeds INTEGER",
-    "comparison_differences": "run VARCHAR, name VARCHAR, method VARCHAR, baseline VARCHAR, dataset VARCHAR, "
-    "x_name VARCHAR, x DOUBLE, split VARCHAR, metric VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE, n BIGINT, "
-    "unit VARCHAR, note VARCHAR, p DOUBLE, p_corrected DOUBLE, seeds INTEGER",
-    "comparison_cells": "run VARCHAR, name VARCHAR, cell VARCHAR, method VARCHAR, x_name VARCHAR, x DOUBLE, "
-    "seed BIGINT, system VARCHAR",
-    "predictions": "run VARCHAR, cell VARCHAR, id BIGINT, method VARCHAR, source VARCHAR, reference VARCHAR, "
-    "prediction VARCHAR, num_tokens INTEGER, truncated BOOLEAN, reward DOUBLE, key VARCHAR",
-    "training_log": "run VARCHAR, stage VARCHAR, label VARCHAR, cell VARCHAR, step BIGINT, "
-    "metric VARCHAR, value DOUBLE, key VARCHAR",
-    "teacher_scores": "run VARCHAR, id BIGINT, text VARCHAR, token_ids INTEGER[], log_prob FLOAT, truncated BOOLEAN",
-    "rollouts": "run VARCHAR, cell VARCHAR, step BIGINT, rollout INTEGER, id BIGINT, position INTEGER, token VARCHAR, "
-    "token_id INTEGER, q_value FLOAT, value FLOAT, reward FLOAT, gain FLOAT, log_prob FLOAT",
-    "aggregated": 'run VARCHAR, cell VARCHAR, seed BIGINT, "round" INTEGER, trajectory INTEGER, step INTEGER, '
-    'position INTEGER, context INTEGER[], target INTEGER, "left" BOOLEAN',
-    "pairs": "run VARCHAR, split VARCHAR, id BIGINT, dialogue VARCHAR, source VARCHAR, target VARCHAR",
-    "excess_error": "run VARCHAR, name VARCHAR, cell VARCHAR, method VARCHAR, dataset VARCHAR, seed BIGINT, "
-    "length INTEGER, d_student DOUBLE, d_teacher DOUBLE, value DOUBLE, low DOUBLE, high DOUBLE, n BIGINT, "
-    "note VARCHAR, key VARCHAR",
-    "overlap_findings": "run VARCHAR, item VARCHAR, partner VARCHAR, score DOUBLE, decision VARCHAR, reason VARCHAR, "
-    "split VARCHAR",
-    "split_overlaps": 'run VARCHAR, "time" VARCHAR, split VARCHAR, other VARCHAR, items BIGINT, overlapping BIGINT, '
-    "share DOUBLE, threshold DOUBLE",
-    "dropped": "run VARCHAR, split VARCHAR, dialogue VARCHAR, source VARCHAR, target VARCHAR, reason VARCHAR",
-}
+
+
+def selected(columns: str) -> str:
+    """The columns of a relation as a SELECT list."""
+    return ", ".join(column.rpartition(" ")[0] for column in columns.split(", "))
+
+
+def defined(columns: str) -> str:
+    """The same as CREATE TABLE has them, for a relation without a file: a view over none would be an error."""
+    return ", ".join(re.sub(r"^.*(?: AS |\.)", "", column) for column in columns.split(", "))
+
+
 # DaD and ImitKD are DaD-DAgger with alpha 1 and 0, and stand in its row of the papers' tables. A comparison's cell has
 # the alpha that it was swept to, or that its variant sets, or all cells do.
 PAPER_VS_OURS = """

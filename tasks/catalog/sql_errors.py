@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import duckdb
 
+from tasks.messages import first_line
+
 _MISSING = re.compile(r'(?:Referenced column|Table "[^"]*" does not have a column named|Column) "((?:[^"]|"")+)"')
 _MISSING_TABLE = re.compile(r"Table with name (.+?) does not exist")
 
@@ -18,7 +20,7 @@ def explain(connection: duckdb.DuckDBPyConnection, sql: str, error: Exception, r
     A missing column is named with the relations of the query that lack it and with their columns, the nearest one first
     in a question. `relations`: all that can be asked.
     """
-    said = _first_line(error)
+    said = first_line(error)
     columns = _columns(connection, sql, relations)
     column, table = _MISSING.search(said), _MISSING_TABLE.search(said)
     if isinstance(error, duckdb.BinderException) and column and columns:
@@ -38,11 +40,6 @@ def _columns(connection: duckdb.DuckDBPyConnection, sql: str, relations: Sequenc
     listed = "SELECT column_name FROM duckdb_columns() WHERE table_name = ? ORDER BY column_index"
     found = {name: connection.execute(listed, [name]).fetchall() for name in relations if name in words}
     return {name: [row[0] for row in rows] for name, rows in found.items() if rows}
-
-
-def _first_line(error: Exception) -> str:
-    """The first line of an error that says something."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 import torch
 
+from tasks.messages import first_line
 from tasks.store.stage import RuntimeSettings
 
 
@@ -16,8 +17,7 @@ def device_of(runtime: RuntimeSettings) -> torch.device:
         try:
             torch.empty(0, device=runtime.device)
         except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
-            reason = str(error).strip().partition("\n")[0]
-            message = f"runtime.device {runtime.device!r} cannot be used here: {reason}"
+            message = f"runtime.device {runtime.device!r} cannot be used here: {first_line(error)}"
             raise ValueError(f"{message}\nleave it at auto, or name a device that this machine has") from None
         return torch.device(runtime.device)
     if torch.cuda.is_available():

@@ -20,7 +20,7 @@ import pytest
 from kd_core.metrics.bootstrap import Measured, MetricValue
 from tasks.catalog import database as catalog
 from tasks.catalog.database import DATABASE, PUBLISHED, build_catalog, query, relations
-from tasks.catalog.relations import EMPTY, TABLES, VIEWS
+from tasks.catalog.relations import TABLES, VIEWS
 from tasks.compare import Cell
 from tasks.compute.measured import write_measured
 from tasks.store import maintenance
@@ -120,10 +120,6 @@ def test_a_relation_has_the_same_columns_empty_and_full(filled: Filled, store: S
     columns = "select table_name, column_name, data_type from information_schema.columns"
     shape = f"{columns} order by table_name, ordinal_position"
     assert rows(store, shape) == rows(filled.store, shape)
-
-
-def test_empty_relations_stand_for_all_that_read_files() -> None:
-    assert list(EMPTY) == [*TABLES, *VIEWS]
 
 
 def test_runs_says_how_each_ended(filled: Filled) -> None:
