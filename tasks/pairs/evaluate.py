@@ -5,22 +5,17 @@ Each system's outputs and measurements are stages of their own (`decode`, `measu
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kd_core.lengths import source_length
 from kd_core.losses.rewards import RewardSettings
-from kd_core.metrics.bleu import SacreBleuSettings
-from kd_core.metrics.outputs import TEXT_METRICS, MetricName
-from kd_core.metrics.rouge import RougeSettings
 from kd_core.rollout.beam_search import BeamSettings
-from kd_core.rollout.sampling import SamplingSettings
 from tasks.compute.measured import read_replicates, write_measured
 from tasks.pairs.decode import GREEDY, UNREAD, DecodeSettings
 from tasks.pairs.measure import MeasureSettings
 from tasks.pairs.splits import read_split
+from tasks.settings import part_of
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
 
@@ -39,48 +34,26 @@ PREDICTIONS = pa.schema(
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationSettings:
-    """How the systems are compared. All of them decode alike."""
+class EvaluationSettings(MeasureSettings, DecodeSettings):
+    """How the systems are compared. All of them decode alike; `seed` is of the samples, and of the bootstrap."""
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
-
-    split: Literal["validation", "test"] = "test"
-    max_rows: int | None = None  # the first rows of the split; None = all
-    max_source_tokens: int = source_length()
     decoding: BeamSettings = GREEDY
-    sampling: SamplingSettings | None = None  # draw the outputs instead, as a chat does: then decoding is not read
-    metrics: tuple[MetricName, ...] = TEXT_METRICS  # sequence tasks, such as spelling to phonemes: add per and wer
-    rouge: RougeSettings = field(default_factory=RougeSettings)  # its tokenizer: ascii, or words of every script
-    sacrebleu: SacreBleuSettings = field(default_factory=SacreBleuSettings)  # its tokenizer: any of sacreBLEU's own
     reward: RewardSettings = field(default_factory=RewardSettings)  # the teacher's, which every system is given
-    resamples: int = 1000  # of the bootstrap behind the 95 % intervals
-    seed: int = 0  # of the bootstrap, and of the samples
 
     def __post_init__(self) -> None:
         _ = self.decode, self.measure  # they check the ranges
 
     @property
     def decode(self) -> DecodeSettings:
-        """What decides a system's outputs."""
-        return DecodeSettings(
-            split=self.split,
-            max_rows=self.max_rows,
-            max_source_tokens=self.max_source_tokens,
-            decoding=self.decoding if self.sampling is None else UNREAD,
-            sampling=self.sampling,
-            seed=self.seed if self.sampling is not None else 0,
-        )
+        """What decides a system's outputs; what is not read is in no key."""
+        if self.sampling is None:
+            return part_of(self, DecodeSettings, seed=0)
+        return part_of(self, DecodeSettings, decoding=UNREAD)
 
     @property
     def measure(self) -> MeasureSettings:
         """What decides how they are measured."""
-        return MeasureSettings(
-            metrics=self.metrics,
-            resamples=self.resamples,
-            seed=self.seed,
-            rouge=self.rouge,
-            sacrebleu=self.sacrebleu,
-        )
+        return part_of(self, MeasureSettings)
 
 
 @stage

@@ -29,8 +29,8 @@ class MeasureSettings:
     metrics: tuple[MetricName, ...] = TEXT_METRICS  # sequence tasks, such as spelling to phonemes: add per and wer
     resamples: int = 1000  # of the bootstrap behind the 95 % intervals
     seed: int = 0  # of the bootstrap
-    rouge: RougeSettings = field(default_factory=RougeSettings)  # what rouge_* take for words
-    sacrebleu: SacreBleuSettings = field(default_factory=SacreBleuSettings)  # what sacrebleu_* take for words
+    rouge: RougeSettings = field(default_factory=RougeSettings)  # its tokenizer: ascii, or words of every script
+    sacrebleu: SacreBleuSettings = field(default_factory=SacreBleuSettings)  # its tokenizer: any of sacreBLEU's own
 
     def __post_init__(self) -> None:
         check_metrics(self.metrics)

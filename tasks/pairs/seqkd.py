@@ -13,6 +13,7 @@ from tasks.compute.models import load_artifact
 from tasks.compute.training import run_training, write_log
 from tasks.pairs.inputs import written_outputs
 from tasks.pairs.splits import read_split
+from tasks.settings import part_of
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
 
@@ -25,15 +26,8 @@ class SeqKDSettings(Budget):
 
     def supervised(self) -> SupervisedSettings:
         """The same for the supervised loop, which is told the number of updates and counts no epochs."""
-        return SupervisedSettings(
-            max_steps=self.steps,
-            max_source_tokens=self.max_source_tokens,
-            max_target_tokens=self.sampling.max_new_tokens,
-            validate_every=self.validate_every,
-            validation_rows=self.validation_rows,
-            batch=self.batch,
-            optimizer=self.optimizer,
-        )
+        written = self.sampling.max_new_tokens
+        return part_of(self, SupervisedSettings, epochs=1, max_steps=self.steps, max_target_tokens=written)
 
 
 @stage

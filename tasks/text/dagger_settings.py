@@ -5,6 +5,7 @@ from typing import Literal
 
 from kd_core.training import OptimizerSettings
 from kd_core.windows.train import WindowTrainingSettings
+from tasks.settings import part_of
 from tasks.text.window_files import FeatureDType
 
 DaggerKind = Literal["next_token", "dad", "imitkd", "dad_dagger"]
@@ -19,9 +20,17 @@ class AggregationSettings:
     trajectory_stride: int | None = None  # tokens between two trajectories; None = context + horizon, as Algorithm 1
     temperature: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.horizon < 2:
+            raise ValueError(f"horizon must be at least 2 for a student's own token to be seen, got {self.horizon}")
+        if self.trajectory_stride is not None and self.trajectory_stride < 1:
+            raise ValueError(f"trajectory_stride must be at least 1, got {self.trajectory_stride}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+
 
 @dataclass(frozen=True, kw_only=True)
-class DaggerSettings:
+class DaggerSettings(AggregationSettings):
     """DaD-DAgger and its baselines. Defaults: the paper's.
 
     `next_token` distils on the true windows alone, over as many rounds of training; `dad` aggregates and has no teacher
@@ -33,9 +42,6 @@ class DaggerSettings:
     kind: DaggerKind = "dad_dagger"
     alpha: float | None = None  # of the true token, 1 - alpha of the teacher; None = the kind's own, or 0.5
     rounds: int = 3  # of training; the student is let run free between two of them
-    horizon: int = 10
-    trajectory_stride: int | None = None
-    temperature: float = 1.0  # of free running
     warm_start: bool = True  # each round goes on from the last one's student; false: from the start
     features: FeatureDType | Literal["none"] = "float16"  # how the frozen part's states are kept; none: not at all
     epochs: int = 4  # of each round
@@ -53,14 +59,9 @@ class DaggerSettings:
             )
         if self.rounds < 1:
             raise ValueError(f"rounds must be at least 1, got {self.rounds}")
-        if self.horizon < 2:
-            raise ValueError(f"horizon must be at least 2 for a student's own token to be seen, got {self.horizon}")
-        if self.trajectory_stride is not None and self.trajectory_stride < 1:
-            raise ValueError(f"trajectory_stride must be at least 1, got {self.trajectory_stride}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
         if self.features not in ("float16", "float32", "none"):
             raise ValueError(f"features must be float16, float32 or none, got {self.features!r}")
+        super().__post_init__()
         self.training()  # its own checks
 
     @property
@@ -75,16 +76,8 @@ class DaggerSettings:
 
     def training(self) -> WindowTrainingSettings:
         """What a round's training takes of these."""
-        return WindowTrainingSettings(
-            alpha=self.mix,
-            epochs=self.epochs,
-            patience=self.patience,
-            batch_rows=self.batch_rows,
-            optimizer=self.optimizer,
-        )
+        return part_of(self, WindowTrainingSettings, alpha=self.mix)
 
     def aggregation(self) -> AggregationSettings:
         """What a round's aggregation takes of these."""
-        return AggregationSettings(
-            horizon=self.horizon, trajectory_stride=self.trajectory_stride, temperature=self.temperature
-        )
+        return part_of(self, AggregationSettings)

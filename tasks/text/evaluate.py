@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +16,10 @@ from kd_core.models.loading import load_tokenizer
 from tasks.compute.measured import write_measured
 from tasks.compute.teacher_check import warn_if_no_better
 from tasks.judge.settings import JudgeSettings
+from tasks.settings import part_of
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
-from tasks.text.free_run import FreeRunSettings
+from tasks.text.free_run import FreeRunSettings, HeldOutSettings
 from tasks.text.outputs import Continuations
 
 FREE_RUNNING = pa.schema(
@@ -47,42 +48,25 @@ SHOWN, SHOWN_CONTEXT = 200, 60  # continuations that are kept as text, and token
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextEvaluationSettings:
-    """How systems are compared on held-out text. Defaults: the paper's; intervals are ours."""
+class TextEvaluationSettings(HeldOutSettings):
+    """How systems are compared on held-out text; intervals are ours. `seed` is of free running and of the bootstrap."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
 
-    split: Literal["validation", "test"] = "test"
-    horizon: int = 10
-    window_stride: int = 1  # tokens between two windows whose next token is predicted
-    start_stride: int = 1  # tokens between two starts of free running
-    temperature: float = 1.0
     rounds: bool = True  # whether the student of each round is evaluated too
     resamples: int = 1000  # of the bootstrap behind the 95 % intervals
     block: int = 128  # tokens of text that are resampled together
-    seed: int = 0  # of the bootstrap, and of free running
     judge: JudgeSettings | None = None  # of the continuations, by G-Eval; None = they are not judged
 
     def __post_init__(self) -> None:
-        if self.split not in ("validation", "test"):
-            raise ValueError(f"split must be validation or test, got {self.split!r}")
-        for name in ("horizon", "window_stride", "start_stride", "resamples", "block"):
+        super().__post_init__()
+        for name in ("resamples", "block"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
 
     def free_run(self, context: int) -> FreeRunSettings:
         """What each system is asked."""
-        return FreeRunSettings(
-            split=self.split,
-            context=context,
-            horizon=self.horizon,
-            window_stride=self.window_stride,
-            start_stride=self.start_stride,
-            temperature=self.temperature,
-            seed=self.seed,
-        )
+        return part_of(self, FreeRunSettings, context=context)
 
 
 @stage

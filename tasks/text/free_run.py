@@ -35,16 +35,31 @@ STEPS = pa.schema(
 
 
 @dataclass(frozen=True, kw_only=True)
-class FreeRunSettings:
-    """What is asked of each system. Defaults: the paper's."""
+class HeldOutSettings:
+    """What each system is asked of held-out text. Defaults: the paper's."""
 
     split: Literal["validation", "test"] = "test"
-    context: int = 128
     horizon: int = 10  # tokens that are written from each start
     window_stride: int = 1  # tokens between two windows whose next token is predicted
     start_stride: int = 1  # tokens between two starts of free running
     temperature: float = 1.0
-    seed: int = 0
+    seed: int = 0  # of free running
+
+    def __post_init__(self) -> None:
+        if self.split not in ("validation", "test"):
+            raise ValueError(f"split must be validation or test, got {self.split!r}")
+        for name in ("horizon", "window_stride", "start_stride"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreeRunSettings(HeldOutSettings):
+    """The same, with the context that the run's windows have."""
+
+    context: int = 128
 
 
 @stage
