@@ -7,7 +7,15 @@ from pathlib import Path
 
 import torch
 
-from kd_core.models.loading import DType, Model, Tokenizer, directory_hash, load_model, load_tokenizer
+from kd_core.models.loading import (
+    DType,
+    Model,
+    Tokenizer,
+    check_same_tokenizer,
+    directory_hash,
+    load_model,
+    load_tokenizer,
+)
 from kd_core.models.special_ids import vocabulary_size
 from tasks.store.artifacts import Artifact, StoreError
 
@@ -30,6 +38,13 @@ def load_artifact(artifact: Artifact, device: torch.device) -> LoadedModel:
     location, revision, dtype = model_location(artifact)
     tokenizer = load_tokenizer(location, revision)
     return LoadedModel(load_model(location, revision, dtype, device, tokenizer), tokenizer)
+
+
+def load_pair(teacher: Artifact, student: Artifact, device: torch.device) -> tuple[LoadedModel, LoadedModel]:
+    """A teacher and its student. Raises ValueError if they read different tokens."""
+    pair = load_artifact(teacher, device), load_artifact(student, device)
+    check_same_tokenizer(*(each.tokenizer for each in pair))
+    return pair
 
 
 def head_of(artifact: Artifact, device: torch.device, num_tokens: int) -> torch.Tensor:

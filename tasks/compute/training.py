@@ -1,58 +1,87 @@
 """A training loop inside a stage: progress, checkpoints, the log, and going on after a kill."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kd_core.training import NotFiniteError, StepMetrics, TrainState
+from kd_core.models.loading import save_model
+from kd_core.training import NotFiniteError, OptimizerSettings, StepMetrics, TrainState
+from tasks.compute.models import LoadedModel
 from tasks.store.stage import Build
 
 Loop = Callable[[TrainState], Iterator[StepMetrics]]
 SHOWN = ("loss", "validation_loss", "reward", "validation_reward", "length", "truncated")
 
 
+class Gathered(Protocol):
+    """What a stage gathers while it trains, beside the log: it is in every checkpoint, and in what the stage makes."""
+
+    def add(self, row: StepMetrics) -> None:
+        """An update is done."""
+
+    def save(self, directory: Path) -> None:
+        """Write all that there is."""
+
+    def load(self, directory: Path) -> None:
+        """Go on from what was saved."""
+
+
 def run_training(
     build: Build,
-    state: TrainState,
+    loaded: LoadedModel,
+    optimizer: OptimizerSettings,
     loop: Loop,
     num_steps: int,
-    *,
-    save_more: Callable[[Path], None] | None = None,
-    load_more: Callable[[Path], None] | None = None,
-    after_step: Callable[[StepMetrics], None] | None = None,
+    gathered: Gathered | None = None,
 ) -> list[StepMetrics]:
-    """Run `loop` to its end from the last checkpoint, writing checkpoints as they fall due. Returns one row a step.
+    """Train a model by `loop`, from the last checkpoint to the end: model/ and training_log.parquet.
 
-    `save_more` and `load_more` carry what else the stage has gathered. Raises ValueError if training blows up.
+    Checkpoints are written as they fall due. Returns one row an update. Raises ValueError if training blows up.
     """
-    log: list[StepMetrics] = []
+    state, log = TrainState.start(loaded.model, optimizer), list[StepMetrics]()
     latest = build.checkpoints.latest()
     if latest is not None:
         log = state.load(latest[1])
-        if load_more is not None:
-            load_more(latest[1])
+        if gathered is not None:
+            gathered.load(latest[1])
 
     def write(directory: Path) -> None:
         state.save(directory, log)
-        if save_more is not None:
-            save_more(directory)
+        if gathered is not None:
+            gathered.save(directory)
 
     try:
         for row in loop(state):
             check_finite(row)
             log.append(row)
-            if after_step is not None:
-                after_step(row)
+            if gathered is not None:
+                gathered.add(row)
             shown = {name: row.values[name] for name in SHOWN if name in row.values}
             build.progress(row.step, num_steps, "steps", **shown)
             if build.checkpoints.due() and row.step < num_steps:
                 build.checkpoints.save(row.step, write)
     except NotFiniteError as error:
         raise ValueError(_blown_up(build.stage, state.step, error)) from None
+    save_model(loaded.model, loaded.tokenizer, build.dir / "model")
+    write_log(build.dir / "training_log.parquet", log)
+    if gathered is not None:
+        gathered.save(build.dir)
     return log
+
+
+def mean_of_last_tenth(log: Sequence[StepMetrics], name: str) -> float:
+    """Of a value that every update logs: where training has come to, without the noise of one update."""
+    tail = log[-max(1, len(log) // 10) :]
+    return sum(row.values[name] for row in tail) / len(tail)
+
+
+def last_validation(log: Sequence[StepMetrics]) -> dict[str, float]:
+    """What the last look at the validation set has shown."""
+    return {name: value for name, value in log[-1].values.items() if name.startswith("validation_")}
 
 
 def check_finite(row: StepMetrics) -> None:

@@ -17,10 +17,9 @@ from kd_core.lengths import check_lengths, source_length, target_length
 from kd_core.metrics.bootstrap import Resamples
 from kd_core.metrics.excess_error import Reader, excess_error, prefix_kl
 from kd_core.metrics.intervals import Floats
-from kd_core.models.loading import check_same_tokenizer
 from kd_core.rollout.sampling import SamplingSettings
 from tasks.compute.device import device_of
-from tasks.compute.models import LoadedModel, load_artifact
+from tasks.compute.models import LoadedModel, load_pair
 from tasks.pairs.decode import DecodeSettings
 from tasks.pairs.inputs import prompt_rows
 from tasks.pairs.splits import read_split
@@ -91,9 +90,7 @@ def exposure(
     settings: ExposureSettings,
 ) -> None:
     """Write excess_error.parquet from the samples (`decode` artifacts) of both; the teacher reads the prompt."""
-    device = device_of(build.runtime)
-    teacher_model, student_model = load_artifact(teacher, device), load_artifact(student, device)
-    check_same_tokenizer(teacher_model.tokenizer, student_model.tokenizer)
+    teacher_model, student_model = load_pair(teacher, student, device_of(build.runtime))
     sources = read_split(corpus, settings.split, ("source",), settings.rows)["source"]
     read = (
         _Read(teacher_model, prompt_rows(teacher_model, prompt, sources, settings.max_source_tokens)),
@@ -134,11 +131,10 @@ def _accumulated(teacher: _Read, student: _Read, outputs: Artifact, max_length: 
     """(N, L): the step KL of each output summed up to each length."""
     written = pq.read_table(outputs.path / "outputs.parquet", columns=["token_ids"])["token_ids"].to_pylist()
     tokens, model = TokenRows.of(written), student.loaded.model
-    num_tokens = min(teacher.loaded.num_tokens, student.loaded.num_tokens)
     curve_NL = np.zeros((len(tokens), max_length))
     for rows in tokens.lengths.argsort(stable=True).split(BATCH_ROWS):
         batch, mask = tokens.batch(rows, model.config.pad_token_id, model.device)
-        kl_BT = prefix_kl(teacher.reader(rows), student.reader(rows), batch, mask, num_tokens=num_tokens)
+        kl_BT = prefix_kl(teacher.reader(rows), student.reader(rows), batch, mask, num_tokens=student.loaded.num_tokens)
         after_the_end = max_length - kl_BT.shape[1]
         curve_NL[rows.numpy()] = F.pad(kl_BT.double(), (0, after_the_end)).cumsum(dim=1).cpu().numpy()
     return curve_NL

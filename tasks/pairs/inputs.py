@@ -1,4 +1,4 @@
-"""What the stages that go on from the pre-distilled student read: inputs, and the teacher's outputs for them."""
+"""What teacher and student read in the stages that train them or let them write: splits and outputs as token ids."""
 
 from collections.abc import Sequence
 
@@ -6,16 +6,35 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kd_core.batching import Sources, TokenRows
+from kd_core.models.loading import Tokenizer
 from kd_core.models.prompts import PLACEHOLDER, wrapped_rows
+from kd_core.train.supervised import Pairs, SupervisedSettings
 from tasks.compute.models import LoadedModel
 from tasks.pairs.splits import read_split
 from tasks.store.artifacts import Artifact
 
 
-def prompted_sources(pupil: LoadedModel, prompt: str, texts: Sequence[str], max_tokens: int) -> Sources:
+def prompt_rows(reader: LoadedModel, prompt: str, sources: Sequence[str], max_tokens: int) -> TokenRows:
+    """What a teacher reads of each source: the prompt's own words are never cut, and come on top of `max_tokens`.
+
+    Every row ends in the end of sequence, with one exception: a causal model goes straight on writing where the prompt
+    has words after the source, which are the separator then.
+    """
+    open_end = not reader.model.config.is_encoder_decoder and not prompt.endswith(PLACEHOLDER)
+    return wrapped_rows(reader.tokenizer, prompt, sources, max_tokens, ends=not open_end)
+
+
+def prompted_sources(student: LoadedModel, prompt: str, texts: Sequence[str], max_tokens: int) -> Sources:
     """The texts as the student reads them, and as the teacher does."""
-    raw = TokenRows.encode(pupil.tokenizer, texts, max_tokens)
-    return Sources(raw, prompt_rows(pupil, prompt, texts, max_tokens))
+    raw = TokenRows.encode(student.tokenizer, texts, max_tokens)
+    return Sources(raw, prompt_rows(student, prompt, texts, max_tokens))
+
+
+def read_sources(
+    corpus: Artifact, split: str, student: LoadedModel, prompt: str, max_tokens: int, rows: int | None = None
+) -> Sources:
+    """The sources of a split, its first `rows`, as the student reads them, and as the teacher does."""
+    return prompted_sources(student, prompt, read_split(corpus, split, ("source",), rows)["source"], max_tokens)
 
 
 def written_outputs(corpus: Artifact, outputs: Artifact) -> tuple[list[str], list[list[int]]]:
@@ -30,11 +49,16 @@ def written_outputs(corpus: Artifact, outputs: Artifact) -> tuple[list[str], lis
     return [by_id[number] for number in written["id"].to_pylist()], written["token_ids"].to_pylist()
 
 
-def prompt_rows(reader: LoadedModel, prompt: str, sources: Sequence[str], max_tokens: int) -> TokenRows:
-    """What a teacher reads of each source: the prompt's own words are never cut, and come on top of `max_tokens`.
+def seqkd_pairs(tokenizer: Tokenizer, corpus: Artifact, outputs: Artifact, settings: SupervisedSettings) -> Pairs:
+    """Raw sources with the teacher's outputs."""
+    sources, written = written_outputs(corpus, outputs)
+    targets = [ids[: settings.max_target_tokens] for ids in written]
+    return Pairs(TokenRows.encode(tokenizer, sources, settings.max_source_tokens), TokenRows.of(targets))
 
-    Every row ends in the end of sequence, with one exception: a causal model goes straight on writing where the prompt
-    has words after the source, which are the separator then.
-    """
-    open_end = not reader.model.config.is_encoder_decoder and not prompt.endswith(PLACEHOLDER)
-    return wrapped_rows(reader.tokenizer, prompt, sources, max_tokens, ends=not open_end)
+
+def reference_pairs(tokenizer: Tokenizer, split: dict[str, list[str]], settings: SupervisedSettings) -> Pairs:
+    """Raw sources with the references."""
+    return Pairs(
+        TokenRows.encode(tokenizer, split["source"], settings.max_source_tokens),
+        TokenRows.targets(tokenizer, split["target"], settings.max_target_tokens),
+    )

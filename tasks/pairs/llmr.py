@@ -6,13 +6,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kd_core.models.loading import check_same_tokenizer, save_model
 from kd_core.train.llmr import Experience, LLMRSettings, train_llmr
-from kd_core.training import StepMetrics, TrainState
+from kd_core.training import StepMetrics
 from tasks.compute.device import device_of
-from tasks.compute.models import LoadedModel, load_artifact
-from tasks.compute.training import run_training, write_log
-from tasks.pairs.inputs import prompted_sources
+from tasks.compute.models import LoadedModel, load_pair
+from tasks.compute.training import mean_of_last_tenth, run_training
+from tasks.pairs.inputs import read_sources
 from tasks.pairs.splits import read_split
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
@@ -48,51 +47,31 @@ def llmr(
     seed: int,
 ) -> None:
     """Train the pre-distilled student by LLMR: model/, training_log.parquet and rollouts.parquet."""
-    device = device_of(build.runtime)
-    teacher_model, pupil = load_artifact(teacher, device), load_artifact(student, device)
-    check_same_tokenizer(teacher_model.tokenizer, pupil.tokenizer)
-    train = read_split(corpus, "train", ("id", "source"))
-    held_out = read_split(corpus, "validation", ("source",), settings.validation_rows)
-    sources, validation = (
-        prompted_sources(pupil, prompt, split["source"], settings.max_source_tokens) for split in (train, held_out)
-    )
-    state = TrainState.start(pupil.model, settings.optimizer)
+    teacher_model, student_model = load_pair(teacher, student, device_of(build.runtime))
+    limit = settings.max_source_tokens
+    train = read_sources(corpus, "train", student_model, prompt, limit)
+    validation = read_sources(corpus, "validation", student_model, prompt, limit, settings.validation_rows)
     seen: list[Experience] = []
-    rollouts = RolloutLog(pupil, train["id"])
-
-    def after_step(row: StepMetrics) -> None:
-        if "validation_reward" in row.values:
-            rollouts.add(row.step, seen[0])
-
     log = run_training(
         build,
-        state,
-        lambda s: train_llmr(
-            s,
+        student_model,
+        settings.optimizer,
+        lambda state: train_llmr(
+            state,
             teacher_model.model,
-            sources,
+            train,
             validation,
             settings,
             seed,
-            num_tokens=min(teacher_model.num_tokens, pupil.num_tokens),
+            num_tokens=student_model.num_tokens,
             observe=seen,
         ),
         settings.steps,
-        save_more=rollouts.save,
-        load_more=rollouts.load,
-        after_step=after_step,
+        RolloutLog(student_model, read_split(corpus, "train", ("id",))["id"], seen),
     )
-    save_model(pupil.model, pupil.tokenizer, build.dir / "model")
-    write_log(build.dir / "training_log.parquet", log)
-    rollouts.save(build.dir)
-    _record(build, log, settings)
-
-
-def _record(build: Build, log: list[StepMetrics], settings: LLMRSettings) -> None:
-    tail = log[-max(1, len(log) // 10) :]
     truncated = sum(row.values["truncated"] for row in log) / len(log)
     build.record(
-        reward_last_tenth=sum(row.values["reward"] for row in tail) / len(tail),
+        reward_last_tenth=mean_of_last_tenth(log, "reward"),
         truncated_share=truncated,
         rollout_tokens=sum(row.values["tokens"] for row in log),
         validation_reward=log[-1].values["validation_reward"],
@@ -106,14 +85,20 @@ def _record(build: Build, log: list[StepMetrics], settings: LLMRSettings) -> Non
 
 
 class RolloutLog:
-    """A few rollouts of each look at the validation set, token by token: what the teacher rewarded."""
+    """A few rollouts of each look at the validation set, token by token: what the teacher rewarded.
 
-    def __init__(self, pupil: LoadedModel, ids: list[int]) -> None:
-        self._pupil, self._ids = pupil, ids
+    `seen` holds the first micro-batch of the last update.
+    """
+
+    def __init__(self, student: LoadedModel, ids: list[int], seen: list[Experience]) -> None:
+        self._student, self._ids, self._seen = student, ids, seen
         self._rows: list[dict[str, Any]] = []
 
-    def add(self, step: int, part: Experience) -> None:
-        """Note the first few rollouts of a micro-batch."""
+    def add(self, row: StepMetrics) -> None:
+        """Note the first few rollouts of an update after which the validation set was looked at."""
+        if "validation_reward" not in row.values:
+            return
+        part = self._seen[0]
         tokens, masks = part.tokens_BT[:LOGGED_ROLLOUTS].tolist(), part.mask_BT[:LOGGED_ROLLOUTS].tolist()
         columns = {
             "q_value": part.q_value_BT,
@@ -123,10 +108,10 @@ class RolloutLog:
             "log_prob": part.log_prob_BT,
         }
         numbers = {name: tensor[:LOGGED_ROLLOUTS].tolist() for name, tensor in columns.items()}
-        for i, row in enumerate(part.source_B[:LOGGED_ROLLOUTS].tolist()):
-            names = self._pupil.tokenizer.convert_ids_to_tokens(tokens[i])
+        for i, source in enumerate(part.source_B[:LOGGED_ROLLOUTS].tolist()):
+            names = self._student.tokenizer.convert_ids_to_tokens(tokens[i])
             for t in range(sum(masks[i])):
-                place = {"step": step, "rollout": i, "id": self._ids[row], "position": t}
+                place = {"step": row.step, "rollout": i, "id": self._ids[source], "position": t}
                 word = {"token": names[t], "token_id": tokens[i][t]}
                 self._rows.append(place | word | {name: values[i][t] for name, values in numbers.items()})
 

@@ -6,7 +6,7 @@ from typing import Literal
 from kd_core.models.loading import ModelSettings, save_model
 from tasks.compute.device import device_of
 from tasks.compute.reference import refer
-from tasks.pairs.pre_distill import student_model
+from tasks.pairs.pre_distill import untrained_student
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
 
@@ -26,6 +26,6 @@ def prompting_student(build: Build, teacher: Artifact, student: ModelSettings, s
     if student.shape is None:
         refer(build, student)
         return
-    loaded = student_model(student, teacher, seed, device_of(build.runtime))
+    loaded = untrained_student(student, teacher, seed, device_of(build.runtime))
     save_model(loaded.model, loaded.tokenizer, build.dir / "model")
     build.warn("the student is described by its shape: prompting it before any training shows what random weights say")

@@ -3,15 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from kd_core.batching import TokenRows
-from kd_core.models.loading import save_model
 from kd_core.train.budget import Budget
-from kd_core.train.supervised import Pairs, SupervisedSettings, train_supervised
-from kd_core.training import TrainState
+from kd_core.train.supervised import SupervisedSettings, train_supervised
 from tasks.compute.device import device_of
 from tasks.compute.models import load_artifact
-from tasks.compute.training import run_training, write_log
-from tasks.pairs.inputs import written_outputs
+from tasks.compute.training import last_validation, run_training
+from tasks.pairs.inputs import reference_pairs, seqkd_pairs
 from tasks.pairs.splits import read_split
 from tasks.settings import part_of
 from tasks.store.artifacts import Artifact
@@ -40,24 +37,15 @@ def seqkd(
     seed: int,
 ) -> None:
     """Train on: model/ and training_log.parquet. The student reads the raw source."""
-    pupil, limits = load_artifact(student, device_of(build.runtime)), settings.supervised()
-
-    def rows(texts: list[str]) -> TokenRows:
-        return TokenRows.encode(pupil.tokenizer, texts, limits.max_source_tokens)
-
-    texts, written = written_outputs(corpus, outputs)
-    targets = TokenRows.of([ids[: limits.max_target_tokens] for ids in written])
+    loaded, limits = load_artifact(student, device_of(build.runtime)), settings.supervised()
+    train = seqkd_pairs(loaded.tokenizer, corpus, outputs, limits)
     held_out = read_split(corpus, "validation", ("source", "target"), settings.validation_rows)
-    train = Pairs(rows(texts), targets)
-    validation = Pairs(
-        rows(held_out["source"]), TokenRows.targets(pupil.tokenizer, held_out["target"], limits.max_target_tokens)
-    )
+    validation = reference_pairs(loaded.tokenizer, held_out, limits)
     log = run_training(
         build,
-        TrainState.start(pupil.model, settings.optimizer),
-        lambda s: train_supervised(s, train, validation, limits, seed, num_steps=settings.steps),
+        loaded,
+        settings.optimizer,
+        lambda state: train_supervised(state, train, validation, limits, seed, num_steps=settings.steps),
         settings.steps,
     )
-    save_model(pupil.model, pupil.tokenizer, build.dir / "model")
-    write_log(build.dir / "training_log.parquet", log)
-    build.record(validation_loss=log[-1].values["validation_loss"], teacher_tokens=sum(r.values["tokens"] for r in log))
+    build.record(teacher_tokens=sum(row.values["tokens"] for row in log), **last_validation(log))

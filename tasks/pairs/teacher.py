@@ -6,21 +6,20 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from kd_core.batching import TokenRows
 from kd_core.models.loading import (
     ModelSettings,
     Tokenizer,
     load_tokenizer,
-    save_model,
 )
 from kd_core.models.prompts import PLACEHOLDER
 from kd_core.models.shapes import build_model
 from kd_core.models.tokenizer import train_tokenizer
-from kd_core.train.supervised import Pairs, SupervisedSettings, num_updates, train_supervised
-from kd_core.training import TrainState
+from kd_core.train.supervised import SupervisedSettings, num_updates, train_supervised
 from tasks.compute.device import device_of
+from tasks.compute.models import LoadedModel
 from tasks.compute.reference import refer
-from tasks.compute.training import run_training, write_log
+from tasks.compute.training import last_validation, run_training
+from tasks.pairs.inputs import reference_pairs
 from tasks.pairs.splits import read_split
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
@@ -62,16 +61,17 @@ def teacher(build: Build, corpus: Artifact, settings: TeacherSettings, seed: int
     train = read_split(corpus, "train", ("source", "target"))
     validation = read_split(corpus, "validation", ("source", "target"))
     tokenizer = corpus_tokenizer(build, [*train["source"], *train["target"]], settings.vocab_size)
-    pairs, held_out = (tokenise_pairs(tokenizer, split, fit) for split in (train, validation))
+    pairs, held_out = (reference_pairs(tokenizer, split, fit) for split in (train, validation))
     assert settings.shape is not None  # the settings' own check
     model = build_model(settings.shape, len(tokenizer), seed, eos_id=tokenizer.eos_token_id).to(device)
-    state = TrainState.start(model, fit.optimizer)
     log = run_training(
-        build, state, lambda s: train_supervised(s, pairs, held_out, fit, seed), num_updates(pairs, fit, seed)
+        build,
+        LoadedModel(model, tokenizer),
+        fit.optimizer,
+        lambda state: train_supervised(state, pairs, held_out, fit, seed),
+        num_updates(pairs, fit, seed),
     )
-    save_model(model, tokenizer, build.dir / "model")
-    write_log(build.dir / "training_log.parquet", log)
-    build.record(parameters=model.num_parameters(), validation_loss=log[-1].values["validation_loss"])
+    build.record(parameters=model.num_parameters(), **last_validation(log))
 
 
 def corpus_tokenizer(build: Build, texts: list[str], vocab_size: int) -> Tokenizer:
@@ -83,11 +83,3 @@ def corpus_tokenizer(build: Build, texts: list[str], vocab_size: int) -> Tokeniz
             for name in TOKENIZER_FILES:
                 build.shards.write(name, partial(shutil.copyfile, Path(directory, name)))
     return load_tokenizer(build.shards.dir)
-
-
-def tokenise_pairs(tokenizer: Tokenizer, split: dict[str, list[str]], settings: SupervisedSettings) -> Pairs:
-    """Sources and targets of a split as token ids."""
-    return Pairs(
-        TokenRows.encode(tokenizer, split["source"], settings.max_source_tokens),
-        TokenRows.targets(tokenizer, split["target"], settings.max_target_tokens),
-    )

@@ -2,18 +2,15 @@
 
 from collections.abc import Mapping
 
-import torch
-
 from kd_core.losses.soft_targets import TeacherLabels
-from kd_core.models.loading import save_model
-from kd_core.training import TrainState, mixed_seed
+from kd_core.training import mixed_seed
 from kd_core.windows.gpt_neo import Trainable, set_trainable
-from kd_core.windows.train import Windows, WindowTrainingSettings, train_windows, updates_per_epoch, window_loss
+from kd_core.windows.train import WindowTrainingSettings, train_windows, updates_per_epoch, window_loss
 from kd_core.windows.windows import WindowSettings
 from tasks.compute.device import device_of
 from tasks.compute.models import head_of, load_artifact
 from tasks.compute.teacher_check import STUDENT, warn_if_no_better
-from tasks.compute.training import run_training, write_log
+from tasks.compute.training import run_training
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
 from tasks.text.aggregated_files import aggregated_set
@@ -53,31 +50,15 @@ def dagger_train(
     stored = features is not None
     train += [aggregated_set(each, windows, kept(each, "labels"), stored=stored) for each in added.values()]
     held_out = window_set(corpus, "validation", windows, features, kept(labels, "validation"))
-    before = window_loss(loaded.model, held_out, settings.alpha, num_tokens=loaded.num_tokens)
-    log = run_training(
+    model, num_tokens = loaded.model, loaded.num_tokens
+    before = window_loss(model, held_out, settings.alpha, num_tokens=num_tokens)
+    run_training(
         build,
-        TrainState.start(loaded.model, settings.optimizer),
-        lambda state: train_windows(
-            state, train, held_out, settings, mixed_seed(seed, number), num_tokens=loaded.num_tokens
-        ),
+        loaded,
+        settings.optimizer,
+        lambda s: train_windows(s, train, held_out, settings, mixed_seed(seed, number), num_tokens=num_tokens),
         settings.epochs * updates_per_epoch(train, settings),
     )
-    save_model(loaded.model, loaded.tokenizer, build.dir / "model")
-    write_log(build.dir / "training_log.parquet", log)
-    _record(build, train, held_out, loaded.model, settings, loaded.num_tokens, before, labels)
-
-
-@torch.no_grad()
-def _record(
-    build: Build,
-    train: list[Windows],
-    held_out: Windows,
-    model: object,
-    settings: WindowTrainingSettings,
-    num_tokens: int,
-    before: dict[str, float],
-    labels: Artifact | None,
-) -> None:
     after = window_loss(model, held_out, settings.alpha, num_tokens=num_tokens)
     build.record(
         true_windows=len(train[0]),

@@ -1,15 +1,11 @@
 """The stage `fine_tune`: the teacher learns the transfer set, so that its corrections are in the right style."""
 
-import torch
-
-from kd_core.models.loading import save_model
-from kd_core.training import TrainState
 from kd_core.windows.gpt_neo import Trainable, set_trainable
 from kd_core.windows.train import WindowTrainingSettings, train_windows, updates_per_epoch, window_loss
 from kd_core.windows.windows import WindowSettings
 from tasks.compute.device import device_of
 from tasks.compute.models import load_artifact
-from tasks.compute.training import run_training, write_log
+from tasks.compute.training import run_training
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
 from tasks.text.window_files import window_set
@@ -31,15 +27,13 @@ def fine_tune(
     loaded.model.float()
     set_trainable(loaded.model, trainable)
     train, held_out = (window_set(corpus, split, windows, features, None) for split in ("train", "validation"))
-    with torch.no_grad():
-        before = window_loss(loaded.model, held_out, 1.0, num_tokens=loaded.num_tokens)["nll"]
-    log = run_training(
+    before = window_loss(loaded.model, held_out, 1.0, num_tokens=loaded.num_tokens)["nll"]
+    run_training(
         build,
-        TrainState.start(loaded.model, settings.optimizer),
+        loaded,
+        settings.optimizer,
         lambda state: train_windows(state, [train], held_out, settings, seed, num_tokens=loaded.num_tokens),
         settings.epochs * updates_per_epoch([train], settings),
     )
-    save_model(loaded.model, loaded.tokenizer, build.dir / "model")
-    write_log(build.dir / "training_log.parquet", log)
     after = window_loss(loaded.model, held_out, 1.0, num_tokens=loaded.num_tokens)["nll"]
     build.record(validation_loss_before=before, validation_loss=after, windows=len(train))

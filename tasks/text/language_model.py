@@ -2,16 +2,16 @@
 
 from dataclasses import asdict, dataclass
 
-from kd_core.models.loading import ModelSettings, check_same_tokenizer, load_tokenizer, save_model
+from kd_core.models.loading import ModelSettings, check_same_tokenizer, load_tokenizer
 from kd_core.models.shapes import build_model
 from kd_core.models.special_ids import vocabulary_size
 from kd_core.train.language_model import PretrainSettings, train_language_model
-from kd_core.training import TrainState
 from kd_core.windows.gpt_neo import Trainable
 from kd_core.windows.train import WindowTrainingSettings
 from tasks.compute.device import device_of
+from tasks.compute.models import LoadedModel
 from tasks.compute.reference import refer
-from tasks.compute.training import run_training, write_log
+from tasks.compute.training import last_validation, run_training
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
 from tasks.text.tokens import Vocabulary, read_tokens
@@ -71,14 +71,10 @@ def language_model(build: Build, corpus: Artifact, settings: LanguageModelSettin
     text, held_out = (read_tokens(corpus, split) for split in ("pretraining", "validation"))
     log = run_training(
         build,
-        TrainState.start(model, pretrain.optimizer),
+        LoadedModel(model, tokenizer),
+        pretrain.optimizer,
         lambda state: train_language_model(state, text, held_out, pretrain, seed),
         pretrain.max_steps,
     )
-    save_model(model, tokenizer, build.dir / "model")
-    write_log(build.dir / "training_log.parquet", log)
-    build.record(
-        parameters=model.num_parameters(),
-        validation_loss=log[-1].values["validation_loss"],
-        tokens=sum(row.values["tokens"] for row in log),
-    )
+    tokens_read = sum(row.values["tokens"] for row in log)
+    build.record(parameters=model.num_parameters(), tokens=tokens_read, **last_validation(log))

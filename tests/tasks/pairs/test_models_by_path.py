@@ -15,7 +15,7 @@ import torch
 from kd_core.models.loading import ModelSettings, load_model, load_tokenizer, save_model
 from kd_core.models.tokenizer import train_tokenizer
 from tasks.compute.models import LoadedModel, load_artifact
-from tasks.pairs.pre_distill import student_model
+from tasks.pairs.pre_distill import untrained_student
 from tasks.pairs.prepare import prepare
 from tasks.pairs.teacher import TeacherSettings, teacher
 from tasks.store.artifacts import Artifact, Store
@@ -198,7 +198,7 @@ def test_a_student_trains_in_float32_whatever_it_was_loaded_as(tmp_path: Path) -
     directory = write_model(tmp_path / "t5", own_head=True)
     guide = refer(Store(tmp_path / "store"), directory)
     named = ModelSettings(name=str(directory), dtype="bfloat16")
-    model = student_model(named, guide, 0, torch.device("cpu")).model
+    model = untrained_student(named, guide, 0, torch.device("cpu")).model
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     rounded = load_model(directory).lm_head.weight.bfloat16().float()
     assert torch.equal(model.lm_head.weight, rounded)
