@@ -251,7 +251,12 @@ def check_same_tokenizer(teacher: Tokenizer, student: Tokenizer) -> None:
 
 
 def save_model(model: Model, tokenizer: Tokenizer, directory: Path) -> None:
-    """A directory that transformers' `from_pretrained` loads, model and tokenizer."""
+    """A directory that transformers' `from_pretrained` loads, model and tokenizer.
+
+    tokenizer.json would keep the length that a text was last cut at, and other libraries would cut at it too.
+    """
     with _quiet():
         model.save_pretrained(directory)
+    if hasattr(tokenizer, "backend_tokenizer"):
+        tokenizer.backend_tokenizer.no_truncation()
     tokenizer.save_pretrained(directory)

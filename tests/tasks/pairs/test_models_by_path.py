@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import sentencepiece
 import torch
+from tokenizers import Tokenizer
 
 from kd_core.models.loading import ModelSettings, load_model, load_tokenizer, save_model
 from kd_core.models.tokenizer import train_tokenizer
@@ -52,6 +53,16 @@ def test_a_trained_model_saved_and_loaded_again_is_the_same(tmp_path: Path, own_
         outputs = [each(input_ids=ids, decoder_input_ids=ids).logits for each in (model, again)]
     assert torch.equal(*outputs)
     assert load_tokenizer(tmp_path / "end").get_vocab() == tokenizer.get_vocab()
+
+
+def test_a_saved_tokenizer_cuts_no_text_at_the_length_that_another_was_cut_at(tmp_path: Path) -> None:
+    write_model(tmp_path / "start", own_head=True)
+    tokenizer, text = load_tokenizer(tmp_path / "start"), " ".join(TEXTS[:3])
+    whole = tokenizer(text)["input_ids"]
+    tokenizer(text, truncation=True, max_length=3)
+    save_model(load_model(tmp_path / "start"), tokenizer, tmp_path / "end")
+    other_library = Tokenizer.from_file(str(tmp_path / "end" / "tokenizer.json"))
+    assert other_library.encode(text).ids == whole
 
 
 def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
