@@ -13,7 +13,7 @@ from benchmarks.common import Bench, demo_bench, in_turn, line
 from kd_core.losses.lm_head import chunk_rows
 from kd_core.losses.rewards import RewardSettings, ValueKind
 from kd_core.masking import shift_right
-from kd_core.models.t5 import decode, encode, head_weight
+from kd_core.models.policy import decode, encode, head_weight
 from kd_core.rollout.sampling import SamplingSettings, sample
 from kd_core.rollout.scoring import judge
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -49,6 +50,11 @@ def unflatten(x: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
     """`Tensor.unflatten`, typed."""
     shaped: Tensor = x.unflatten(dim, tuple(sizes))
     return shaped
+
+
+def additive_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """What attention adds to its scores: 0 where it may look, the dtype's lowest number elsewhere. Of any shape."""
+    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
 
 
 def dropout(x: Tensor, module: Any) -> Tensor:

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from kd_core.lengths import require_length
-from kd_core.models import causal, t5
-from kd_core.models.causal_steps import CausalStepDecoder
+from kd_core.models import gpt_neo, t5
+from kd_core.models.gpt_neo_steps import StepDecoder as GPTNeoStepDecoder
 from kd_core.models.packing import Layout
-from kd_core.models.t5 import head_weight
 from kd_core.models.t5_steps import StepDecoder as T5StepDecoder
 
 __all__ = [
@@ -32,11 +31,11 @@ __all__ = [
 ]
 
 Model = Any  # transformers.T5ForConditionalGeneration, its mT5 twin or GPTNeoForCausalLM; transformers ships no types
-Memory = t5.Memory | causal.Memory
+Memory = t5.Memory | gpt_neo.Memory
 
 
 class StepDecoder(Protocol):
-    """Writes R rows, a token a step; see kd_core/models/t5_steps.py and kd_core/models/causal_steps.py."""
+    """Writes R rows, a token a step; see kd_core/models/t5_steps.py and kd_core/models/gpt_neo_steps.py."""
 
     def step(self, tokens_R: Tensor) -> Tensor:
         """Shapes: (R,) the tokens just chosen -> (R, D) hidden states for `head_weight`."""
@@ -52,14 +51,14 @@ def encode(model: Model, ids_BS: Tensor, mask_BS: Tensor) -> Memory:
     """Read right-padded sources. Shapes: (B, S) ids, (B, S) bool -> Memory of B rows."""
     if model.config.is_encoder_decoder:
         return t5.encode(model, ids_BS, mask_BS)
-    return causal.encode(model, ids_BS, mask_BS)
+    return gpt_neo.encode(model, ids_BS, mask_BS)
 
 
 def decode(model: Model, memory: Memory, input_ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Layout]:
     """Teacher-forced states of targets. Shapes: Memory, (B, T) shifted targets, (B, T) bool -> (M, D), their layout."""
     if isinstance(memory, t5.Memory):
         return t5.decode(model, memory, input_ids_BT, mask_BT)
-    return causal.decode(model, memory, input_ids_BT, mask_BT)
+    return gpt_neo.decode(model, memory, input_ids_BT, mask_BT)
 
 
 def step_decoder(model: Model, memory: Memory, max_length: int, num_beams: int = 1) -> StepDecoder:
@@ -67,7 +66,17 @@ def step_decoder(model: Model, memory: Memory, max_length: int, num_beams: int =
     require_length("max_new_tokens", max_length)
     if isinstance(memory, t5.Memory):
         return T5StepDecoder(model, memory, max_length, num_beams)
-    return CausalStepDecoder(model, memory, max_length, num_beams)
+    return GPTNeoStepDecoder(model, memory, max_length, num_beams)
+
+
+def head_weight(model: Model, num_tokens: int | None = None) -> Tensor:
+    """The LM head's (V, D) matrix; with `num_tokens`, only the rows that the tokenizer can name.
+
+    T5 pads 32,100 tokens to 32,128 rows. The padding rows are no words: they are left out of every softmax,
+    maximum and sample.
+    """
+    weight_VD: Tensor = model.lm_head.weight
+    return weight_VD if num_tokens is None else weight_VD[:num_tokens]
 
 
 def start_tokens(model: Model, memory: Memory) -> Tensor:

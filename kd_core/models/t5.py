@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_core.models.packing import Layout, dropout, unflatten
+from kd_core.models.packing import Layout, additive_mask, dropout, unflatten
 
 Model = Any  # transformers.T5ForConditionalGeneration and its mT5 twin; transformers ships no types
 
@@ -51,8 +51,8 @@ def feed_forward(x_ND: Tensor, layer: Any) -> Tensor:
 
 
 def key_mask(mask_BS: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive attention mask over keys. Shapes: (B, S) bool -> (B, 1, 1, S), 0 or the dtype's lowest number."""
-    return torch.zeros_like(mask_BS, dtype=dtype).masked_fill_(~mask_BS, torch.finfo(dtype).min)[:, None, None, :]
+    """Additive attention mask over keys. Shapes: (B, S) bool -> (B, 1, 1, S)."""
+    return additive_mask(mask_BS, dtype)[:, None, None, :]
 
 
 def encode(model: Model, ids_BS: Tensor, mask_BS: Tensor) -> Memory:
@@ -95,16 +95,6 @@ def scale_for_head(model: Model, hidden_MD: Tensor) -> Tensor:
     """Original T5 ties head and embedding and scales by D ** -0.5; v1.1 and T0 do neither, mT5 has no such field."""
     scaled = getattr(model.config, "scale_decoder_outputs", False)
     return hidden_MD * model.config.d_model**-0.5 if scaled else hidden_MD
-
-
-def head_weight(model: Model, num_tokens: int | None = None) -> Tensor:
-    """The LM head's (V, D) matrix; with `num_tokens`, only the rows that the tokenizer can name.
-
-    T5 pads 32,100 tokens to 32,128 rows. The padding rows are no words: they are left out of every softmax,
-    maximum and sample.
-    """
-    weight_VD: Tensor = model.lm_head.weight
-    return weight_VD if num_tokens is None else weight_VD[:num_tokens]
 
 
 def split_heads(x_BSI: Tensor, attention: Any) -> Tensor:

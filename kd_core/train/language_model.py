@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from kd_core.losses.lm_head import token_log_probs, weighted_nll
+from kd_core.models.gpt_neo import Model, layer_norm, unpadded_states
+from kd_core.models.policy import head_weight
 from kd_core.training import OptimizerSettings, StepMetrics, TrainState, autocast
-from kd_core.windows.gpt_neo import Model, block_forward, embed, head_weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +85,8 @@ def _batches(num_tokens: int, settings: PretrainSettings, seed: int, done: int) 
 
 def all_hidden(model: Model, ids_BL: Tensor) -> Tensor:
     """The final states of all positions. Shapes: (B, L) -> (B*L, D)."""
-    x_BLD = embed(model, ids_BL)
-    for block in model.transformer.h:
-        x_BLD = block_forward(block, x_BLD)
-    final: Tensor = model.transformer.ln_f(x_BLD)
-    return final.flatten(0, 1)
+    stack = model.transformer
+    return layer_norm(unpadded_states(model, ids_BL, len(stack.h)), stack.ln_f).flatten(0, 1)
 
 
 @torch.no_grad()

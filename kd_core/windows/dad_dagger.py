@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kd_core.models.policy import Model
 from kd_core.rollout.sampling import SamplingSettings
-from kd_core.windows.gpt_neo import Model, Trunk, trunk
+from kd_core.windows.gpt_neo import Trunk, trunk
 from kd_core.windows.windows import contexts, followers, free_run
 
 Sampled = SamplingSettings(max_new_tokens=1)  # temperature 1: the paper's

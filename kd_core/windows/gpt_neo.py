@@ -22,11 +22,9 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.activations import NewGELUActivation
 
-from kd_core.models.packing import unflatten
+from kd_core.models.gpt_neo import Model, attend, finish, layer_norm, project, unpadded_states, visible
 
-Model = Any  # transformers.GPTNeoForCausalLM; transformers ships no types
 Trainable = Literal["all", "last_block"]
 
 
@@ -68,37 +66,9 @@ def trunk(model: Model, ids_BL: Tensor, predictions: int = 1) -> Trunk:
     Where these blocks are frozen, no gradient is recorded. Raises ValueError for a context longer than the model has
     positions.
     """
-    x_BLD = embed(model, ids_BL)
-    for block in model.transformer.h[:-1]:
-        x_BLD = block_forward(block, x_BLD)
-    norm = model.transformer.h[-1].ln_1
+    *below, last = model.transformer.h
+    x_BLD, norm = unpadded_states(model, ids_BL, len(below)), last.ln_1
     return Trunk(F.layer_norm(x_BLD, norm.normalized_shape, eps=norm.eps), x_BLD[:, -predictions:])
-
-
-def head_weight(model: Model, num_tokens: int | None = None) -> Tensor:
-    """The head's (V, D) matrix; with `num_tokens`, only the rows that the tokenizer can name: padding is no word."""
-    weight_VD: Tensor = model.lm_head.weight
-    return weight_VD if num_tokens is None else weight_VD[:num_tokens]
-
-
-def embed(model: Model, ids_BL: Tensor) -> Tensor:
-    """Tokens and positions. Shapes: (B, L) -> (B, L, D)."""
-    length, most = ids_BL.shape[1], model.config.max_position_embeddings
-    if length > most:
-        raise ValueError(f"a context of {length} tokens is longer than the model's {most} positions")
-    embedded: Tensor = model.transformer.wte(ids_BL) + model.transformer.wpe.weight[:length]
-    return embedded
-
-
-def block_forward(block: Any, x_BLD: Tensor) -> Tensor:
-    """One transformer block at every position, without dropout. Shapes: (B, L, D) -> (B, L, D)."""
-    attention, length = block.attn.attention, x_BLD.shape[1]
-    normed = block.ln_1(x_BLD)
-    q, k, v = (_heads(projection(normed), attention) for projection in _projections(attention))
-    allowed_LL = attention.bias[0, 0, :length, :length]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed_LL, scale=1.0)  # GPT-Neo does not scale
-    x_BLD = x_BLD + attention.out_proj(out.transpose(1, 2).flatten(2))
-    return x_BLD + _feed_forward(block, x_BLD)
 
 
 def last_hidden(model: Model, below: Trunk) -> Tensor:
@@ -106,60 +76,36 @@ def last_hidden(model: Model, below: Trunk) -> Tensor:
 
     Shapes: Trunk of B windows -> (B*P, D). Times `model.lm_head.weight.T` they are the logits of the next tokens.
     """
-    block = model.transformer.h[-1]
-    attended_BPD = _one_query(block, below) if below.last_BPD.shape[1] == 1 else _some_queries(block, below)
-    x_BPD = below.last_BPD + block.attn.attention.out_proj(attended_BPD)
-    final: Tensor = model.transformer.ln_f(x_BPD + _feed_forward(block, x_BPD))
-    return final.flatten(0, 1)
+    block, (length, predictions) = model.transformer.h[-1], (below.normed_BLD.shape[1], below.last_BPD.shape[1])
+    position_L = torch.arange(length, device=below.normed_BLD.device)
+    seen_PL = visible(model, position_L[-predictions:], position_L)[block.attn.attention_type]
+    product = _one_query if predictions == 1 else _some_queries
+    final_BPD = finish(block, below.last_BPD, product(block, below, seen_PL))
+    return layer_norm(final_BPD, model.transformer.ln_f).flatten(0, 1)
 
 
-def _one_query(block: Any, below: Trunk) -> Tensor:
-    """What the last position attends to, without keys and values of any. Shapes: Trunk with P = 1 -> (B, 1, D)."""
+def _one_query(block: Any, below: Trunk, seen_1L: Tensor) -> Tensor:
+    """What the last position attends to, without keys and values of any. Shapes: Trunk, (1, L) bool -> (B, 1, D)."""
     attention, norm = block.attn.attention, block.ln_1
-    num_heads, head_dim, length = attention.num_heads, attention.head_dim, below.normed_BLD.shape[1]
-    query_BNK = attention.q_proj(below.normed_BLD[:, -1] * norm.weight + norm.bias).unflatten(1, (num_heads, head_dim))
+    (query_BNK,) = project(block, below.normed_BLD[:, -1] * norm.weight + norm.bias, "q")
     key_NKD, value_NKD = (
-        projection.weight.unflatten(0, (num_heads, head_dim)) for projection in (attention.k_proj, attention.v_proj)
+        projection.weight.unflatten(0, query_BNK.shape[1:]) for projection in (attention.k_proj, attention.v_proj)
     )
     asked_BND = torch.einsum("bnk,nkd->bnd", query_BNK, key_NKD) * norm.weight
-    allowed_L = attention.bias[0, 0, length - 1, :length]
-    score_BNL = (asked_BND @ below.normed_BLD.transpose(1, 2)).masked_fill(~allowed_L, float("-inf"))
+    score_BNL = (asked_BND @ below.normed_BLD.transpose(1, 2)).masked_fill(~seen_1L, float("-inf"))
     seen_BND = score_BNL.softmax(dim=2) @ below.normed_BLD
     value_BNK = torch.einsum("bnd,nkd->bnk", seen_BND * norm.weight + norm.bias, value_NKD)
     return value_BNK.flatten(1)[:, None]
 
 
-def _some_queries(block: Any, below: Trunk) -> Tensor:
-    """What the last P positions attend to. Shapes: Trunk -> (B, P, D)."""
-    attention, norm = block.attn.attention, block.ln_1
-    length, predictions = below.normed_BLD.shape[1], below.last_BPD.shape[1]
-    normed_BLD = below.normed_BLD * norm.weight + norm.bias
-    q_proj, k_proj, v_proj = _projections(attention)
-    q = _heads(q_proj(normed_BLD[:, -predictions:]), attention)
-    k, v = (_heads(projection(normed_BLD), attention) for projection in (k_proj, v_proj))
-    allowed_PL = attention.bias[0, 0, length - predictions : length, :length]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed_PL, scale=1.0)
-    return out.transpose(1, 2).flatten(2)
+def _some_queries(block: Any, below: Trunk, seen_PL: Tensor) -> Tensor:
+    """What the last P positions attend to. Shapes: Trunk, (P, L) bool -> (B, P, D)."""
+    normed_BLD = below.normed_BLD * block.ln_1.weight + block.ln_1.bias
+    projected = *project(block, normed_BLD[:, -len(seen_PL) :], "q"), *project(block, normed_BLD, "kv")
+    q, k, v = (x.transpose(1, 2) for x in projected)
+    return attend(block, q, k, v, seen_PL)
 
 
 def next_hidden(model: Model, ids_BL: Tensor, predictions: int = 1) -> Tensor:
     """`last_hidden` of windows, from their tokens. Shapes: (B, L), P -> (B*P, D)."""
     return last_hidden(model, trunk(model, ids_BL, predictions))
-
-
-def _projections(attention: Any) -> tuple[Any, Any, Any]:
-    return attention.q_proj, attention.k_proj, attention.v_proj
-
-
-def _heads(x_BLD: Tensor, attention: Any) -> Tensor:
-    """(B, L, D) -> (B, N, L, K)."""
-    return unflatten(x_BLD, 2, (attention.num_heads, attention.head_dim)).transpose(1, 2)
-
-
-def _feed_forward(block: Any, x: Tensor) -> Tensor:
-    """The stock layer; its GELU in one kernel where it is the tanh form, which transformers writes out in eight."""
-    mlp = block.mlp
-    inner = mlp.c_fc(block.ln_2(x))
-    inner = F.gelu(inner, approximate="tanh") if isinstance(mlp.act, NewGELUActivation) else mlp.act(inner)
-    out: Tensor = mlp.c_proj(inner)
-    return out

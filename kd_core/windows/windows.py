@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_core.losses.lm_head import full_precision
+from kd_core.models.policy import Model, head_weight
 from kd_core.rollout.sampling import SamplingSettings, draw
 from kd_core.training import check_distribution
-from kd_core.windows.gpt_neo import Model, Trunk, head_weight, last_hidden, trunk
+from kd_core.windows.gpt_neo import Trunk, last_hidden, trunk
 
 
 def window_targets(num_tokens: int, context: int, stride: int = 1, predictions: int = 1) -> Tensor:

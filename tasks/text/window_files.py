@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from kd_core.losses.soft_targets import TeacherLabels
-from kd_core.windows.gpt_neo import Model, Trunk
+from kd_core.models.policy import Model
+from kd_core.windows.gpt_neo import Trunk
 from kd_core.windows.train import Below, Tokens, Windows
 from kd_core.windows.windows import WindowSettings, contexts, followers
 from tasks.store.artifacts import Artifact

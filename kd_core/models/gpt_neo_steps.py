@@ -15,14 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_core.models.causal import (
+from kd_core.models.gpt_neo import (
+    FAR,
     Memory,
     Model,
+    attend,
     check_length,
-    feed_forward,
-    is_local,
+    embed,
+    finish,
     layer_norm,
     reaches_window,
+    visible,
 )
 
 
@@ -33,7 +36,7 @@ class _LayerCache:
     value_RHJK: Tensor
 
 
-class CausalStepDecoder:
+class StepDecoder:
     """State of R running rows; `step` feeds one token to each and returns its hidden state for the LM head.
 
     Raises ValueError where the longest prompt leaves less room than the length limit.
@@ -46,9 +49,10 @@ class CausalStepDecoder:
         self._start_R = memory.length_B.repeat_interleave(num_beams)
         places_J = torch.arange(self.prompt_length + max_length, device=memory.last_B.device)
         gap_R1 = self.prompt_length - self._start_R[:, None]
-        # counted from the end of the row's prompt, so that padding is what lies between it and the response
-        self._real_RJ = (places_J < self._start_R[:, None]) | (places_J >= self.prompt_length)
-        self._position_RJ = torch.where(places_J < self.prompt_length, places_J, places_J - gap_R1)
+        # padding lies between a row's prompt and its response, and no position is counted there
+        is_gap_RJ = (places_J >= self._start_R[:, None]) & (places_J < self.prompt_length)
+        response_RJ = torch.where(places_J < self.prompt_length, places_J, places_J - gap_R1)
+        self._position_RJ = response_RJ.masked_fill(is_gap_RJ, FAR)
         self._padded = bool((gap_R1 > 0).any())
         self._caches = [
             self._layer_cache(block, key, value, max_length)
@@ -66,22 +70,20 @@ class CausalStepDecoder:
 
     def step(self, tokens_R: Tensor) -> Tensor:
         """Shapes: (R,) the tokens just chosen (the prompt's last first) -> (R, D) hidden states for `head_weight`."""
-        stack, end = self.model.transformer, self.prompt_length + self.length + 1
-        x_RD = F.embedding(tokens_R, stack.wte.weight) + F.embedding(self._start_R + self.length, stack.wpe.weight)
-        everywhere, nearby = self._masks(end)
+        stack, masks = self.model.transformer, self._masks(self.prompt_length + self.length + 1)
+        x_RD = embed(self.model, tokens_R, self._start_R + self.length)
         for block, cache in zip(stack.h, self._caches, strict=True):
-            x_RD = feed_forward(block, self._attention(block, x_RD, cache, nearby if is_local(block) else everywhere))
+            x_RD = finish(block, x_RD, self._attention(block, x_RD, cache, masks.get(block.attn.attention_type)))
         self.length += 1
         return layer_norm(x_RD, stack.ln_f)
 
-    def _masks(self, end: int) -> tuple[Tensor | None, Tensor | None]:
-        """Which of the first `end` places global and local attention see, (R, 1, 1, end) bool; None for all."""
-        real_RJ = self._real_RJ[:, :end]
-        everywhere = real_RJ[:, None, None] if self._padded else None
-        if not reaches_window(self.model, end):
-            return everywhere, everywhere
-        distance_RJ = (self._start_R + self.length)[:, None] - self._position_RJ[:, :end]
-        return everywhere, (real_RJ & (distance_RJ < self.model.config.window_size))[:, None, None]
+    def _masks(self, end: int) -> dict[str, Tensor]:
+        """What each kind of attention sees of the first `end` places, (R, 1, 1, end) bool; no mask where it is all."""
+        hides = {"global": self._padded, "local": self._padded or reaches_window(self.model, end)}
+        if not any(hides.values()):
+            return {}
+        seen = visible(self.model, (self._start_R + self.length)[:, None], self._position_RJ[:, :end])
+        return {kind: seen_R1J[:, None] for kind, seen_R1J in seen.items() if hides[kind]}
 
     def _attention(self, block: Any, x_RD: Tensor, cache: _LayerCache, mask: Tensor | None) -> Tensor:
         attention, place = block.attn.attention, self.prompt_length + self.length
@@ -90,8 +92,7 @@ class CausalStepDecoder:
         cache.key_RHJK[:, :, place] = k_RHK
         cache.value_RHJK[:, :, place] = v_RHK
         key, value = (c[:, :, : place + 1] for c in (cache.key_RHJK, cache.value_RHJK))
-        out = F.scaled_dot_product_attention(q_RHK[:, :, None], key, value, attn_mask=mask, scale=1.0)
-        return x_RD + F.linear(out.flatten(1), attention.out_proj.weight, attention.out_proj.bias)
+        return attend(block, q_RHK[:, :, None], key, value, mask).squeeze(1)
 
     def reorder(self, rows_R: Tensor) -> None:
         """Row r goes on from old row `rows_R[r]`, which must have the same prompt: beam search's step."""
@@ -106,6 +107,4 @@ class CausalStepDecoder:
         for cache in self._caches:
             cache.key_RHJK = cache.key_RHJK.index_select(0, rows)
             cache.value_RHJK = cache.value_RHJK.index_select(0, rows)
-        self._start_R, self._real_RJ, self._position_RJ = (
-            x.index_select(0, rows) for x in (self._start_R, self._real_RJ, self._position_RJ)
-        )
+        self._start_R, self._position_RJ = (x.index_select(0, rows) for x in (self._start_R, self._position_RJ))

@@ -10,8 +10,8 @@ from kd_core.batching import BatchSettings, Sources, TokenRows, updates
 from kd_core.losses.rewards import RewardSettings
 from kd_core.masking import mask_through_eos, shift_right
 from kd_core.metrics.excess_error import Reader, prefix_kl
-from kd_core.models.causal import Memory, decode, encode
-from kd_core.models.causal_steps import CausalStepDecoder
+from kd_core.models.gpt_neo import Memory, decode, encode
+from kd_core.models.gpt_neo_steps import StepDecoder
 from kd_core.models.policy import head_weight, start_tokens
 from kd_core.rollout.beam_search import BeamSettings, beam_search
 from kd_core.rollout.mixed_sampling import sample_mixed
@@ -124,7 +124,7 @@ def test_steps_equal_the_teacher_forced_pass(prompts: list[list[int]], window: i
     with torch.no_grad():
         memory = encode(model, *padded(prompts))
         inputs = shift_right(tokens, memory.last_B.repeat_interleave(num_beams))
-        decoder = CausalStepDecoder(model, memory, 6, num_beams)
+        decoder = StepDecoder(model, memory, 6, num_beams)
         steps = torch.stack([decoder.step(inputs[:, t]) for t in range(6)], dim=1)
         for beam in range(num_beams):
             rows = torch.arange(4) * num_beams + beam
@@ -138,7 +138,7 @@ def test_dropping_and_reordering_rows_keeps_their_history(window: int) -> None:
     tokens = torch.randint(2, 11, (8, 4), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         memory = encode(model, *padded(PROMPTS))
-        plain, moved = (CausalStepDecoder(model, memory, 5, num_beams=2) for _ in range(2))
+        plain, moved = (StepDecoder(model, memory, 5, num_beams=2) for _ in range(2))
         for t in range(3):
             plain.step(tokens[:, t])
             moved.step(tokens[:, t])
@@ -248,7 +248,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"of 33 tokens together are longer than the model's 32 positions\nlower"):
         decode(model, memory, F.pad(inputs, (0, 1)), F.pad(mask, (0, 1), value=True))
     with pytest.raises(ValueError, match=r"of 33 tokens together"):
-        CausalStepDecoder(model, memory, 4)
+        StepDecoder(model, memory, 4)
     with pytest.raises(ValueError, match="at least one token of prompt in every row, got an empty prompt"):
         encode(model, *padded([[], [3]]))
 
