@@ -41,7 +41,7 @@ class Trunk:
 
     @staticmethod
     def cat(parts: "list[Trunk]") -> "Trunk":
-        """Windows of one length, one after another."""
+        """Windows of one length and as many predictions, one after another."""
         return Trunk(torch.cat([each.normed_BLD for each in parts]), torch.cat([each.last_BPD for each in parts]))
 
 

@@ -166,9 +166,9 @@ def _batch(
             place_M = (row_B[:, None] * target_BP.shape[1] + torch.arange(target_BP.shape[1])).flatten()
             found = part.labels.of(place_M, model.device)
             labels = found if labels is None else labels.followed_by(found)
-    if len({each.normed_BLD.shape[1:] for each in trunks}) == 1:
+    if len({(each.normed_BLD.shape[1], each.last_BPD.shape[1]) for each in trunks}) == 1:
         hidden_MD = last_hidden(model, Trunk.cat(trunks))
-    else:  # packed: what a round adds has another length than the true windows
+    else:  # packed: what a round adds has other lengths than the true windows
         hidden_MD = torch.cat([last_hidden(model, each) for each in trunks])
     return hidden_MD, torch.cat(targets).to(hidden_MD.device), labels
 

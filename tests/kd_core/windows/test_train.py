@@ -199,3 +199,19 @@ def test_packed_windows_are_one_pass_with_the_loss_past_the_context() -> None:
         logits = model(rows).logits[:, H - 1 :]
         stock = F.cross_entropy(logits.flatten(0, 1), true.flatten())
     assert window_loss(model, windows, 1.0, batch_rows=3)["nll"] == pytest.approx(float(stock), abs=1e-11)
+
+
+def test_packed_windows_as_long_as_what_a_round_adds_are_learnt_beside_it() -> None:
+    # a horizon of P tokens gives windows of H + P - 1 tokens too, but one prediction fewer: the first would be all true
+    state, predictions = started(), 5
+    targets = window_targets(len(TEXT), H, stride=predictions, predictions=predictions)
+    rows, true = contexts(TEXT, targets, H, predictions), followers(TEXT, targets, predictions)
+    exact = Windows(trunk(state.model, rows, predictions), true, None)
+    added = Windows(trunk(state.model, rows, predictions - 1), true[:, 1:], None)
+    settings = replace(SETTINGS, alpha=1.0, epochs=1, batch_rows=len(exact) + len(added))
+    with torch.no_grad():
+        nll = F.cross_entropy(state.model(rows).logits[:, H - 1 :].flatten(0, 1), true.flatten(), reduction="none")
+    by_prediction = nll.unflatten(0, true.shape)
+    expected = torch.cat([by_prediction.flatten(), by_prediction[:, 1:].flatten()]).mean()
+    (row,) = train_windows(state, [exact, added], exact, settings, seed=7)
+    assert row.values["loss"] == pytest.approx(float(expected), abs=1e-6)
