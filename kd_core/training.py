@@ -2,17 +2,19 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +140,20 @@ class TrainState:
             prefix = "in_flight."
             self.in_flight = {n.removeprefix(prefix): file.get_tensor(n) for n in names if n.startswith(prefix)}
         return [StepMetrics(int(row.pop("step")), row) for row in record["log"]]
+
+
+def pack(parts: Sequence[object]) -> dict[str, Tensor]:
+    """Dataclasses of tensors as `TrainState.in_flight` holds them: each tensor under its part's number and its name."""
+    return {f"{i}.{name}": tensor for i, part in enumerate(parts) for name, tensor in vars(part).items()}
+
+
+def unpack(kind: type[Part], in_flight: Mapping[str, Tensor]) -> list[Part]:
+    """What `pack` was given, parts of one `kind`."""
+    parts: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in in_flight.items():
+        number, name = key.split(".")
+        parts.setdefault(int(number), {})[name] = tensor
+    return [kind(**parts[number]) for number in sorted(parts)]
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:

@@ -22,7 +22,7 @@ from kd_core.models.policy import Memory, Model, decode, encode, head_weight, st
 from kd_core.rollout.sampling import Rollout, SamplingSettings, sample
 from kd_core.rollout.scoring import Judgement, judge
 from kd_core.train.validation import validate_rewards
-from kd_core.training import OptimizerSettings, StepMetrics, TrainState, autocast, mixed_seed
+from kd_core.training import OptimizerSettings, StepMetrics, TrainState, autocast, mixed_seed, pack, unpack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def train_llmr(
     collector = Collector(student, teacher, train, settings, num_tokens)
     lengths = train.student.lengths.numpy()
     batches = updates(lengths, settings.batch, seed, start=-(-state.step // reuse))
-    experience = _unpack(state.in_flight)
+    experience = unpack(Experience, state.in_flight)
     memories: list[Memory | None] = [None] * len(experience)
     while state.step < settings.steps:
         if state.step % reuse == 0:
@@ -113,7 +113,7 @@ def train_llmr(
             ]
             experience, memories = [e for e, _ in collected], [m for _, m in collected]
         values = _update(state, experience, memories, collector, settings)
-        state.in_flight = _pack(experience) if state.step % reuse else {}
+        state.in_flight = pack(experience) if state.step % reuse else {}
         if observe is not None:
             observe[:] = experience
         every = settings.validate_every
@@ -278,13 +278,3 @@ def _groups(part: Experience) -> Tensor:
     """(B,) the source of each rollout, numbered from 0."""
     _, group_B = torch.unique(part.source_B, return_inverse=True)
     return group_B  # type: ignore[no-any-return]
-
-
-def _pack(experience: list[Experience]) -> dict[str, Tensor]:
-    return {f"{i}.{name}": tensor for i, part in enumerate(experience) for name, tensor in vars(part).items()}
-
-
-def _unpack(in_flight: dict[str, Tensor]) -> list[Experience]:
-    numbers = sorted({int(name.split(".")[0]) for name in in_flight})
-    names = Experience.__dataclass_fields__
-    return [Experience(**{name: in_flight[f"{i}.{name}"] for name in names}) for i in numbers]

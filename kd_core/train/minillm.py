@@ -38,7 +38,7 @@ from kd_core.rollout.mixed_sampling import sample_mixed
 from kd_core.rollout.sampling import Rollout, sample
 from kd_core.train.budget import Budget
 from kd_core.train.validation import encode_rows, teacher_states, validate
-from kd_core.training import StepMetrics, TrainState, autocast, mixed_seed
+from kd_core.training import StepMetrics, TrainState, autocast, mixed_seed, pack, unpack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ def train_minillm(
     student.eval()
     pair = Pair(student, teacher, train, settings, num_tokens)
     batches = updates(train.student.lengths.numpy(), settings.batch, seed, start=-(-state.step // reuse))
-    experience = _unpack(state.in_flight)
+    experience = unpack(Experience, state.in_flight)
     while state.step < settings.steps:
         if state.step % reuse == 0:
             experience = [
@@ -136,7 +136,7 @@ def train_minillm(
                 sums[name] += value
         norm = state.apply(settings.optimizer, settings.steps, sums["loss"])
         state.step += 1
-        state.in_flight = _pack(experience) if state.step % reuse else {}
+        state.in_flight = pack(experience) if state.step % reuse else {}
         values |= sums | {"grad_norm": norm, "max_ratio": max_ratio}
         if settings.validates_at(state.step):
             values |= validate(student, teacher, validation, settings, num_tokens)
@@ -212,13 +212,3 @@ class Pair:
 def _lengths(experience: list[Experience], count: int) -> dict[str, float]:
     rows = sum(len(part.tokens_BT) for part in experience)
     return {"length": count / rows, "truncated": sum(float(part.truncated_B.sum()) for part in experience) / rows}
-
-
-def _pack(experience: list[Experience]) -> dict[str, Tensor]:
-    return {f"{i}.{name}": tensor for i, part in enumerate(experience) for name, tensor in vars(part).items()}
-
-
-def _unpack(in_flight: dict[str, Tensor]) -> list[Experience]:
-    numbers = sorted({int(name.split(".")[0]) for name in in_flight})
-    names = Experience.__dataclass_fields__
-    return [Experience(**{name: in_flight[f"{i}.{name}"] for name in names}) for i in numbers]

@@ -13,7 +13,7 @@ from kd_core.losses.rewards import RewardSettings
 from kd_core.rollout.sampling import SamplingSettings
 from kd_core.train.llmr import LLMRSettings, Sources, train_llmr
 from kd_core.train.supervised import Pairs, SupervisedSettings, cross_entropy, num_updates, train_supervised
-from kd_core.training import OptimizerSettings, StepMetrics, TrainState, mixed_seed
+from kd_core.training import OptimizerSettings, StepMetrics, TrainState, mixed_seed, pack, unpack
 
 Make = Callable[..., Any]
 
@@ -152,6 +152,15 @@ def test_resumed_training_is_byte_identical(make_t5: Make, tmp_path: Path, kind:
     assert log == whole_log
     for name, value in weights(whole.model).items():
         assert torch.equal(value, weights(second.model)[name]), name
+
+
+def test_rollouts_in_flight_are_named_by_number_and_field_and_come_back_in_order() -> None:
+    parts = [Pairs(torch.tensor([i]), torch.tensor([-i])) for i in range(11)]  # type: ignore[arg-type]
+    packed = pack(parts)
+    assert packed["10.source"].item() == 10  # names of a checkpoint: one that was saved before must be read
+    assert len(packed) == 22
+    found = unpack(Pairs, dict(sorted(packed.items(), reverse=True)))  # as strings, 10 comes before 2
+    assert [(part.source.item(), part.target.item()) for part in found] == [(i, -i) for i in range(11)]  # type: ignore[attr-defined]
 
 
 def test_rollouts_are_reused_and_weighted(make_t5: Make) -> None:
