@@ -12,8 +12,8 @@ from kd_core.training import OptimizerSettings
 class Budget:
     """Updates, data and optimizer of a method that goes on from the pre-distilled student.
 
-    Same names and meaning as in `LLMRSettings`; its defaults too, but for the samples: where a method samples it takes
-    the student's whole distribution, as the divergences' expectations have it.
+    Where a method samples it takes the student's whole distribution, as the divergences' expectations have it; LLMR
+    has its own.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
@@ -22,9 +22,7 @@ class Budget:
     max_source_tokens: int = source_length()
     validate_every: int = 100  # updates between two looks at the validation set; 0 = at the end only
     validation_rows: int = 256
-    sampling: SamplingSettings = field(
-        default_factory=SamplingSettings
-    )  # max_new_tokens cuts the teacher's outputs too
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)  # its limit cuts the teacher's outputs too
     batch: BatchSettings = field(default_factory=BatchSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
 

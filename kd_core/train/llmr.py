@@ -13,52 +13,44 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kd_core.batching import BatchSettings, Sources, updates
-from kd_core.lengths import check_lengths, source_length
+from kd_core.batching import Sources, updates
 from kd_core.losses.lm_head import token_log_probs, weighted_nll
 from kd_core.losses.rewards import RewardSettings, reward_to_go, scale_and_clip, subtract_baseline
 from kd_core.masking import shift_right
 from kd_core.models.policy import Memory, Model, decode, encode, head_weight, start_tokens
 from kd_core.rollout.sampling import Rollout, SamplingSettings, sample
 from kd_core.rollout.scoring import Judgement, judge
+from kd_core.train.budget import Budget
 from kd_core.train.validation import validate_rewards
-from kd_core.training import OptimizerSettings, StepMetrics, TrainState, autocast, mixed_seed, pack, unpack
+from kd_core.training import StepMetrics, TrainState, autocast, mixed_seed, pack, unpack
 
 
 @dataclass(frozen=True, kw_only=True)
-class LLMRSettings:
+class LLMRSettings(Budget):
     """LLMR's RL phase.
 
     Defaults: the paper's formulas, and the predecessor's published scripts where the paper is silent.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
-
     kind: Literal["llmr"] = "llmr"
-    steps: int = 1000
     rollouts_per_source: int = 1  # leave_one_out needs at least 2
     updates_per_rollout: int = 1  # above 1, rollouts are reused and weighted by q_theta / q_behaviour
     importance: Literal["reused", "always", "never"] = (
         "reused"  # always: also where top_k or top_p reshaped the first use
     )
     entropy_bonus: float = 0.0  # nats^-1; the true entropy, not the cross-entropy to uniform of the authors' code
-    max_source_tokens: int = source_length()
-    validate_every: int = 100  # updates between two looks at the validation reward; 0 = at the end only
-    validation_rows: int = 256
     sampling: SamplingSettings = field(default_factory=lambda: SamplingSettings(top_k=2))
     reward: RewardSettings = field(default_factory=RewardSettings)
-    batch: BatchSettings = field(default_factory=BatchSettings)
-    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "rollouts_per_source", "updates_per_rollout", "validation_rows"):
+        super().__post_init__()
+        for name in ("rollouts_per_source", "updates_per_rollout"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        check_lengths(self)
         if self.importance not in ("reused", "always", "never"):
             raise ValueError(f"importance must be reused, always or never, got {self.importance!r}")
-        if self.entropy_bonus < 0 or self.validate_every < 0:
-            raise ValueError("entropy_bonus and validate_every must be 0 or more")
+        if self.entropy_bonus < 0:
+            raise ValueError(f"entropy_bonus must be 0 (off) or more, got {self.entropy_bonus}")
         if self.reward.baseline == "leave_one_out" and self.rollouts_per_source < 2:
             raise ValueError("baseline leave_one_out needs rollouts_per_source of at least 2, got 1")
 
@@ -116,8 +108,7 @@ def train_llmr(
         state.in_flight = pack(experience) if state.step % reuse else {}
         if observe is not None:
             observe[:] = experience
-        every = settings.validate_every
-        if state.step == settings.steps or (every and state.step % every == 0):
+        if settings.validates_at(state.step):
             limit, rows = settings.sampling.max_new_tokens, settings.validation_rows
             values |= validate_rewards(student, teacher, validation, settings.reward, limit, rows, num_tokens)
         yield StepMetrics(state.step, values)
