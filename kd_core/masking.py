@@ -35,14 +35,3 @@ def shift_right(tokens_BT: Tensor, start: Tensor | int) -> Tensor:
     """
     start_B1 = start[:, None] if isinstance(start, Tensor) else tokens_BT.new_full((tokens_BT.shape[0], 1), start)
     return torch.cat([start_B1, tokens_BT[:, :-1]], dim=1)
-
-
-def masked_mean(value_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Mean over real tokens of the whole batch, not a mean of row means.
-
-    Shapes: (B, T), (B, T) -> scalar. Raises ValueError if no token is left: a mean over nothing has no value.
-    """
-    count = mask_BT.sum()
-    if count == 0:
-        raise ValueError("mask_BT must keep at least one token, got none")
-    return (value_BT * mask_BT).sum() / count

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_core.losses.lm_head import chunk_rows, full_precision
+from kd_core.losses.lm_head import HeadGradients, chunk_rows, full_precision
 
 
 class TeacherLabels(Protocol):
@@ -135,13 +135,11 @@ class _Distillation(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor, labels: TeacherLabels | None, alpha: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        gradients = HeadGradients(hidden_MD, weight_VD, *ctx.needs_input_grad[:2])
         num, vocab_size = len(target_M), len(weight_VD)
         dtype = full_precision(hidden_MD[:0]).dtype
         nll_M = hidden_MD.new_empty(num, dtype=dtype)
         kd_M = torch.zeros_like(nll_M)
-        grad_hidden_MD = torch.empty_like(hidden_MD) if wants_hidden else None
-        grad_weight_VD = weight_VD.new_zeros(weight_VD.shape, dtype=dtype) if wants_weight else None
         for rows in chunk_rows(num, vocab_size):
             log_q_CV = F.log_softmax(F.linear(hidden_MD[rows], weight_VD), dim=1, dtype=dtype)
             nll_M[rows] = -log_q_CV.gather(1, target_M[rows, None]).squeeze(1)
@@ -150,24 +148,16 @@ class _Distillation(torch.autograd.Function):
                 p_CV = labels.probabilities(rows, vocab_size).to(dtype)
                 kd_M[rows] = -torch.linalg.vecdot(p_CV, log_q_CV)
                 grad_CV = p_CV.mul_(alpha - 1)
-            if not (wants_hidden or wants_weight):
+            if not gradients.wanted:
                 continue
             q_CV = log_q_CV.exp_()
             grad_CV = q_CV if grad_CV is None else q_CV.add_(grad_CV)
             grad_CV.scatter_add_(1, target_M[rows, None], grad_CV.new_full((len(grad_CV), 1), -alpha)).div_(num)
-            low_CV = grad_CV.to(weight_VD.dtype)
-            if grad_hidden_MD is not None:
-                grad_hidden_MD[rows] = low_CV @ weight_VD
-            if grad_weight_VD is not None:
-                grad_weight_VD += low_CV.T @ hidden_MD[rows]
-        ctx.save_for_backward(grad_hidden_MD, grad_weight_VD)
-        ctx.weight_dtype = weight_VD.dtype
+            gradients.add(rows, grad_CV)
+        gradients.save(ctx)
         ctx.mark_non_differentiable(nll_M, kd_M)
         return (alpha * nll_M + (1 - alpha) * kd_M).mean(), nll_M, kd_M
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden_MD, grad_weight_VD = ctx.saved_tensors
-        hidden = None if grad_hidden_MD is None else grad_hidden_MD * grads[0]
-        weight = None if grad_weight_VD is None else (grad_weight_VD * grads[0]).to(ctx.weight_dtype)
-        return hidden, weight, None, None, None
+        return *HeadGradients.scaled(ctx, grads[0]), None, None, None

@@ -7,8 +7,8 @@ p is the teacher's distribution, which reads the prompt, q the student's, which 
 expectation is over sampled outputs; the inner one is a sum over the vocabulary, exact. After the end of an output
 nothing is added. Source: METHODS.md section 1, Metrics; LLMR, Figure 2.
 
-Shape legend: B outputs, T positions, M real tokens, V vocabulary, D / E width of teacher / student, C tokens of a
-chunk; N inputs, L lengths, S samples (the inputs as they are, then the resamples).
+Shape legend: B outputs, S source positions, T positions, M real tokens, D model width; N inputs, L lengths, S samples
+(the inputs as they are, then the resamples).
 """
 
 from dataclasses import dataclass
@@ -16,38 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from kd_core.losses.lm_head import chunk_rows, full_precision
+from kd_core.losses.divergence_head import Divergence, TeacherStates, divergence_loss
 from kd_core.masking import shift_right
 from kd_core.metrics.bootstrap import MetricValue, Resamples, summarise
 from kd_core.metrics.intervals import Floats
 from kd_core.models.policy import decode, encode, head_weight, start_tokens
-
-
-@torch.no_grad()
-def step_kl(
-    teacher_hidden_MD: Tensor, teacher_weight_VD: Tensor, student_hidden_ME: Tensor, student_weight_VE: Tensor
-) -> Tensor:
-    """KL(p || q) of every step, in nats: sum over V of p (log p - log q), chunk by chunk through both heads.
-
-    Shapes: (M, D), (V, D), (M, E), (V, E) -> (M,) float32. Raises ValueError if M or V differ.
-    """
-    if teacher_hidden_MD.shape[0] != student_hidden_ME.shape[0]:
-        raise ValueError(
-            f"both must have the same steps, got {teacher_hidden_MD.shape[0]} and {student_hidden_ME.shape[0]}"
-        )
-    if teacher_weight_VD.shape[0] != student_weight_VE.shape[0]:
-        raise ValueError(
-            f"both must have the same vocabulary, got {teacher_weight_VD.shape[0]} and {student_weight_VE.shape[0]}"
-        )
-    kl_M = full_precision(teacher_hidden_MD.new_empty(teacher_hidden_MD.shape[0]))
-    for rows in chunk_rows(teacher_hidden_MD.shape[0], teacher_weight_VD.shape[0]):
-        log_p_CV = full_precision(F.linear(teacher_hidden_MD[rows], teacher_weight_VD)).log_softmax(dim=1)
-        log_q_CV = full_precision(F.linear(student_hidden_ME[rows], student_weight_VE)).log_softmax(dim=1)
-        kl_M[rows] = torch.linalg.vecdot(log_p_CV.exp(), log_p_CV - log_q_CV)
-    return kl_M
 
 
 @dataclass(frozen=True)
@@ -64,14 +39,15 @@ def prefix_kl(
     teacher: Reader, student: Reader, tokens_BT: Tensor, mask_BT: Tensor, *, num_tokens: int | None = None
 ) -> Tensor:
     """KL(p || q) after every prefix of given outputs. Shapes: (B, T), (B, T) -> (B, T), 0 where masked."""
-    hidden, weight = [], []
+    seen = []
     for reader in (teacher, student):
         model = reader.model
         memory = encode(model, reader.source_BS, reader.mask_BS)
-        states, layout = decode(model, memory, shift_right(tokens_BT, start_tokens(model, memory)), mask_BT)
-        hidden.append(states)
-        weight.append(head_weight(model, num_tokens))
-    return layout.pad(step_kl(hidden[0], weight[0], hidden[1], weight[1]))
+        hidden_MD, layout = decode(model, memory, shift_right(tokens_BT, start_tokens(model, memory)), mask_BT)
+        seen.append((hidden_MD, head_weight(model, num_tokens)))
+    ones_M = hidden_MD.new_ones(len(hidden_MD))
+    _, kl_M = divergence_loss(*seen[1], TeacherStates(*seen[0]), ones_M, Divergence("forward_kl"))
+    return layout.pad(kl_M)
 
 
 @dataclass(frozen=True, kw_only=True)

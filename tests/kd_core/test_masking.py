@@ -1,9 +1,8 @@
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_core.masking import mask_through_eos, masked_mean, shift_right, truncated_rows
+from kd_core.masking import mask_through_eos, shift_right, truncated_rows
 
 EOS, PAD = 1, 0
 
@@ -32,11 +31,3 @@ def test_mask_against_a_loop(rows: list[list[int]]) -> None:
 
 def test_shift_right_never_wraps_the_last_token_to_the_front() -> None:
     assert shift_right(torch.tensor([[5, 6, 7]]), 0).tolist() == [[0, 5, 6]]
-
-
-def test_masked_mean_is_over_tokens_not_rows() -> None:
-    # row means 1 and 4 would give 2.5; over the three tokens it is (1 + 4 + 4) / 3 = 3
-    value, mask = torch.tensor([[1.0, 9.0], [4.0, 4.0]]), torch.tensor([[True, False], [True, True]])
-    assert masked_mean(value, mask).item() == 3.0
-    with pytest.raises(ValueError, match="at least one token"):
-        masked_mean(value, torch.zeros_like(mask))

@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd_core.losses import lm_head
 from kd_core.masking import mask_through_eos
 from kd_core.metrics.bootstrap import Resamples
-from kd_core.metrics.excess_error import ExcessError, Reader, excess_error, prefix_kl, step_kl
+from kd_core.metrics.excess_error import ExcessError, Reader, excess_error, prefix_kl
 from kd_core.models.t5 import encode
 from kd_core.rollout.sampling import SamplingSettings, sample
 
@@ -125,29 +124,6 @@ def test_equal_models_have_no_excess_error_and_the_reason_is_given() -> None:
     assert found[0].value.note == "teacher and student do not differ after the teacher's prefixes"
 
 
-def test_step_kl_in_chunks_is_that_of_the_full_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lm_head, "CHUNK_NUMBERS", 3 * 7)  # three rows a chunk, the last one of one row
-    generator = torch.Generator().manual_seed(0)
-    shapes = ((10, 4), (7, 4), (10, 6), (7, 6))
-    arguments = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
-    log_p = (arguments[0] @ arguments[1].T).log_softmax(1)
-    log_q = (arguments[2] @ arguments[3].T).log_softmax(1)
-    expected = torch.nn.functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
-    torch.testing.assert_close(step_kl(*arguments), expected, atol=1e-12, rtol=1e-12)
-    assert (step_kl(*arguments) > 0).all()
-    same = step_kl(arguments[0], arguments[1], arguments[0], arguments[1])
-    torch.testing.assert_close(same, torch.zeros(10, dtype=torch.float64))
-
-
-@pytest.mark.parametrize(
-    ("shapes", "message"),
-    [
-        (((3, 4), (7, 4), (2, 6), (7, 6)), "same steps, got 3 and 2"),
-        (((3, 4), (7, 4), (3, 6), (8, 6)), "same vocabulary, got 7 and 8"),
-    ],
-)
-def test_what_does_not_fit_together_is_refused(shapes: tuple[tuple[int, int], ...], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        step_kl(*(torch.zeros(shape) for shape in shapes))
+def test_what_does_not_fit_together_is_refused() -> None:
     with pytest.raises(ValueError, match=r"same inputs and lengths, got \(2, 3\), \(2, 4\)"):
         excess_error(np.ones((2, 3)), np.ones((2, 4)), Resamples(num_outputs=2))
