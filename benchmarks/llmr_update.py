@@ -10,11 +10,11 @@ import torch
 from benchmarks import reference_llmr
 from benchmarks.common import Bench, demo_bench, in_turn, line
 from kd_core.batching import BatchSettings
-from kd_core.losses.rewards import RewardSettings
+from kd_core.losses.rewards import RewardSettings, reward_to_go
 from kd_core.models.t5 import encode
 from kd_core.rollout.sampling import SamplingSettings, sample
 from kd_core.rollout.scoring import judge
-from kd_core.train.llmr import Collector, Experience, LLMRSettings, Sources, _update, policy_gradient_loss
+from kd_core.train.llmr import Experience, LLMRSettings, Models, Sources, advantages, policy_gradient_loss
 from kd_core.training import OptimizerSettings, TrainState
 
 ROWS = 64
@@ -100,13 +100,19 @@ def updates(bench: Bench, settings: LLMRSettings) -> tuple[Callable[[], Any], Ca
     state = TrainState.start(copy.deepcopy(bench.student), settings.optimizer)
     student = copy.deepcopy(bench.student)
     optimizer = torch.optim.Adam(student.parameters(), lr=settings.optimizer.learning_rate, fused=True)
-    collector = Collector(state.model, bench.teacher, Sources(bench.sources, bench.sources), settings, None)
+    models = Models(state.model, bench.teacher, Sources(bench.sources, bench.sources), settings, None)
     seeds = iter(range(10**6)), iter(range(10**6))
 
     def ours() -> tuple[Experience, float]:
-        part, memory = collector.collect(rows, next(seeds[0]), True)
-        values = _update(state, [part], [memory], collector, settings)
-        return part, values["loss"]
+        rollout, memory = models.act(rows, next(seeds[0]))
+        judged = models.judge(rows, rollout)
+        part = Experience.of(rows, rollout, judged, reward_to_go(judged.reward_BT, judged.mask_BT))
+        (advantage,) = advantages([part], settings.reward)
+        loss, _ = policy_gradient_loss(state.model, memory, part, advantage / int(part.kept_BT.sum()))
+        loss.backward()
+        state.apply(settings.optimizer, settings.steps, loss.item())
+        state.step += 1
+        return part, loss.item()
 
     def reference() -> tuple[torch.Tensor, float]:
         uniform = torch.rand((ROWS, bench.max_new_tokens), generator=torch.Generator().manual_seed(next(seeds[1])))

@@ -70,6 +70,12 @@ class Experience:
     kept_BT: Tensor  # tokens that count (truncated rollouts may be dropped)
     gain_BT: Tensor  # G_t, raw, in nats of teacher logit
 
+    @classmethod
+    def of(cls, source_B: Tensor, rollout: Rollout, judged: Judgement, gain_BT: Tensor) -> "Experience":
+        """What was written, what the teacher says of it, and what it gained."""
+        written = rollout.tokens_BT, rollout.mask_BT, rollout.truncated_B, rollout.log_prob_BT
+        return cls(source_B, *written, judged.q_value_BT, judged.value_BT, judged.reward_BT, judged.mask_BT, gain_BT)
+
 
 def train_llmr(
     state: TrainState,
@@ -89,91 +95,66 @@ def train_llmr(
     `observe`, if given, holds the judged rollouts of the step just yielded. Source: LLMR Eq. 1 to 4 and the
     gradient under Eq. 4.
     """
-    student, reuse = state.model, settings.updates_per_rollout
+    student, reuse, precision = state.model, settings.updates_per_rollout, settings.optimizer.precision
     student.eval()
-    collector = Collector(student, teacher, train, settings, num_tokens)
-    lengths = train.student.lengths.numpy()
-    batches = updates(lengths, settings.batch, seed, start=-(-state.step // reuse))
-    experience = unpack(Experience, state.in_flight)
+    models = Models(student, teacher, train, settings, num_tokens)
+    batches = updates(train.student.lengths.numpy(), settings.batch, seed, start=-(-state.step // reuse))
+    experience = unpack(Experience, state.in_flight)  # of a run that was killed between two uses of it
     memories: list[Memory | None] = [None] * len(experience)
     while state.step < settings.steps:
-        if state.step % reuse == 0:
-            share_memory = reuse == 1 and settings.batch.micro_batches == 1
-            collected = [
-                collector.collect(rows, mixed_seed(seed, state.step // reuse, micro), share_memory)
-                for micro, rows in enumerate(next(batches))
-            ]
-            experience, memories = [e for e, _ in collected], [m for _, m in collected]
-        values = _update(state, experience, memories, collector, settings)
+        uses = state.step % reuse
+        if uses == 0:
+            experience, memories = [], []
+            for micro, sources in enumerate(next(batches)):
+                rows = sources.repeat_interleave(settings.rollouts_per_source)
+                # act: the student writes, from states of its own; no gradient
+                rollout, memory = models.act(rows, mixed_seed(seed, state.step // reuse, micro))
+                # judge: one pass of the teacher, whose logits reward (Eq. 2 and 3)
+                judged = models.judge(rows, rollout)
+                gain_BT = reward_to_go(judged.reward_BT, judged.mask_BT)
+                experience.append(Experience.of(rows.to(student.device), rollout, judged, gain_BT))
+                memories.append(memory)
+        # learn: up the mean over tokens of advantage_t * log q(y_t | s_t)
+        num_kept = int(sum(part.kept_BT.sum() for part in experience))
+        values = summary(experience) | {
+            "staleness": float(uses),
+            "loss": 0.0,
+            "grad_norm": 0.0,
+            "tokens": float(num_kept),
+        }
+        if num_kept > 0:  # else every rollout was cut off and dropped: there is nothing to learn from
+            weighted = settings.importance == "always" or (settings.importance == "reused" and uses > 0)
+            ratios = []
+            for part, memory, advantage_BT in zip(
+                experience, memories, advantages(experience, settings.reward), strict=True
+            ):
+                with autocast(student.device, precision):
+                    loss, ratio = policy_gradient_loss(  # minus that, of this micro-batch
+                        student,
+                        memory or models.encode(part.source_B),
+                        part,
+                        advantage_BT / num_kept,
+                        weighted=weighted,
+                        entropy_coefficient=settings.entropy_bonus / num_kept,
+                        num_tokens=num_tokens,
+                    )
+                loss.backward()
+                values["loss"] += loss.item()
+                ratios.append(ratio)
+            values["grad_norm"] = state.apply(settings.optimizer, settings.steps, values["loss"])
+            values["max_ratio"] = max(1.0, *ratios)
+        state.step += 1
         state.in_flight = pack(experience) if state.step % reuse else {}
         if observe is not None:
             observe[:] = experience
         if settings.validates_at(state.step):
-            limit, rows = settings.sampling.max_new_tokens, settings.validation_rows
-            values |= validate_rewards(student, teacher, validation, settings.reward, limit, rows, num_tokens)
+            limit, looked_at = settings.sampling.max_new_tokens, settings.validation_rows
+            values |= validate_rewards(student, teacher, validation, settings.reward, limit, looked_at, num_tokens)
         yield StepMetrics(state.step, values)
 
 
-@dataclass(frozen=True)
-class Collector:
-    """Act and judge: rollouts of the student, scored by one teacher pass."""
-
-    student: Model
-    teacher: Model
-    sources: Sources
-    settings: LLMRSettings
-    num_tokens: int | None
-
-    def collect(self, rows: Tensor, seed: int, share_memory: bool) -> tuple[Experience, Memory | None]:
-        """Sample and score one micro-batch.
-
-        With `share_memory`, the encoder's states are returned with their gradient.
-        """
-        device, settings = self.student.device, self.settings
-        rows = rows.repeat_interleave(settings.rollouts_per_source)
-        with torch.set_grad_enabled(share_memory), autocast(device, settings.optimizer.precision):
-            memory = self.encode(rows)
-        generator = torch.Generator(device).manual_seed(seed)
-        with autocast(device, settings.optimizer.precision):
-            rollout = sample(self.student, memory.detach(), settings.sampling, generator, num_tokens=self.num_tokens)
-        judged = self.judge(rows, rollout)
-        gain_BT = reward_to_go(judged.reward_BT, judged.mask_BT)
-        experience = Experience(
-            rows.to(device),
-            rollout.tokens_BT,
-            rollout.mask_BT,
-            rollout.truncated_B,
-            rollout.log_prob_BT,
-            judged.q_value_BT,
-            judged.value_BT,
-            judged.reward_BT,
-            judged.mask_BT,
-            gain_BT,
-        )
-        return experience, memory if share_memory else None
-
-    def encode(self, rows: Tensor) -> Memory:
-        """The student's encoder states of given rows."""
-        pad_id = self.student.config.pad_token_id
-        return encode(self.student, *self.sources.student.batch(rows.cpu(), pad_id, self.student.device))
-
-    def judge(self, rows: Tensor, rollout: Rollout) -> Judgement:
-        """The teacher's judgement of rollouts of given rows."""
-        source, mask = self.sources.teacher.batch(rows.cpu(), self.teacher.config.pad_token_id, self.teacher.device)
-        return judge(
-            self.teacher,
-            source,
-            mask,
-            rollout.tokens_BT,
-            rollout.mask_BT,
-            rollout.truncated_B,
-            self.settings.reward,
-            num_tokens=self.num_tokens,
-        )
-
-
-def policy_coefficients(experience: list[Experience], settings: RewardSettings) -> list[Tensor]:
-    """What multiplies grad log q(y_t) in each micro-batch: the gain less its baseline, scaled and clipped; (B, T) each.
+def advantages(experience: list[Experience], settings: RewardSettings) -> list[Tensor]:
+    """What multiplies log q(y_t | s_t): the gain less its baseline, scaled and clipped; (B, T) for each micro-batch.
 
     A batch baseline is taken over all micro-batches of the update together, so that splitting a batch changes nothing.
     """
@@ -184,42 +165,6 @@ def policy_coefficients(experience: list[Experience], settings: RewardSettings) 
         mean = sum(e.gain_BT.sum() for e in experience) / max(int(count), 1)
         parts = [(e.gain_BT - mean) * e.kept_BT for e in experience]
     return [scale_and_clip(part, settings) for part in parts]
-
-
-def _update(
-    state: TrainState,
-    experience: list[Experience],
-    memories: list[Memory | None],
-    collector: Collector,
-    settings: LLMRSettings,
-) -> dict[str, float]:
-    """Learn: one optimizer step on judged rollouts, averaged over all tokens that count."""
-    num_kept = int(sum(e.kept_BT.sum() for e in experience))
-    values = summary(experience)
-    values["staleness"] = float(state.step % settings.updates_per_rollout)
-    if num_kept == 0:  # every rollout was cut off and dropped: nothing to learn from, and said so
-        state.step += 1
-        return values | {"loss": 0.0, "grad_norm": 0.0, "tokens": 0.0}
-    first_use = state.step % settings.updates_per_rollout == 0
-    weighted = settings.importance == "always" or (settings.importance == "reused" and not first_use)
-    loss, max_ratio = 0.0, 1.0
-    coefficients = policy_coefficients(experience, settings.reward)
-    for part, memory, coefficient_BT in zip(experience, memories, coefficients, strict=True):
-        with autocast(state.model.device, settings.optimizer.precision):
-            surrogate, ratio = policy_gradient_loss(
-                state.model,
-                memory or collector.encode(part.source_B),
-                part,
-                coefficient_BT / num_kept,
-                weighted=weighted,
-                entropy_coefficient=settings.entropy_bonus / num_kept,
-                num_tokens=collector.num_tokens,
-            )
-        surrogate.backward()
-        loss, max_ratio = loss + surrogate.item(), max(max_ratio, ratio)
-    norm = state.apply(settings.optimizer, settings.steps, loss)
-    state.step += 1
-    return values | {"loss": loss, "grad_norm": norm, "tokens": float(num_kept), "max_ratio": max_ratio}
 
 
 def policy_gradient_loss(
@@ -269,3 +214,47 @@ def _groups(part: Experience) -> Tensor:
     """(B,) the source of each rollout, numbered from 0."""
     _, group_B = torch.unique(part.source_B, return_inverse=True)
     return group_B  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Models:
+    """The student that acts and the teacher that judges, on the sources of a run."""
+
+    student: Model
+    teacher: Model
+    sources: Sources
+    settings: LLMRSettings
+    num_tokens: int | None
+
+    def act(self, rows: Tensor, seed: int) -> tuple[Rollout, Memory | None]:
+        """What the student writes for the sources of given rows, each drawn from the seed and its place alone.
+
+        Where the update that follows reads the same sources once, its pass over them comes with it, with gradient.
+        """
+        device, settings = self.student.device, self.settings
+        shared = settings.updates_per_rollout == 1 and settings.batch.micro_batches == 1
+        with torch.set_grad_enabled(shared), autocast(device, settings.optimizer.precision):
+            memory = self.encode(rows)
+        generator = torch.Generator(device).manual_seed(seed)
+        with autocast(device, settings.optimizer.precision):
+            rollout = sample(self.student, memory.detach(), settings.sampling, generator, num_tokens=self.num_tokens)
+        return rollout, memory if shared else None
+
+    def encode(self, rows: Tensor) -> Memory:
+        """The student's pass over the sources of given rows."""
+        pad_id = self.student.config.pad_token_id
+        return encode(self.student, *self.sources.student.batch(rows.cpu(), pad_id, self.student.device))
+
+    def judge(self, rows: Tensor, rollout: Rollout) -> Judgement:
+        """The teacher's judgement of rollouts of given rows."""
+        source, mask = self.sources.teacher.batch(rows.cpu(), self.teacher.config.pad_token_id, self.teacher.device)
+        return judge(
+            self.teacher,
+            source,
+            mask,
+            rollout.tokens_BT,
+            rollout.mask_BT,
+            rollout.truncated_B,
+            self.settings.reward,
+            num_tokens=self.num_tokens,
+        )

@@ -19,7 +19,7 @@ from kd_core.models.t5 import encode
 from kd_core.rollout import scoring
 from kd_core.rollout.scoring import judge
 from kd_core.train import llmr as train_llmr
-from kd_core.train.llmr import Experience, policy_coefficients, policy_gradient_loss
+from kd_core.train.llmr import Experience, advantages, policy_gradient_loss
 
 EOS, LIMIT = 1, 3
 WORDS = (0, 2, 3)  # pad is a word like any other to a student that samples it
@@ -94,7 +94,7 @@ def check(teacher: Any, student: Any, settings: RewardSettings) -> None:
     part = experience(teacher, settings)
     probability = sequence_log_prob(student, part.tokens_BT).exp().detach()
     assert probability.sum().item() == pytest.approx(1.0, abs=1e-12), "the sequences are not all there are"
-    (coefficient,) = policy_coefficients([part], settings)
+    (coefficient,) = advantages([part], settings)
     source = SOURCE.expand(len(part.tokens_BT), -1)
     memory = encode(student, source, torch.ones_like(source).bool())
     loss, _ = policy_gradient_loss(student, memory, part, coefficient * probability[:, None])
