@@ -213,6 +213,13 @@ def _runtime_assignments(arguments: argparse.Namespace) -> list[str]:
 
 
 def _is_done(record: RunRecord, later: list[RunRecord]) -> bool:
-    """Whether nothing is left to resume: it goes on, or it or a later run with the same parameters has completed."""
-    same = [each for each in later if (each.name, each.parameters) == (record.name, record.parameters)]
-    return record.status == "running" or any(each.status == "completed" for each in same)
+    """Whether nothing is left to resume: it is running, or it or a later run with the same parameters has completed.
+
+    A later version's records may name parameters that this one's do not.
+    """
+    same = (
+        each.name == record.name and record.parameters.items() <= each.parameters.items()
+        for each in later
+        if each.status == "completed"
+    )
+    return record.status == "running" or any(same)

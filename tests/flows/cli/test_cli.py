@@ -9,6 +9,7 @@ import pytest
 
 from flows.cli import commands
 from flows.cli import main as cli
+from tasks.store.runs import RunRecord
 
 HEAVY = {"torch", "transformers", "prefect", "pydantic", "duckdb", "pyarrow", "rich", "yaml", "matplotlib", "numpy"}
 
@@ -171,6 +172,17 @@ def test_ls_shows_the_catalogue_and_what_each_run_needs(capsys: pytest.CaptureFi
     for name in ("llmr-chitchat", "llmr-cnndm", "llmr-dailydialog", "llmr-opensubtitles"):
         assert f"\n{name}\n" in printed
     assert "Hugging Face hub, GPU" in printed
+
+
+def test_a_run_is_done_once_a_later_version_has_resumed_it() -> None:
+    started, resumed, other = (
+        RunRecord.start("mine", parameters)
+        for parameters in ({"method": {"steps": 3}}, {"method": {"steps": 3}, "lengths": {}}, {"method": {"steps": 4}})
+    )
+    started.end("failed")
+    for later, left in ((other, True), (resumed, False)):
+        later.end("completed")
+        assert commands._is_done(started, [started, later]) is not left
 
 
 def test_unknown_runs_and_settings_name_the_nearest(capsys: pytest.CaptureFixture[str], home: Path) -> None:
