@@ -12,11 +12,12 @@ import yaml
 
 from data.reading.specs import DatasetSettings
 from data.sources import load
-from kd_core.batching import BatchSettings, TokenRows
 from kd_core.models.shapes import T5Shape, build_t5
+from kd_core.models.token_rows import TokenRows
 from kd_core.models.tokenizer import train_tokenizer
+from kd_core.train.batches import BatchSettings
+from kd_core.train.state import OptimizerSettings, TrainState
 from kd_core.train.supervised import Pairs, SupervisedSettings, train_supervised
-from kd_core.training import OptimizerSettings, TrainState
 
 REPEATS = 9
 

@@ -19,11 +19,11 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM
 from benchmarks import reference_dad_dagger
 from benchmarks.common import line
 from kd_core.losses.soft_targets import HiddenLabels
-from kd_core.training import OptimizerSettings, TrainState
+from kd_core.train.state import OptimizerSettings, TrainState
+from kd_core.windows.cutting import contexts, trajectory_starts, window_targets
 from kd_core.windows.dad_dagger import aggregate
 from kd_core.windows.gpt_neo import Trunk, next_hidden, set_trainable, trunk
 from kd_core.windows.train import Windows, WindowTrainingSettings, train_windows
-from kd_core.windows.windows import contexts, trajectory_starts, window_targets
 
 Result = TypeVar("Result")
 CONTEXT, HORIZON, ROUNDS, EPOCHS, BATCH, ALPHA = 128, 10, 2, 4, 32, 0.5

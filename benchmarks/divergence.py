@@ -16,10 +16,11 @@ import torch
 from benchmarks import reference_divergence
 from benchmarks.common import in_turn, line
 from benchmarks.memory import MIB, resident_peak
-from kd_core.batching import Sources, TokenRows
 from kd_core.losses.divergence_head import Divergence, DivergenceKind
 from kd_core.models.shapes import T5Shape, build_t5
+from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.sampling import SamplingSettings
+from kd_core.train.batches import Sources
 from kd_core.train.divergence import ForwardKLSettings, Pair, Term, Transfer
 
 VOCABULARY, ROWS, SOURCE, LENGTH = 32_128, 64, 24, 24

@@ -9,13 +9,13 @@ import torch
 
 from benchmarks import reference_llmr
 from benchmarks.common import Bench, demo_bench, in_turn, line
-from kd_core.batching import BatchSettings
 from kd_core.losses.rewards import RewardSettings, reward_to_go
 from kd_core.models.t5 import encode
 from kd_core.rollout.sampling import SamplingSettings, sample
 from kd_core.rollout.scoring import judge
-from kd_core.train.llmr import Experience, LLMRSettings, Models, Sources, advantages, policy_gradient_loss
-from kd_core.training import OptimizerSettings, TrainState
+from kd_core.train.batches import BatchSettings, Sources
+from kd_core.train.llmr import Experience, LLMRSettings, Models, advantages, policy_gradient_loss
+from kd_core.train.state import OptimizerSettings, TrainState
 
 ROWS = 64
 LARGE_VOCABULARY = 32_128  # T5's

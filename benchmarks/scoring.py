@@ -10,10 +10,9 @@ from torch import Tensor
 
 from benchmarks import reference_llmr
 from benchmarks.common import Bench, demo_bench, in_turn, line
-from kd_core.losses.lm_head import chunk_rows
-from kd_core.losses.rewards import RewardSettings, ValueKind
-from kd_core.masking import shift_right
-from kd_core.models.policy import decode, encode, head_weight
+from kd_core.losses.lm_head import ValueKind, chunk_rows
+from kd_core.losses.rewards import RewardSettings
+from kd_core.models.policy import decode, encode, head_weight, shift_right
 from kd_core.rollout.sampling import SamplingSettings, sample
 from kd_core.rollout.scoring import judge
 

@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import line
-from kd_core.batching import BatchSettings, Sources, TokenRows
 from kd_core.losses.divergence_head import Divergence, TeacherStates, divergence_loss
-from kd_core.masking import shift_right
-from kd_core.models.policy import decode, encode, head_weight, start_tokens
+from kd_core.models.policy import decode, encode, head_weight, shift_right, start_tokens
 from kd_core.models.shapes import GPTNeoShape, build_gpt_neo
+from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.sampling import SamplingSettings
+from kd_core.train.batches import BatchSettings, Sources
 from kd_core.train.divergence import GKDSettings, Transfer, train_divergence
-from kd_core.training import OptimizerSettings, TrainState
+from kd_core.train.state import OptimizerSettings, TrainState
 
 STEPS = 12  # of each, the first two not counted
 WARM_UP = 2

@@ -9,9 +9,9 @@ import torch
 from benchmarks import __main__ as bench
 from benchmarks import common, dad_dagger, divergence, evaluation, llmr_update, memory, reference_llmr, scoring
 from benchmarks.reference_dad_dagger import roll_out
-from kd_core.batching import TokenRows
 from kd_core.metrics.rouge import rouge
 from kd_core.models.shapes import T5Shape, build_t5
+from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.sampling import SamplingSettings, draw
 
 

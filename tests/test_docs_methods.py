@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from kd_core.batching import BatchSettings
 from kd_core.lengths import Lengths
 from kd_core.losses.rewards import RewardSettings
 from kd_core.metrics.outputs import ALL_METRICS, Outputs, References, evaluate_outputs
 from kd_core.rollout.beam_search import BeamSettings
 from kd_core.rollout.sampling import SamplingSettings
+from kd_core.train.batches import BatchSettings
 from kd_core.train.llmr import LLMRSettings
+from kd_core.train.state import OptimizerSettings
 from kd_core.train.supervised import SupervisedSettings
-from kd_core.training import OptimizerSettings
 from tasks.pairs.evaluate import EvaluationSettings
 from tasks.pairs.exposure import ExposureSettings
 from tasks.pairs.score import ScoreSettings

@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from kd_core.losses.divergence_head import Divergence, TeacherStates, divergence_loss
-from kd_core.masking import shift_right
 from kd_core.metrics.bootstrap import MetricValue, Resamples, summarise
 from kd_core.metrics.intervals import Floats
-from kd_core.models.policy import decode, encode, head_weight, start_tokens
+from kd_core.models.policy import decode, encode, head_weight, shift_right, start_tokens
 
 
 @dataclass(frozen=True)

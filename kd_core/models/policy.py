@@ -85,3 +85,12 @@ def start_tokens(model: Model, memory: Memory) -> Tensor:
         mask_BS = memory.layout.mask_BS
         return torch.full((mask_BS.shape[0],), model.config.decoder_start_token_id, device=mask_BS.device)
     return memory.last_B
+
+
+def shift_right(tokens_BT: Tensor, start: Tensor | int) -> Tensor:
+    """Decoder inputs for targets: position t reads token t-1, position 0 reads the start token.
+
+    Shapes: (B, T), (B,) or one for all -> (B, T). The last target is dropped, never wrapped around to the front.
+    """
+    start_B1 = start[:, None] if isinstance(start, Tensor) else tokens_BT.new_full((tokens_BT.shape[0], 1), start)
+    return torch.cat([start_B1, tokens_BT[:, :-1]], dim=1)

@@ -11,8 +11,8 @@ wrapped anew around fewer of the source's own tokens, and tokenised as a whole a
 from collections.abc import Sequence
 from typing import Any
 
-from kd_core.batching import TokenRows, token_lists
 from kd_core.lengths import require_length
+from kd_core.models.token_rows import TokenRows, token_lists
 
 PLACEHOLDER = "{source}"
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kd_core.lengths import check_lengths, target_length
 from kd_core.models.policy import Memory, Model, head_weight, start_tokens, step_decoder
-from kd_core.training import check_distribution
+from kd_core.rollout.outputs import check_distribution
 
 
 @dataclass(frozen=True, kw_only=True)

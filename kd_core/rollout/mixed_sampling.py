@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_core.losses.lm_head import full_precision
-from kd_core.masking import mask_through_eos, truncated_rows
 from kd_core.models.policy import Memory, Model, head_weight, start_tokens, step_decoder
-from kd_core.rollout.sampling import Rollout, SamplingSettings, draw
-from kd_core.training import check_distribution
+from kd_core.rollout.outputs import Rollout, check_distribution, mask_through_eos, truncated_rows
+from kd_core.rollout.sampling import SamplingSettings, draw
 
 
 @torch.no_grad()

@@ -10,15 +10,15 @@ rows changes nothing, and a rollout can be drawn again from its seed. [ours]
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kd_core.lengths import check_lengths, target_length
 from kd_core.losses.lm_head import full_precision
-from kd_core.masking import mask_through_eos, truncated_rows
 from kd_core.models.policy import Memory, Model, head_weight, start_tokens, step_decoder
-from kd_core.training import check_distribution
+from kd_core.rollout.outputs import Rollout, check_distribution, mask_through_eos, truncated_rows
 
 BLOCK = 128  # tokens of the vocabulary that are summed before any is looked at
 Choose = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]  # logits, rows, position -> tokens, log-probabilities
@@ -46,16 +46,6 @@ class SamplingSettings:
             raise ValueError(f"top_k must be 0 (off) or more, got {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """Sampled outputs. Padding after the end is `pad_id`; `mask_BT` is the only thing that says where it is."""
-
-    tokens_BT: Tensor
-    mask_BT: Tensor  # True through the first end of sequence
-    log_prob_BT: Tensor  # log-probability under the distribution really sampled from, in nats; 0 where masked
-    truncated_B: Tensor  # True where the limit came before the end of sequence
 
 
 @torch.no_grad()
@@ -182,3 +172,8 @@ def _roll_out(model: Model, memory: Memory, max_new_tokens: int, choose: Choose,
     check_distribution(log_prob_BT)
     mask_BT = mask_through_eos(tokens_BT, eos_id)
     return Rollout(tokens_BT, mask_BT, log_prob_BT, truncated_rows(tokens_BT, mask_BT, eos_id))
+
+
+def mixed_seed(*parts: int) -> int:
+    """One 63-bit seed from several numbers, none of which cancels another."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)

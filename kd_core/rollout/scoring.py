@@ -12,8 +12,8 @@ from torch import Tensor
 
 from kd_core.losses.lm_head import TokenScores, token_scores
 from kd_core.losses.rewards import RewardSettings, induced_reward
-from kd_core.masking import shift_right
-from kd_core.models.policy import Layout, Memory, Model, decode, encode, head_weight, start_tokens
+from kd_core.models.packing import Layout
+from kd_core.models.policy import Memory, Model, decode, encode, head_weight, shift_right, start_tokens
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_core.losses.lm_head import chunk_rows
-from kd_core.masking import shift_right
-from kd_core.models.policy import Memory, Model, decode, head_weight, start_tokens
+from kd_core.models.policy import Memory, Model, decode, head_weight, shift_right, start_tokens
 
 
 @dataclass(frozen=True)

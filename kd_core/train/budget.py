@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from kd_core.batching import BatchSettings
 from kd_core.lengths import check_lengths, source_length
 from kd_core.rollout.sampling import SamplingSettings
-from kd_core.training import OptimizerSettings
+from kd_core.train.batches import BatchSettings
+from kd_core.train.state import OptimizerSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,15 +18,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kd_core.batching import Sources, TokenRows, updates
 from kd_core.lengths import require_length
 from kd_core.losses.divergence_head import Divergence, divergence_loss
-from kd_core.masking import shift_right, truncated_rows
-from kd_core.models.policy import Memory, Model, decode, head_weight, start_tokens
-from kd_core.rollout.sampling import Rollout, sample
+from kd_core.models.policy import Memory, Model, decode, head_weight, shift_right, start_tokens
+from kd_core.models.token_rows import TokenRows
+from kd_core.rollout.outputs import Rollout, truncated_rows
+from kd_core.rollout.sampling import mixed_seed, sample
+from kd_core.train.batches import Sources, updates
 from kd_core.train.budget import Budget
+from kd_core.train.state import StepMetrics, TrainState, autocast
 from kd_core.train.validation import encode_rows, teacher_states, validate
-from kd_core.training import StepMetrics, TrainState, autocast, mixed_seed
 
 Writer = Literal["teacher", "student"]
 GKD_DRAW = 2**32  # the draw of an update's writer; its micro-batches are numbered far below

@@ -15,7 +15,7 @@ from torch import Tensor
 from kd_core.losses.lm_head import token_log_probs, weighted_nll
 from kd_core.models.gpt_neo import Model, layer_norm, unpadded_states
 from kd_core.models.policy import head_weight
-from kd_core.training import OptimizerSettings, StepMetrics, TrainState, autocast
+from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState, autocast
 
 
 @dataclass(frozen=True, kw_only=True)

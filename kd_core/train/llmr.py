@@ -13,16 +13,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kd_core.batching import Sources, updates
 from kd_core.losses.lm_head import token_log_probs, weighted_nll
 from kd_core.losses.rewards import RewardSettings, reward_to_go, scale_and_clip, subtract_baseline
-from kd_core.masking import shift_right
-from kd_core.models.policy import Memory, Model, decode, encode, head_weight, start_tokens
-from kd_core.rollout.sampling import Rollout, SamplingSettings, sample
+from kd_core.models.policy import Memory, Model, decode, encode, head_weight, shift_right, start_tokens
+from kd_core.rollout.outputs import Rollout
+from kd_core.rollout.sampling import SamplingSettings, mixed_seed, sample
 from kd_core.rollout.scoring import Judgement, judge
+from kd_core.train.batches import Sources, updates
 from kd_core.train.budget import Budget
+from kd_core.train.state import StepMetrics, TrainState, autocast, pack, unpack
 from kd_core.train.validation import validate_rewards
-from kd_core.training import StepMetrics, TrainState, autocast, mixed_seed, pack, unpack
 
 
 @dataclass(frozen=True, kw_only=True)

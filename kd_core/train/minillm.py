@@ -28,17 +28,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kd_core.batching import Sources, updates
 from kd_core.losses.divergence_head import Divergence, TeacherStates, divergence_loss
 from kd_core.losses.lm_head import token_log_probs, weighted_nll
 from kd_core.losses.rewards import reward_to_go
-from kd_core.masking import shift_right
-from kd_core.models.policy import Model, decode, head_weight, start_tokens
+from kd_core.models.policy import Model, decode, head_weight, shift_right, start_tokens
 from kd_core.rollout.mixed_sampling import sample_mixed
-from kd_core.rollout.sampling import Rollout, sample
+from kd_core.rollout.outputs import Rollout
+from kd_core.rollout.sampling import mixed_seed, sample
+from kd_core.train.batches import Sources, updates
 from kd_core.train.budget import Budget
+from kd_core.train.state import StepMetrics, TrainState, autocast, pack, unpack
 from kd_core.train.validation import encode_rows, teacher_states, validate
-from kd_core.training import StepMetrics, TrainState, autocast, mixed_seed, pack, unpack
 
 
 @dataclass(frozen=True, kw_only=True)

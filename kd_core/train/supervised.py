@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from kd_core.batching import BatchSettings, TokenRows, epoch_updates, updates
 from kd_core.lengths import check_lengths, source_length, target_length
 from kd_core.losses.lm_head import token_log_probs, weighted_nll
-from kd_core.masking import shift_right
 from kd_core.models.gpt_neo import check_length
-from kd_core.models.policy import Model, decode, encode, head_weight, start_tokens
-from kd_core.training import OptimizerSettings, StepMetrics, TrainState, autocast, dropout_rng
+from kd_core.models.policy import Model, decode, encode, head_weight, shift_right, start_tokens
+from kd_core.models.token_rows import TokenRows
+from kd_core.train.batches import BatchSettings, epoch_updates, updates
+from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState, autocast, dropout_rng
 
 
 @dataclass(frozen=True, kw_only=True)

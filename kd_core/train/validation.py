@@ -12,13 +12,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kd_core.batching import Sources, TokenRows
 from kd_core.losses.divergence_head import Divergence, TeacherStates, divergence_loss
 from kd_core.losses.rewards import RewardSettings
-from kd_core.masking import shift_right
-from kd_core.models.policy import Memory, Model, decode, encode, head_weight, start_tokens
-from kd_core.rollout.sampling import Rollout, SamplingSettings, greedy, sample
+from kd_core.models.policy import Memory, Model, decode, encode, head_weight, shift_right, start_tokens
+from kd_core.models.token_rows import TokenRows
+from kd_core.rollout.outputs import Rollout
+from kd_core.rollout.sampling import SamplingSettings, greedy, sample
 from kd_core.rollout.scoring import judge
+from kd_core.train.batches import Sources
 from kd_core.train.budget import Budget
 
 BATCH_ROWS = 64

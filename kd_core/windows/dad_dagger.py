@@ -18,8 +18,9 @@ from torch import Tensor
 
 from kd_core.models.policy import Model
 from kd_core.rollout.sampling import SamplingSettings
+from kd_core.windows.cutting import contexts, followers
+from kd_core.windows.free_running import free_run
 from kd_core.windows.gpt_neo import Trunk, trunk
-from kd_core.windows.windows import contexts, followers, free_run
 
 Sampled = SamplingSettings(max_new_tokens=1)  # temperature 1: the paper's
 

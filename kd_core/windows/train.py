@@ -19,7 +19,7 @@ from torch import Tensor
 from kd_core.losses.lm_head import token_log_probs
 from kd_core.losses.soft_targets import TeacherLabels, distillation_loss
 from kd_core.models.policy import Model, head_weight
-from kd_core.training import OptimizerSettings, StepMetrics, TrainState, autocast
+from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState, autocast
 from kd_core.windows.gpt_neo import Trunk, last_hidden, trunk
 
 

@@ -10,16 +10,15 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from kd_core.batching import TokenRows
 from kd_core.lengths import check_lengths, source_length
 from kd_core.losses.rewards import RewardSettings
-from kd_core.masking import mask_through_eos, truncated_rows
 from kd_core.models.policy import encode
 from kd_core.models.prompts import PLACEHOLDER
+from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.beam_search import BeamSettings, beam_search
-from kd_core.rollout.sampling import SamplingSettings, greedy, sample
+from kd_core.rollout.outputs import mask_through_eos, truncated_rows
+from kd_core.rollout.sampling import SamplingSettings, greedy, mixed_seed, sample
 from kd_core.rollout.scoring import judge
-from kd_core.training import mixed_seed
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_artifact
 from tasks.pairs.inputs import prompt_rows

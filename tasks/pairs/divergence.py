@@ -1,6 +1,6 @@
 """The stage `divergence`: forward KL, reverse KL, JS or GKD, on the teacher's outputs and the student's own."""
 
-from kd_core.batching import TokenRows
+from kd_core.models.token_rows import TokenRows
 from kd_core.train.divergence import DivergenceSettings, Transfer, reads_outputs, train_divergence
 from tasks.compute.device import device_of
 from tasks.compute.models import load_pair

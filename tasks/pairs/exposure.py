@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_core.batching import TokenRows
 from kd_core.lengths import check_lengths, source_length, target_length
 from kd_core.metrics.bootstrap import Resamples
 from kd_core.metrics.excess_error import Reader, excess_error, prefix_kl
 from kd_core.metrics.intervals import Floats
+from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.sampling import SamplingSettings
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_pair

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kd_core.batching import Sources, TokenRows
 from kd_core.models.loading import Tokenizer
 from kd_core.models.prompts import PLACEHOLDER, wrapped_rows
+from kd_core.models.token_rows import TokenRows
+from kd_core.train.batches import Sources
 from kd_core.train.supervised import Pairs, SupervisedSettings
 from tasks.compute.models import LoadedModel
 from tasks.pairs.splits import read_split

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kd_core.train.llmr import Experience, LLMRSettings, train_llmr
-from kd_core.training import StepMetrics
+from kd_core.train.state import StepMetrics
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_pair
 from tasks.compute.training import mean_of_last_tenth, run_training

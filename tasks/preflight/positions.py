@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from kd_core.batching import TokenRows
 from kd_core.models.loading import ModelSettings, Tokenizer, load_tokenizer
 from kd_core.models.prompts import PLACEHOLDER, wrapped_rows
+from kd_core.models.token_rows import TokenRows
 from kd_core.train.budget import Budget
 from kd_core.train.llmr import LLMRSettings
 from kd_core.train.supervised import SupervisedSettings

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import torch
 
 from kd_core.losses.soft_targets import TeacherLabels
+from kd_core.windows.cutting import WindowSettings
 from kd_core.windows.dad_dagger import Aggregated
 from kd_core.windows.train import Below, Tokens, Windows
-from kd_core.windows.windows import WindowSettings
 from tasks.store.artifacts import Artifact
 from tasks.text.window_files import StoredTrunk
 

@@ -7,12 +7,11 @@ import pyarrow.parquet as pq
 import torch
 
 from kd_core.models.policy import head_weight
-from kd_core.rollout.sampling import SamplingSettings
-from kd_core.training import mixed_seed
+from kd_core.rollout.sampling import SamplingSettings, mixed_seed
+from kd_core.windows.cutting import WindowSettings, trajectory_starts
 from kd_core.windows.dad_dagger import Aggregated, aggregate
 from kd_core.windows.gpt_neo import next_hidden
 from kd_core.windows.teacher_labels import LabelSettings
-from kd_core.windows.windows import WindowSettings, trajectory_starts
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_artifact
 from tasks.store.artifacts import Artifact

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from kd_core.training import OptimizerSettings
+from kd_core.train.state import OptimizerSettings
 from kd_core.windows.train import WindowTrainingSettings
 from tasks.settings import part_of
 from tasks.text.window_files import FeatureDType

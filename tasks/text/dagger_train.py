@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 
 from kd_core.losses.soft_targets import TeacherLabels
-from kd_core.training import mixed_seed
+from kd_core.rollout.sampling import mixed_seed
+from kd_core.windows.cutting import WindowSettings
 from kd_core.windows.gpt_neo import Trainable, set_trainable
 from kd_core.windows.train import WindowTrainingSettings, train_windows, updates_per_epoch, window_loss
-from kd_core.windows.windows import WindowSettings
 from tasks.compute.device import device_of
 from tasks.compute.models import head_of, load_artifact
 from tasks.compute.teacher_check import STUDENT, warn_if_no_better

@@ -2,8 +2,8 @@
 
 import torch
 
+from kd_core.windows.cutting import WindowSettings, contexts
 from kd_core.windows.gpt_neo import Trunk, trunk
-from kd_core.windows.windows import WindowSettings, contexts
 from tasks.compute.device import device_of
 from tasks.compute.models import load_artifact
 from tasks.store.artifacts import Artifact

@@ -12,8 +12,9 @@ import torch
 from kd_core.losses.lm_head import token_log_probs
 from kd_core.models.policy import head_weight
 from kd_core.rollout.sampling import SamplingSettings
+from kd_core.windows.cutting import contexts, trajectory_starts, window_targets
+from kd_core.windows.free_running import free_running
 from kd_core.windows.gpt_neo import next_hidden
-from kd_core.windows.windows import contexts, free_running, trajectory_starts, window_targets
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_artifact
 from tasks.store.artifacts import Artifact

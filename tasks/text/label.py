@@ -6,11 +6,11 @@ from torch import Tensor
 
 from kd_core.losses.lm_head import token_log_probs
 from kd_core.models.policy import head_weight
-from kd_core.training import mixed_seed
+from kd_core.rollout.sampling import mixed_seed
+from kd_core.windows.cutting import WindowSettings
 from kd_core.windows.gpt_neo import last_hidden
 from kd_core.windows.teacher_labels import LabelSettings, label_error
 from kd_core.windows.train import Windows
-from kd_core.windows.windows import WindowSettings
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_artifact
 from tasks.store.artifacts import Artifact

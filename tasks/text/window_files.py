@@ -18,9 +18,9 @@ from torch import Tensor
 
 from kd_core.losses.soft_targets import TeacherLabels
 from kd_core.models.policy import Model
+from kd_core.windows.cutting import WindowSettings, contexts, followers
 from kd_core.windows.gpt_neo import Trunk
 from kd_core.windows.train import Below, Tokens, Windows
-from kd_core.windows.windows import WindowSettings, contexts, followers
 from tasks.store.artifacts import Artifact
 from tasks.store.sharded import Writer
 from tasks.text.tokens import read_tokens

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from kd_core.batching import TokenRows
 from kd_core.lengths import Lengths, check_lengths, source_length, target_length
 from kd_core.models.policy import encode
 from kd_core.models.prompts import wrapped_rows
+from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.beam_search import BeamSettings, beam_search
 from kd_core.rollout.mixed_sampling import sample_mixed
 from kd_core.rollout.sampling import SamplingSettings, greedy, sample

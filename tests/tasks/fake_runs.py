@@ -21,7 +21,7 @@ from data.cleaning.wen import OVERLAP_SCHEMA
 from kd_core.metrics.bootstrap import Measured, Resamples
 from kd_core.metrics.excess_error import excess_error
 from kd_core.metrics.outputs import Outputs, References, evaluate_outputs
-from kd_core.training import StepMetrics
+from kd_core.train.state import StepMetrics
 from tasks.compute.measured import write_measured
 from tasks.compute.training import write_log
 from tasks.pairs.evaluate import PREDICTIONS

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from kd_core.metrics.bootstrap import Measured, Resamples, measure_all
 from kd_core.metrics.running_text import cross_entropy, free_running
-from kd_core.training import StepMetrics
+from kd_core.train.state import StepMetrics
 from tasks.compare import Cell, compare
 from tasks.compute.measured import write_measured
 from tasks.compute.training import write_log

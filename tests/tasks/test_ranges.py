@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from kd_core.training import mixed_seed
+from kd_core.rollout.sampling import mixed_seed
 from tasks.pairs.exposure import ExposureSettings
 from tasks.ranges import FLOAT32, SEEDS, check_numbers
 from tasks.store.keys import key_record

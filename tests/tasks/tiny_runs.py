@@ -7,14 +7,14 @@ from pathlib import Path
 
 from data.reading.specs import DatasetSettings
 from flows.evaluation import System, evaluate_systems
-from kd_core.batching import BatchSettings
 from kd_core.losses.rewards import RewardSettings
 from kd_core.models.loading import ModelSettings
 from kd_core.rollout.beam_search import BeamSettings
 from kd_core.rollout.sampling import SamplingSettings
+from kd_core.train.batches import BatchSettings
 from kd_core.train.llmr import LLMRSettings
+from kd_core.train.state import OptimizerSettings
 from kd_core.train.supervised import SupervisedSettings
-from kd_core.training import OptimizerSettings
 from tasks.pairs.evaluate import EvaluationSettings
 from tasks.pairs.llmr import llmr
 from tasks.pairs.pre_distill import pre_distill

@@ -6,19 +6,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kd_core.batching import BatchSettings, Sources, TokenRows, updates
 from kd_core.losses.rewards import RewardSettings
-from kd_core.masking import mask_through_eos, shift_right
 from kd_core.metrics.excess_error import Reader, prefix_kl
 from kd_core.models.gpt_neo import Memory, decode, encode
 from kd_core.models.gpt_neo_steps import StepDecoder
-from kd_core.models.policy import head_weight, start_tokens
+from kd_core.models.policy import head_weight, shift_right, start_tokens
+from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.beam_search import BeamSettings, beam_search
 from kd_core.rollout.mixed_sampling import sample_mixed
-from kd_core.rollout.sampling import SamplingSettings, draw, greedy, sample
+from kd_core.rollout.outputs import mask_through_eos
+from kd_core.rollout.sampling import SamplingSettings, draw, greedy, mixed_seed, sample
 from kd_core.rollout.scoring import judge
+from kd_core.train.batches import BatchSettings, Sources, updates
 from kd_core.train.divergence import ReverseKLSettings, Transfer, train_divergence
-from kd_core.training import OptimizerSettings, TrainState, mixed_seed
+from kd_core.train.state import OptimizerSettings, TrainState
 from tests.kd_core.windows.test_gpt_neo import exact_attention, tiny_gpt_neo
 
 __all__ = ["exact_attention"]

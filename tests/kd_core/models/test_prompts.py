@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_core.batching import TokenRows
 from kd_core.models.loading import load_tokenizer
 from kd_core.models.prompts import source_starts, wrapped_rows
+from kd_core.models.token_rows import TokenRows
 from tests.tasks.tiny_models import write_causal, write_model
 
 PROMPT = "said {source} today"

@@ -12,7 +12,6 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from kd_core.batching import TokenRows
 from kd_core.models.loading import (
     check_same_tokenizer,
     load_model,
@@ -23,6 +22,7 @@ from kd_core.models.loading import (
 )
 from kd_core.models.shapes import T5Shape, build_model
 from kd_core.models.special_ids import special_ids, vocabulary_size
+from kd_core.models.token_rows import TokenRows
 from tests.tasks.tiny_models import write_causal, write_model
 
 torch.set_num_threads(1)  # tensors this small only lose by being shared out

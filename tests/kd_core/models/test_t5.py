@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import MT5Config, MT5ForConditionalGeneration
 
-from kd_core.masking import shift_right
-from kd_core.models.policy import head_weight
-from kd_core.models.t5 import Layout, decode, encode
+from kd_core.models.packing import Layout
+from kd_core.models.policy import head_weight, shift_right
+from kd_core.models.t5 import decode, encode
 from kd_core.models.t5_steps import StepDecoder
 
 Make = Callable[..., Any]

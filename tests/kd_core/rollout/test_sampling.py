@@ -5,8 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kd_core.masking import shift_right
-from kd_core.models.policy import decode, encode, head_weight
+from kd_core.models.policy import decode, encode, head_weight, shift_right
 from kd_core.rollout.sampling import SamplingSettings, draw, first_above, greedy, reshape_logits, sample
 
 Make = Callable[..., Any]

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from kd_core.losses.rewards import RewardSettings
-from kd_core.masking import mask_through_eos, shift_right, truncated_rows
+from kd_core.models.policy import shift_right
+from kd_core.rollout.outputs import mask_through_eos, truncated_rows
 from kd_core.rollout.scoring import judge
 
 SOURCE = torch.tensor([[3, 4, 5, 6], [8, 9, 0, 0], [4, 4, 4, 0], [9, 1, 0, 0]])

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from kd_core.batching import BatchSettings, Sources, TokenRows
 from kd_core.losses import divergences
+from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.sampling import SamplingSettings
 from kd_core.train import divergence as train_divergence
+from kd_core.train.batches import BatchSettings, Sources
 from kd_core.train.divergence import (
     DivergenceSettings,
     ForwardKLSettings,
@@ -23,7 +24,7 @@ from kd_core.train.divergence import (
     reads_outputs,
     step_terms,
 )
-from kd_core.training import OptimizerSettings, StepMetrics, TrainState
+from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState
 
 Make = Callable[..., Any]
 COMMON: dict[str, Any] = {

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from kd_core.train.language_model import PretrainSettings, text_loss, train_language_model
-from kd_core.training import OptimizerSettings, TrainState
+from kd_core.train.state import OptimizerSettings, TrainState
 from tests.kd_core.windows.test_gpt_neo import V, exact_attention, tiny_gpt_neo
 
 __all__ = ["exact_attention"]

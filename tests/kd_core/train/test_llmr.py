@@ -14,9 +14,9 @@ import torch
 
 from kd_core.losses import rewards
 from kd_core.losses.rewards import RewardSettings, reward_to_go
-from kd_core.masking import mask_through_eos, truncated_rows
 from kd_core.models.t5 import encode
 from kd_core.rollout import scoring
+from kd_core.rollout.outputs import mask_through_eos, truncated_rows
 from kd_core.rollout.scoring import judge
 from kd_core.train import llmr as train_llmr
 from kd_core.train.llmr import Experience, advantages, policy_gradient_loss

@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from kd_core.batching import BatchSettings, Sources, TokenRows
-from kd_core.masking import mask_through_eos, truncated_rows
 from kd_core.models.t5 import encode
+from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.mixed_sampling import sample_mixed
+from kd_core.rollout.outputs import mask_through_eos, truncated_rows
 from kd_core.rollout.sampling import SamplingSettings
 from kd_core.train import minillm as train_minillm
+from kd_core.train.batches import BatchSettings, Sources
 from kd_core.train.minillm import Experience, MiniLLMSettings, Pair, clipped_weight, future_return
-from kd_core.training import OptimizerSettings, TrainState
+from kd_core.train.state import OptimizerSettings, TrainState
 
 Make = Callable[..., Any]
 EOS, LIMIT = 1, 3

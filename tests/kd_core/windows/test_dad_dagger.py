@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from kd_core.losses.soft_targets import HiddenLabels
-from kd_core.training import OptimizerSettings, TrainState
+from kd_core.train.state import OptimizerSettings, TrainState
+from kd_core.windows.cutting import contexts, followers, trajectory_starts, window_targets
 from kd_core.windows.dad_dagger import Aggregated, aggregate
 from kd_core.windows.gpt_neo import Trunk, last_hidden, next_hidden, set_trainable, trunk
 from kd_core.windows.train import Windows, WindowTrainingSettings, train_windows
-from kd_core.windows.windows import contexts, followers, trajectory_starts, window_targets
 from tests.kd_core.windows.test_gpt_neo import V, exact_attention, tiny_gpt_neo
 
 __all__ = ["exact_attention"]

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from flows.evaluation import measure_exposure
-from kd_core.batching import TokenRows
 from kd_core.models.loading import ModelSettings, load_model, load_tokenizer
 from kd_core.models.policy import encode
 from kd_core.models.shapes import GPTNeoShape
+from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.sampling import greedy
 from tasks.compute.models import LoadedModel, load_artifact
 from tasks.export.export import export_run

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from kd_core.masking import shift_right
 from kd_core.models.loading import ModelSettings, load_model, load_tokenizer
+from kd_core.models.policy import shift_right
 from kd_core.models.revisions import commit_of
 from kd_core.models.shapes import T5Shape
+from kd_core.train.state import OptimizerSettings
 from kd_core.train.supervised import SupervisedSettings
-from kd_core.training import OptimizerSettings
 from tasks.compute.models import load_artifact
 from tasks.pairs import score as score_stage
 from tasks.pairs.pre_distill import pre_distill

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from flows.distill_outline import pipeline
-from kd_core.batching import BatchSettings, TokenRows
 from kd_core.models.loading import ModelSettings, load_tokenizer
 from kd_core.models.shapes import GPTNeoShape, T5Shape, build_model
+from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.beam_search import BeamSettings
 from kd_core.rollout.sampling import SamplingSettings
+from kd_core.train.batches import BatchSettings
+from kd_core.train.state import TrainState
 from kd_core.train.supervised import Pairs, SupervisedSettings, train_supervised
-from kd_core.training import TrainState
 from tasks.pairs.exposure import ExposureSettings
 from tasks.pairs.prepare import prepare
 from tasks.pairs.score import ScoreSettings

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kd_core.training import StepMetrics
+from kd_core.train.state import StepMetrics
 from tasks.compare import CELLS, COMPARISON, DIFFERENCES
 from tasks.compute.measured import METRICS
 from tasks.compute.training import write_log

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from kd_core.models.loading import load_model, load_tokenizer
-from kd_core.windows.windows import contexts, window_targets
+from kd_core.windows.cutting import contexts, window_targets
 from tasks.catalog.database import query
 from tasks.export.export import export_run
 from tasks.store.artifacts import Artifact, Store

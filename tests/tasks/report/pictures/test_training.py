@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from kd_core.training import StepMetrics
+from kd_core.train.state import StepMetrics
 from tasks.compute.training import write_log
 from tasks.report.pictures.training import MOST_PANELS, curves_png
 

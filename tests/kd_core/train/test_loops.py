@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from kd_core.batching import BatchSettings, TokenRows
 from kd_core.losses.rewards import RewardSettings
-from kd_core.rollout.sampling import SamplingSettings
-from kd_core.train.llmr import LLMRSettings, Sources, train_llmr
+from kd_core.models.token_rows import TokenRows
+from kd_core.rollout.sampling import SamplingSettings, mixed_seed
+from kd_core.train.batches import BatchSettings, Sources
+from kd_core.train.llmr import LLMRSettings, train_llmr
+from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState, pack, unpack
 from kd_core.train.supervised import Pairs, SupervisedSettings, cross_entropy, num_updates, train_supervised
-from kd_core.training import OptimizerSettings, StepMetrics, TrainState, mixed_seed, pack, unpack
 
 Make = Callable[..., Any]
 

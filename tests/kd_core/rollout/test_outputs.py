@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_core.masking import mask_through_eos, shift_right, truncated_rows
+from kd_core.rollout.outputs import mask_through_eos, truncated_rows
 
 EOS, PAD = 1, 0
 
@@ -27,7 +27,3 @@ def test_mask_against_a_loop(rows: list[list[int]]) -> None:
         assert mask == [t <= end for t in range(len(row))]
     truncated = truncated_rows(tokens, mask_through_eos(tokens, EOS), EOS)
     assert truncated.tolist() == [EOS not in row for row in rows]
-
-
-def test_shift_right_never_wraps_the_last_token_to_the_front() -> None:
-    assert shift_right(torch.tensor([[5, 6, 7]]), 0).tolist() == [[0, 5, 6]]

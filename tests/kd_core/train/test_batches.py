@@ -4,16 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_core.batching import BatchSettings, TokenRows, epoch_updates, updates
-
-
-def test_batches_are_right_padded_rows() -> None:
-    rows = TokenRows.of([[5, 6, 1], [7, 1], [8, 9, 4, 1]])
-    ids, mask = rows.batch(torch.tensor([1, 2]), pad_id=0)
-    assert ids.tolist() == [[7, 1, 0, 0], [8, 9, 4, 1]]
-    assert mask.int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
-    last, _ = rows.batch(torch.tensor([2, 1]), pad_id=0)  # the last row's padding must not read past the end
-    assert last.tolist() == [[8, 9, 4, 1], [7, 1, 0, 0]]
+from kd_core.train.batches import BatchSettings, epoch_updates, updates
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=200), st.integers(0, 5), st.integers(1, 9), st.integers(1, 4))

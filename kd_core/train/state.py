@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from kd_core.rollout.outputs import NotFiniteError
+from kd_core.rollout.sampling import mixed_seed
 
 Part = TypeVar("Part")
 
@@ -54,22 +56,6 @@ class OptimizerSettings:
         if self.schedule == "linear" and num_steps > self.warmup_steps + 1:
             rate *= (num_steps - step) / (num_steps - self.warmup_steps - 1)
         return rate
-
-
-class NotFiniteError(ValueError):
-    """Training has blown up, or a model is damaged: what should be a number is none. Two lines."""
-
-
-def check_distribution(log_prob: Tensor) -> None:
-    """Log-probabilities of what a model has written are numbers. Raises NotFiniteError if not.
-
-    One look at a whole rollout: weights that have blown up show here before any loss is seen.
-    """
-    if log_prob.isnan().any():
-        raise NotFiniteError(
-            "the distribution that a model writes from is nan\n"
-            "its weights have blown up: lower the learning rate of the stage that made it"
-        )
 
 
 @dataclass(frozen=True)
@@ -170,8 +156,3 @@ def dropout_rng(seed: int, step: int, micro_batch: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(mixed_seed(seed, step, micro_batch))
         yield
-
-
-def mixed_seed(*parts: int) -> int:
-    """One 63-bit seed from several numbers, none of which cancels another."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)

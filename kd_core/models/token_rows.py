@@ -1,0 +1,73 @@
+"""Tokenised texts: ragged rows of ids, and batches of them.
+
+Shape legend: R rows of the data set, B rows of a batch, S padded length.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kd_core.lengths import require_length
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Ragged token ids, stored flat."""
+
+    flat: Tensor  # all ids, int32
+    offset_R1: Tensor  # row r is flat[offset[r] : offset[r + 1]]
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]]) -> "TokenRows":
+        """From lists of ids."""
+        lengths = torch.tensor([0, *map(len, rows)])
+        return cls(torch.tensor([i for row in rows for i in row], dtype=torch.int32), lengths.cumsum(0))
+
+    @classmethod
+    def encode(cls, tokenizer: Any, texts: Sequence[str], max_tokens: int, *, ends: bool = True) -> "TokenRows":
+        """Tokenise texts; a row longer than `max_tokens` is cut and keeps its end of sequence. See `token_lists`."""
+        require_length("max_source_tokens", max_tokens)
+        return cls.of(token_lists(tokenizer, texts, max_tokens, ends=ends))
+
+    @classmethod
+    def targets(cls, tokenizer: Any, texts: Sequence[str], max_tokens: int) -> "TokenRows":
+        """Texts as a model is to write them: nothing that a tokenizer puts in front, and the end of sequence."""
+        require_length("max_target_tokens", max_tokens)
+        rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return cls.of([[*row[: max_tokens - 1], tokenizer.eos_token_id] for row in rows])
+
+    def __len__(self) -> int:
+        return self.offset_R1.numel() - 1
+
+    @property
+    def lengths(self) -> Tensor:
+        """(R,) tokens of each row."""
+        return self.offset_R1.diff()
+
+    def batch(self, index_B: Tensor, pad_id: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """Right-padded rows. Shapes: (B,) row numbers -> (B, S) ids, (B, S) mask, on `device`."""
+        start_B, length_B = self.offset_R1[index_B], self.lengths[index_B]
+        column_S = torch.arange(int(length_B.max()))
+        mask_BS = column_S[None] < length_B[:, None]
+        position_BS = (start_B[:, None] + column_S[None]).clamp(max=self.flat.numel() - 1)
+        ids_BS = torch.where(mask_BS, self.flat[position_BS].long(), pad_id)
+        return ids_BS.to(device, non_blocking=True), mask_BS.to(device, non_blocking=True)
+
+
+def token_lists(
+    tokenizer: Any, texts: Sequence[str], max_tokens: int | None = None, *, ends: bool = True
+) -> list[list[int]]:
+    """The ids of each text, at most `max_tokens` of them.
+
+    T5's tokenizers append an end of sequence themselves, GPT-2's do not: every row `ends` in one, or none does.
+    """
+    cut = max_tokens is not None
+    rows = tokenizer(list(texts), truncation=cut, max_length=max_tokens, verbose=False)["input_ids"]
+    end = tokenizer.eos_token_id
+    if not ends:
+        return [row[:-1] if row[-1:] == [end] else row for row in rows]
+    room = None if max_tokens is None else max_tokens - 1
+    return [row if row[-1:] == [end] else [*row[:room], end] for row in rows]

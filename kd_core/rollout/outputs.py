@@ -1,0 +1,56 @@
+"""What a model has written: its tokens, the mask that says where they end, and whether the length limit cut them off.
+
+Shape legend: B rows, T target positions.
+
+There is one mask for rollout, teacher and student, and it is never built from `!= pad`: T5's pad is its decoder start
+and GPT-Neo's pad is its end of sequence. It ends at the first end-of-sequence token, inclusive, so that ending is an
+action that is learned and scored like any other.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Sampled outputs. Padding after the end is `pad_id`; `mask_BT` is the only thing that says where it is."""
+
+    tokens_BT: Tensor
+    mask_BT: Tensor  # True through the first end of sequence
+    log_prob_BT: Tensor  # log-probability under the distribution really sampled from, in nats; 0 where masked
+    truncated_B: Tensor  # True where the limit came before the end of sequence
+
+
+def mask_through_eos(tokens_BT: Tensor, eos_id: int) -> Tensor:
+    """True up to and including the first end-of-sequence token of each row.
+
+    Shapes: (B, T) -> (B, T) bool. A row without end of sequence is True throughout (it was truncated).
+    """
+    is_eos_BT = tokens_BT == eos_id
+    ended_before_BT = is_eos_BT.cumsum(dim=1) - is_eos_BT.long()
+    return ended_before_BT == 0
+
+
+def truncated_rows(tokens_BT: Tensor, mask_BT: Tensor, eos_id: int) -> Tensor:
+    """True for rows whose unmasked part holds no end of sequence: they hit the length limit and have no terminal state.
+
+    Shapes: (B, T), (B, T) -> (B,) bool.
+    """
+    return ~((tokens_BT == eos_id) & mask_BT).any(dim=1)
+
+
+class NotFiniteError(ValueError):
+    """Training has blown up, or a model is damaged: what should be a number is none. Two lines."""
+
+
+def check_distribution(log_prob: Tensor) -> None:
+    """Log-probabilities of what a model has written are numbers. Raises NotFiniteError if not.
+
+    One look at a whole rollout: weights that have blown up show here before any loss is seen.
+    """
+    if log_prob.isnan().any():
+        raise NotFiniteError(
+            "the distribution that a model writes from is nan\n"
+            "its weights have blown up: lower the learning rate of the stage that made it"
+        )
