@@ -13,8 +13,8 @@ from kd_core.losses.rewards import RewardSettings
 from kd_core.rollout.beam_search import BeamSettings
 from tasks.compute.measured import read_replicates, write_measured
 from tasks.pairs.decode import GREEDY, UNREAD, DecodeSettings
+from tasks.pairs.inputs import read_split
 from tasks.pairs.measure import MeasureSettings
-from tasks.pairs.splits import read_split
 from tasks.settings import part_of
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage

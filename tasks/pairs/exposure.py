@@ -21,11 +21,10 @@ from kd_core.rollout.sampling import SamplingSettings
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_pair
 from tasks.pairs.decode import DecodeSettings
-from tasks.pairs.inputs import prompt_rows
-from tasks.pairs.splits import read_split
+from tasks.pairs.inputs import prompt_rows, read_split
 from tasks.ranges import SEEDS
 from tasks.store.artifacts import Artifact
-from tasks.store.sharded import Shard, Sharded
+from tasks.store.shards import Shard, Sharded
 from tasks.store.stage import Build, stage
 
 BATCH_ROWS = 64

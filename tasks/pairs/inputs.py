@@ -1,6 +1,7 @@
-"""What teacher and student read in the stages that train them or let them write: splits and outputs as token ids."""
+"""What the stages on pairs read: splits, and these and the teacher's outputs as token ids of teacher and student."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,8 +12,13 @@ from kd_core.models.token_rows import TokenRows
 from kd_core.train.batches import Sources
 from kd_core.train.supervised import Pairs, SupervisedSettings
 from tasks.compute.models import LoadedModel
-from tasks.pairs.splits import read_split
 from tasks.store.artifacts import Artifact
+
+
+def read_split(corpus: Artifact, split: str, columns: Sequence[str], rows: int | None = None) -> dict[str, list[Any]]:
+    """Columns of a prepared split, its first `rows` rows."""
+    table = pq.read_table(corpus.path / f"{split}.parquet", columns=list(columns))
+    return dict(table.slice(0, rows).to_pydict())
 
 
 def prompt_rows(reader: LoadedModel, prompt: str, sources: Sequence[str], max_tokens: int) -> TokenRows:

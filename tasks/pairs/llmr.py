@@ -11,8 +11,7 @@ from kd_core.train.state import StepMetrics
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_pair
 from tasks.compute.training import mean_of_last_tenth, run_training
-from tasks.pairs.inputs import read_sources
-from tasks.pairs.splits import read_split
+from tasks.pairs.inputs import read_sources, read_split
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
 

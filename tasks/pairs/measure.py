@@ -13,7 +13,7 @@ from kd_core.metrics.bleu import SacreBleuSettings
 from kd_core.metrics.outputs import TEXT_METRICS, MetricName, Outputs, References, check_metrics, evaluate_outputs
 from kd_core.metrics.rouge import RougeSettings
 from tasks.compute.measured import write_replicates
-from tasks.pairs.splits import read_split
+from tasks.pairs.inputs import read_split
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
 

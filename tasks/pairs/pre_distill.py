@@ -11,8 +11,7 @@ from tasks.compute.models import LoadedModel, load_artifact, model_location
 from tasks.compute.reference import remark_on
 from tasks.compute.teacher_check import STUDENT, warn_if_no_better
 from tasks.compute.training import run_training
-from tasks.pairs.inputs import prompt_rows, reference_pairs, seqkd_pairs
-from tasks.pairs.splits import read_split
+from tasks.pairs.inputs import prompt_rows, read_split, reference_pairs, seqkd_pairs
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
 

@@ -21,10 +21,9 @@ from kd_core.rollout.outputs import mask_through_eos, truncated_rows
 from kd_core.rollout.token_labels import TokenLabels, top_k_labels
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_artifact
-from tasks.pairs.inputs import prompt_rows
-from tasks.pairs.splits import read_split
+from tasks.pairs.inputs import prompt_rows, read_split
 from tasks.store.artifacts import Artifact
-from tasks.store.sharded import Shard, Sharded
+from tasks.store.shards import Shard, Sharded
 from tasks.store.stage import Build, stage
 
 

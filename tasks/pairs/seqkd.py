@@ -8,8 +8,7 @@ from kd_core.train.supervised import SupervisedSettings, train_supervised
 from tasks.compute.device import device_of
 from tasks.compute.models import load_artifact
 from tasks.compute.training import last_validation, run_training
-from tasks.pairs.inputs import reference_pairs, seqkd_pairs
-from tasks.pairs.splits import read_split
+from tasks.pairs.inputs import read_split, reference_pairs, seqkd_pairs
 from tasks.settings import part_of
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage

@@ -19,8 +19,7 @@ from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel
 from tasks.compute.reference import refer
 from tasks.compute.training import last_validation, run_training
-from tasks.pairs.inputs import reference_pairs
-from tasks.pairs.splits import read_split
+from tasks.pairs.inputs import read_split, reference_pairs
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
 

@@ -18,10 +18,10 @@ from kd_core.train.supervised import SupervisedSettings
 from tasks.compute.models import model_location
 from tasks.pairs.evaluate import EvaluationSettings
 from tasks.pairs.exposure import ExposureSettings
+from tasks.pairs.inputs import read_split
 from tasks.pairs.prompting_student import PromptingStudentSettings
 from tasks.pairs.score import ScoreSettings
 from tasks.pairs.seqkd import SeqKDSettings
-from tasks.pairs.splits import read_split
 from tasks.preflight.models import positions_of
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import current_run

@@ -1,16 +1,28 @@
 """Finished parts of an unfinished build: each written whole, with a hash beside it, and never again.
 
 A kill costs the parts that were not finished. What was finished is looked at before it is trusted: existing is not
-being whole.
+being whole. A stage that works in shards says what is computed for one, and no more:
+
+    shards = Sharded(build, "windows", [Shard(("a-00000.npy",), rows, len(rows)) for rows in …])
+    for shard in shards.missing():
+        shards.write(shard, partial(save, computed_from(shard.of)))
+    build.shards.collect(*shards.files)
+
+It is told how far it is across all of them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 from tasks.store.artifacts import FileRecord, StoreError
 from tasks.store.files import atomic_write, file_hash, link_or_copy
 
 HASH = ".sha256"  # of the file beside it; written after it
+T = TypeVar("T")
+Writer = Callable[[Path], object]
 
 
 class Shards:
@@ -26,7 +38,7 @@ class Shards:
         """Whether all these files are there as they were written. A damaged one is named and dropped."""
         return False not in [self._whole(name) for name in names]  # all are looked at, to drop what is damaged
 
-    def write(self, name: str, writer: Callable[[Path], object]) -> None:
+    def write(self, name: str, writer: Writer) -> None:
         """Let `writer` fill a file: whole or not there, its hash beside it."""
         path = self.dir / name
         _beside(path).unlink(missing_ok=True)
@@ -68,3 +80,49 @@ class Shards:
 
 def _beside(path: Path) -> Path:
     return path.with_name(path.name + HASH)
+
+
+class Building(Protocol):
+    """What is asked of the `Build` of a stage."""
+
+    shards: Shards
+
+    def progress(self, done: float, total: float, unit: str = "") -> None:
+        """Tell how far the stage is."""
+
+
+@dataclass(frozen=True)
+class Shard(Generic[T]):
+    """A part of the work, written whole and never again: what a kill can cost."""
+
+    files: tuple[str, ...]
+    of: T  # what it is made from
+    size: int = 1  # its part of the work, in the unit that progress is told in
+
+
+class Sharded(Generic[T]):
+    """All shards of a build, in order."""
+
+    def __init__(self, build: Building, unit: str, shards: Iterable[Shard[T]]) -> None:
+        self._build, self._unit, self._shards = build, unit, list(shards)
+        self.size = sum(shard.size for shard in self._shards)
+        self.files = [name for shard in self._shards for name in shard.files]
+        starts = accumulate((shard.size for shard in self._shards), initial=0)
+        self._start = {shard.files: start for shard, start in zip(self._shards, starts, strict=False)}
+
+    def missing(self) -> Iterator[Shard[T]]:
+        """The shards that are to be made, in order. Tells how far the stage is before each of them and after all."""
+        missing = [shard for shard in self._shards if not self._build.shards.whole(*shard.files)]
+        for shard in missing:
+            self.tell(shard, 0)
+            yield shard
+        self._build.progress(self.size, self.size, self._unit)
+
+    def tell(self, shard: Shard[T], done: int) -> None:
+        """Tell how much of a shard is done."""
+        self._build.progress(self._start[shard.files] + done, self.size, self._unit)
+
+    def write(self, shard: Shard[T], *writers: Writer) -> None:
+        """Write a shard's files, each by its writer."""
+        for name, writer in zip(shard.files, writers, strict=True):
+            self._build.shards.write(name, writer)

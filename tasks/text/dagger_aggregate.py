@@ -15,7 +15,7 @@ from kd_core.windows.teacher_labels import LabelSettings
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_artifact
 from tasks.store.artifacts import Artifact
-from tasks.store.sharded import Shard, Sharded, Writer
+from tasks.store.shards import Shard, Sharded, Writer
 from tasks.store.stage import Build, stage
 from tasks.text.aggregated_files import aggregated_table
 from tasks.text.dagger_settings import AggregationSettings

@@ -7,7 +7,7 @@ from kd_core.windows.gpt_neo import Trunk, trunk
 from tasks.compute.device import device_of
 from tasks.compute.models import load_artifact
 from tasks.store.artifacts import Artifact
-from tasks.store.sharded import Shard, Sharded
+from tasks.store.shards import Shard, Sharded
 from tasks.store.stage import Build, stage
 from tasks.text.tokens import read_tokens
 from tasks.text.window_files import FeatureDType, trunk_names, trunk_writers

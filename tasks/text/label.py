@@ -14,7 +14,7 @@ from kd_core.windows.train import Windows
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_artifact
 from tasks.store.artifacts import Artifact
-from tasks.store.sharded import Shard, Sharded
+from tasks.store.shards import Shard, Sharded
 from tasks.store.stage import Build, stage
 from tasks.text.label_files import drawn_labels, labels_writer
 from tasks.text.tokens import read_tokens

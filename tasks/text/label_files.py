@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kd_core.losses.soft_targets import HiddenLabels, SampledLabels, TeacherLabels, TopKLabels
 from kd_core.windows.teacher_labels import LabelSettings, make_labels
-from tasks.store.sharded import Writer
+from tasks.store.shards import Writer
 
 
 def drawn_labels(hidden_ME: Tensor, weight_VE: Tensor, settings: LabelSettings, seed: int) -> TeacherLabels:

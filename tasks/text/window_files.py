@@ -22,7 +22,7 @@ from kd_core.windows.cutting import WindowSettings, contexts, followers
 from kd_core.windows.gpt_neo import Trunk
 from kd_core.windows.train import Below, Tokens, Windows
 from tasks.store.artifacts import Artifact
-from tasks.store.sharded import Writer
+from tasks.store.shards import Writer
 from tasks.text.tokens import read_tokens
 
 FeatureDType = Literal["float16", "float32"]

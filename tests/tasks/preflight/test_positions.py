@@ -20,10 +20,10 @@ from kd_core.train.batches import BatchSettings
 from kd_core.train.state import TrainState
 from kd_core.train.supervised import Pairs, SupervisedSettings, train_supervised
 from tasks.pairs.exposure import ExposureSettings
+from tasks.pairs.inputs import read_split
 from tasks.pairs.prepare import prepare
 from tasks.pairs.score import ScoreSettings
 from tasks.pairs.seqkd import SeqKDSettings
-from tasks.pairs.splits import read_split
 from tasks.pairs.teacher import TeacherSettings, teacher
 from tasks.preflight.positions import Need, check_room, needs
 from tasks.store.artifacts import Artifact, Store
