@@ -25,7 +25,7 @@ RECIPES = Path(__file__).parent / "prefect.yaml"
 SYSTEMS = ["teacher", "pre_distilled", "llmr"]
 STAGES = ["prepare", "teacher", "score", "pre_distill", "llmr"]
 STAGES += [f"{stage}[{system}]" for system in SYSTEMS for stage in ("decode", "measure")] + ["evaluate"]
-READY_SECONDS = 90
+READY_SECONDS = 240
 SLOW = '{"max_steps": 100000, "epochs": 100000, "max_source_tokens": 16, "validate_every": 0}'
 
 
@@ -99,7 +99,7 @@ def children_of(pid: int, word: str) -> list[int]:
     return [int(each) for each, state, command in rows if word in command and not state.startswith("Z")]
 
 
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+def until(condition: Callable[[], bool], seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
