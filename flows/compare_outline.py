@@ -51,7 +51,7 @@ def pipeline(
         workers: cells that are computed side by side, each on its share of the CPUs
         catalogue: the file that names the run; by default the prefect.yaml of the project
     """
-    outline, tasks = _tasks(run, variants, seeds, sweep, values, settings, catalogue)
+    outline, tasks = _tasks(run, variants, seeds, sweep, values, settings, workers, catalogue)
     current = current_run()
     current.record.dataset = jsonable(tasks[0].parameters)["dataset"]
     if workers > 1 and not current.planning:
@@ -66,10 +66,7 @@ def pipeline(
 
 def check(parameters: Mapping[str, Any]) -> list[str]:
     """Check the run of every cell as if it were started by itself. Returns the remarks on them, each once."""
-    if parameters["workers"] < 1:
-        raise ValueError(f"workers must be at least 1, got {parameters['workers']}")
-    grid = {name: value for name, value in parameters.items() if name != "workers"}
-    outline, tasks = _tasks(**grid)
+    outline, tasks = _tasks(**parameters)
     return list(dict.fromkeys(remark for task in tasks for remark in outline.check(task.parameters)))
 
 
@@ -80,9 +77,12 @@ def _tasks(
     sweep: str | None,
     values: Sequence[float],
     settings: dict[str, Any],
+    workers: int,
     catalogue: str | None,
 ) -> tuple[Outline, list[Task]]:
     """The cells of the grid with their parameters. Raises ValueError in one line, naming the cell at fault."""
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
     for name, given in (("variants", variants), ("seeds", seeds)):
         if not given:
             raise ValueError(f"{name} must not be empty\na comparison needs at least one of each")
@@ -134,7 +134,7 @@ def _parameters(outline: Outline, base: NamedRun, changes: dict[str, Any], name:
 
 def check_plan(parameters: Mapping[str, Any], plan: Sequence[PlanRow]) -> str | None:
     """The compared run's own check of its plan."""
-    outline, tasks = _tasks(**{name: value for name, value in parameters.items() if name != "workers"})
+    outline, tasks = _tasks(**parameters)
     return None if outline.check_plan is None else outline.check_plan(tasks[0].parameters, plan)
 
 
