@@ -21,7 +21,7 @@ demo: setup ## distil a teacher into a student on real dialogues, from nothing t
 	$(BIN)/distill run llmr-chitchat
 
 test: setup browser ## every test, the real local stack included, on every core
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 browser: ## Chromium for the report's tests, where there is none and Debian's packages can be had; says nothing if not
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ] || \
@@ -32,7 +32,7 @@ check: setup ## format, lint, types, layers, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 bench: setup ## benchmarks against their references, one JSON line a measurement (NAME=… runs one)
 	$(BIN)/python -m benchmarks $(NAME)
