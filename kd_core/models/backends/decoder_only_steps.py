@@ -1,0 +1,101 @@
+"""One step of a decoder-only model's response at a time, on preallocated caches.
+
+Shape legend: B prompts, W beams a prompt (1 when sampling), R = B*W running rows, S prompt positions, T length limit,
+J = S + T*W cached places, H query heads, G key heads, K head width.
+
+The counterpart of t5_steps.py, on stock modules as in decoder_only.py. The cache of a prompt holds the prompt's keys
+once, padded to the longest, then those of its beams, a step after the other: at step t beam w writes place S + t*W + w.
+So the beams are queries over the same keys, and a mask hides each other's; with one beam, where no row is padded and
+no window ends, attention needs no mask at all. The cache is written in place, and rows that have ended are dropped
+(`keep`).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd_core.models.backends.attention import Places
+from kd_core.models.backends.decoder_only import Model, num_positions, run
+from kd_core.models.backends.pairs import Memory, check_fits
+
+
+class StepDecoder:
+    """State of R running rows; `step` feeds one token to each and returns its hidden state for the LM head.
+
+    Raises ValueError where the longest prompt leaves less room than the length limit. Itself the `Rows` of attention.
+    """
+
+    places: Places
+
+    def __init__(self, model: Model, memory: Memory, max_length: int, num_beams: int = 1) -> None:
+        self.model, self.num_beams, self.max_length, self.length = model, num_beams, max_length, 0
+        self.prompt_length = int(memory.length_B.max())
+        check_fits(self.prompt_length + max_length, num_positions(model))
+        self._start_B = memory.length_B
+        step_X = torch.arange(max_length, device=memory.last_B.device).repeat_interleave(num_beams)
+        self._position_BJ = torch.cat(
+            [memory.position_BS[:, : self.prompt_length], self._start_B[:, None] + step_X], dim=1
+        )
+        self._is_padded = bool((self._start_B < self.prompt_length).any())
+        beam_W = torch.arange(num_beams, device=memory.last_B.device)
+        theirs_WX = beam_W.repeat(max_length) != beam_W[:, None]
+        self._mine_WJ = ~F.pad(theirs_WX, (self.prompt_length, 0))
+        self._caches = {
+            layer: (self._cache(key[:, :, : self.prompt_length]), self._cache(value[:, :, : self.prompt_length]))
+            for layer, (key, value) in enumerate(memory.keys_values)
+        }
+
+    def _cache(self, prompt_BGSK: Tensor) -> Tensor:
+        """The prompts' keys or values, with room for the responses'. Shapes: (B, G, S, K) -> (B, G, J, K)."""
+        return F.pad(prompt_BGSK, (0, 0, 0, self.max_length * self.num_beams))
+
+    @property
+    def _end(self) -> int:
+        """Places that are written so far."""
+        return self.prompt_length + self.length * self.num_beams
+
+    def step(self, tokens_R: Tensor) -> Tensor:
+        """Shapes: (R,) the tokens just chosen (the prompt's last first) -> (R, D) hidden states for the head."""
+        query_B1, end = self._start_B[:, None] + self.length, self._end + self.num_beams
+        beams = self._mine_WJ[:, :end] if self.num_beams > 1 else None
+        self.places = Places(
+            query_B1,
+            self._position_BJ[:, :end],
+            self.prompt_length + self.length + 1,
+            needs_mask=self._is_padded or beams is not None,
+            seen_too_TJ=beams,
+        )
+        states_R1D = run(self.model, tokens_R[:, None], query_B1.repeat_interleave(self.num_beams, dim=0), self)
+        self.length += 1
+        return states_R1D[:, 0]
+
+    def take(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Shapes: (R, H, 1, K), (R, G, 1, K) twice -> (B, H, W, K), (B, G, J, K) twice, J as far as written."""
+        q, k, v = (x.unflatten(0, (-1, self.num_beams)).squeeze(3).transpose(1, 2) for x in (query, key, value))
+        if layer not in self._caches:  # no prompt has more than one token: there is none that came from a memory
+            self._caches[layer] = self._cache(k[:, :, :0]), self._cache(v[:, :, :0])
+        start, end = self._end, self._end + self.num_beams
+        for cache, new in zip(self._caches[layer], (k, v), strict=True):
+            cache[:, :, start:end] = new
+        keys, values = self._caches[layer]
+        return q, keys[:, :, :end], values[:, :, :end]
+
+    def give(self, out: Tensor) -> Tensor:
+        """Shapes: (B, H, W, K) -> (R, 1, H, K)."""
+        return out.transpose(1, 2).flatten(0, 1)[:, None]
+
+    def reorder(self, rows_R: Tensor) -> None:
+        """Row r goes on from old row `rows_R[r]`, which must have the same prompt: beam search's step."""
+        parent = (rows_R % self.num_beams).view(-1, 1, 1, self.num_beams, 1)
+        for pair in self._caches.values():
+            for cache in pair:
+                own = cache[:, :, self.prompt_length : self._end].unflatten(2, (self.length, self.num_beams))
+                own.copy_(own.take_along_dim(parent, dim=3))
+
+    def keep(self, sources: Tensor) -> None:
+        """Drop finished prompts. Shapes: (B',) indices of the prompts that go on."""
+        self._caches = {
+            layer: (key.index_select(0, sources), value.index_select(0, sources))
+            for layer, (key, value) in self._caches.items()
+        }
+        self._start_B, self._position_BJ = (x.index_select(0, sources) for x in (self._start_B, self._position_BJ))

@@ -1,0 +1,61 @@
+"""Prompts and responses of decoder-only models: what is left of a prompt, and where its tokens stand.
+
+Shape legend: B rows, S prompt positions, G key heads, K head width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kd_core.models.packing import Layout
+
+FAR = 2**30  # where padding stands: after every query, so that none looks at it
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What prompts leave for their responses: keys and values of all tokens but the last, and that last token.
+
+    The last token predicts the response's first, as a decoder's start token does: it is the response's first input.
+    """
+
+    keys_values: tuple[tuple[Tensor, Tensor], ...]  # a pair of (B, G, S, K) for each layer; none where S is 0
+    layout: Layout  # of the prompts without their last token
+    last_B: Tensor
+
+    @property
+    def length_B(self) -> Tensor:
+        """(B,) tokens before the last: the position at which it stands itself."""
+        return self.layout.mask_BS.sum(dim=1)
+
+    @property
+    def position_BS(self) -> Tensor:
+        """(B, S) where the keys stand."""
+        position_S = torch.arange(self.layout.mask_BS.shape[1], device=self.last_B.device)
+        return position_S.expand_as(self.layout.mask_BS).masked_fill(~self.layout.mask_BS, FAR)
+
+    def detach(self) -> "Memory":
+        """The same memory with no gradient, for sampling."""
+        pairs = tuple((key.detach(), value.detach()) for key, value in self.keys_values)
+        return Memory(pairs, self.layout, self.last_B)
+
+
+def last_tokens(ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
+    """The last token of right-padded prompts. Shapes: (B, S), (B, S) bool -> (B,).
+
+    Raises ValueError for a prompt without a token.
+    """
+    length_B = mask_BS.sum(dim=1)
+    if (length_B == 0).any():
+        raise ValueError("a causal model needs at least one token of prompt in every row, got an empty prompt")
+    return ids_BS.gather(1, length_B[:, None] - 1).squeeze(1)
+
+
+def check_fits(length: int, most: int | None) -> None:
+    """Raise ValueError for more tokens than the model has positions; None: it has no limit."""
+    if most is not None and length > most:
+        raise ValueError(
+            f"a prompt and its response of {length} tokens together are longer than the model's {most} positions\n"
+            "lower lengths.source, or lengths.target"
+        )
