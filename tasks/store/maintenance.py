@@ -72,11 +72,13 @@ def unreferenced(store: Store, days: float, grace_hours: float = 1.0) -> list[Ga
     for name, value in (("days", days), ("grace", grace_hours)):
         if not 0 <= value <= 36500:
             raise ValueError(f"{name} must be 0 or more, and less than a century, got {value:g}")
+    # when each was last used, before the runs are asked: one that is used meanwhile shows that it was, to `delete`
+    used = {artifact: store.used(artifact) for artifact in store.artifacts()}
     kept = _kept(store, days)
     garbage = [
-        Garbage(artifact.stage, artifact.path, _size(artifact.path), artifact, store.used(artifact))
-        for artifact in store.artifacts()
-        if not _known_as(artifact) & kept and time.time() - store.used(artifact) >= grace_hours * HOUR
+        Garbage(artifact.stage, artifact.path, _size(artifact.path), artifact, last)
+        for artifact, last in used.items()
+        if not _known_as(artifact) & kept and time.time() - last >= grace_hours * HOUR
     ]
     return [*garbage, *_left_behind(store, days, grace_hours)]
 

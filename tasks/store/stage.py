@@ -242,8 +242,8 @@ class Stage:
     def _used(self, run: Run, artifact: Artifact, outcome: str, begun: float, why: str = "") -> Artifact:
         finished = StageRun(self.name, artifact.key, outcome, time.monotonic() - begun, why, self.label, run.cell)
         run.stages.append(finished)
-        run.store.touch(artifact)
         run.record.save(run.store)
+        run.store.touch(artifact)  # last: `distill gc` sees by it that the record says more than it has read
         run.reporter.stage_finished(finished)
         return artifact
 

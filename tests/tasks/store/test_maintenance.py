@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tasks.store import maintenance
-from tasks.store.artifacts import Store, StoreError
+from tasks.store.artifacts import Artifact, Store, StoreError
 from tasks.store.runs import RunRecord, read_runs
 from tasks.store.stage import open_run
 from tests.tasks.store.tiny_stages import Made, flip, run_all, words
@@ -178,3 +178,31 @@ def test_a_run_is_alive_while_its_lock_is_held_wherever_it_runs(store: Store) ->
     with record.going_on(store):
         assert read_runs(store)[0].status == "running"
     assert read_runs(store)[0].status == "crashed"
+
+
+def test_what_a_run_uses_while_the_runs_are_asked_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at the records and the list: the run was recorded too late for the one, and used in between."""
+    forget(store, run_all(store))
+    asked = maintenance._kept
+
+    def run_again(store: Store, days: float) -> set[str]:
+        kept = asked(store, days)
+        assert set(run_all(store).outcomes) == {"hit"}
+        return kept
+
+    monkeypatch.setattr(maintenance, "_kept", run_again)
+    garbage = maintenance.unreferenced(store, days=1, grace_hours=0)
+    assert maintenance.delete(store, garbage) == (0, 0)
+    assert len(list(store.artifacts())) == 3
+
+
+def test_a_use_is_recorded_before_it_shows(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch, seen = Store.touch, []
+
+    def touched(self: Store, artifact: Artifact) -> None:
+        seen.append(artifact.key in {stage.key for run in read_runs(self) for stage in run.stages})
+        touch(self, artifact)
+
+    monkeypatch.setattr(Store, "touch", touched)
+    run_all(store)
+    assert seen == [True, True, True]
