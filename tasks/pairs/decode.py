@@ -84,11 +84,11 @@ def decode(
     """
     device = device_of(build.runtime)
     split = read_split(corpus, settings.split, ("id", "source"), settings.max_rows)
-    judge_model = load_artifact(teacher, device)
-    model = judge_model if writer.key == teacher.key else load_artifact(writer, device)
+    teacher_model = load_artifact(teacher, device)
+    writer_model = teacher_model if writer.key == teacher.key else load_artifact(writer, device)
     limit = settings.max_source_tokens
-    judged = prompt_rows(judge_model, prompt, split["source"], limit)
-    sources = prompt_rows(model, prompt if prompted else PLACEHOLDER, split["source"], limit)
+    judged = prompt_rows(teacher_model, prompt, split["source"], limit)
+    sources = prompt_rows(writer_model, prompt if prompted else PLACEHOLDER, split["source"], limit)
 
     order = sources.lengths.argsort(stable=True)
     parts = (
@@ -99,7 +99,7 @@ def decode(
     for shard in shards.missing():
         found: list[dict[str, Any]] = []
         for rows in shard.of.split(BATCH_ROWS):
-            found += _write(model, judge_model, sources, judged, rows, split["id"], reward, settings)
+            found += _write(writer_model, teacher_model, sources, judged, rows, split["id"], reward, settings)
             shards.tell(shard, len(found))
         shards.write(shard, partial(pq.write_table, pa.Table.from_pylist(found, schema=OUTPUTS)))
     written = pa.concat_tables([pq.read_table(build.shards.dir / name) for name in shards.files])
@@ -108,7 +108,7 @@ def decode(
 
 def _write(
     writer: LoadedModel,
-    judge_model: LoadedModel,
+    teacher: LoadedModel,
     sources: TokenRows,
     judged: TokenRows,
     rows: Tensor,
@@ -118,7 +118,7 @@ def _write(
 ) -> Iterator[dict[str, Any]]:
     """A batch of outputs with the teacher's reward, in the order of `rows`."""
     tokens, mask, truncated = _decode(writer, sources, rows, settings)
-    rewards = _rewards(judge_model, judged, rows, tokens, mask, truncated, reward)
+    rewards = _rewards(teacher, judged, rows, tokens, mask, truncated, reward)
     texts = writer.tokenizer.batch_decode(tokens, skip_special_tokens=True)
     columns = (rows, tokens, mask.sum(1), truncated, rewards)
     for text, row, token_ids, length, cut, total in zip(texts, *(c.tolist() for c in columns), strict=True):

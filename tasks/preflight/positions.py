@@ -88,7 +88,12 @@ def _supervised(stage: str, settings: SupervisedSettings, rows: int | None, writ
 
 
 def check_room(
-    corpus: Artifact, guide: Artifact, teacher: ModelSettings, student: ModelSettings, prompt: str, *wanted: Need
+    corpus: Artifact,
+    teacher_model: Artifact,
+    teacher: ModelSettings,
+    student: ModelSettings,
+    prompt: str,
+    *wanted: Need,
 ) -> None:
     """Both models have positions for every need. The texts are looked at only where the settings alone allow too much.
 
@@ -97,7 +102,7 @@ def check_room(
     positions = {"teacher": positions_of(teacher), "student": positions_of(student)}
     if set(positions.values()) == {None} or current_run().planning:
         return
-    location, revision, _ = model_location(guide)
+    location, revision, _ = model_location(teacher_model)
     tokenizer = load_tokenizer(location, revision)
     for need in wanted:
         most = positions[need.role]

@@ -184,13 +184,15 @@ def run_stages(
     try:
         with open_run(store, name=name, parameters=parameters) as run:
             made["prepare"] = corpus = prepare(name=name)
-            made["teacher"] = guide = teacher(corpus=corpus)
-            made["score"] = outputs = score(corpus=corpus, teacher=guide)
-            made["pre_distill"] = pre_distill(corpus=corpus, teacher=guide, outputs=outputs, seed=seed)
-            made["llmr"] = llmr(corpus=corpus, teacher=guide, student=made["pre_distill"], seed=seed, fails=fails)
+            made["teacher"] = teacher_model = teacher(corpus=corpus)
+            made["score"] = outputs = score(corpus=corpus, teacher=teacher_model)
+            made["pre_distill"] = pre_distill(corpus=corpus, teacher=teacher_model, outputs=outputs, seed=seed)
+            made["llmr"] = llmr(
+                corpus=corpus, teacher=teacher_model, student=made["pre_distill"], seed=seed, fails=fails
+            )
             students = {"pre_distilled": made["pre_distill"], "llmr": made["llmr"]}
-            made["evaluate"] = evaluate(corpus=corpus, teacher=guide, students=students)
-            made["exposure"] = exposure.labelled("llmr")(corpus=corpus, teacher=guide, student=made["llmr"])
+            made["evaluate"] = evaluate(corpus=corpus, teacher=teacher_model, students=students)
+            made["exposure"] = exposure.labelled("llmr")(corpus=corpus, teacher=teacher_model, student=made["llmr"])
     except ValueError:
         if not fails:
             raise

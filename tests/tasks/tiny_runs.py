@@ -55,31 +55,31 @@ def write_pairs(path: Path) -> DatasetSettings:
 
 
 def run_llmr(
-    store: Store, guide: TeacherSettings, student: ModelSettings, *, name: str = "tiny"
+    store: Store, teacher_settings: TeacherSettings, student: ModelSettings, *, name: str = "tiny"
 ) -> tuple[Run, dict[str, Artifact]]:
     """Every stage of a run, and what each has made."""
     made: dict[str, Artifact] = {}
     with open_run(store, name=name, runtime=RUNTIME) as run:
         made["corpus"] = corpus = prepare(dataset=write_pairs(store.root / "pairs.csv"), seed=0, limit=None)
-        made["teacher"] = model = teacher(corpus=corpus, settings=guide, seed=0)
-        made["score"] = outputs = score(corpus=corpus, teacher=model, prompt=guide.prompt, settings=SCORE)
+        made["teacher"] = model = teacher(corpus=corpus, settings=teacher_settings, seed=0)
+        made["score"] = outputs = score(corpus=corpus, teacher=model, prompt=teacher_settings.prompt, settings=SCORE)
         made["seqkd"] = start = pre_distill(
             corpus=corpus,
             teacher=model,
             outputs=outputs,
             student=student,
-            prompt=guide.prompt,
+            prompt=teacher_settings.prompt,
             settings=TRAINING,
             seed=0,
         )
-        made["llmr"] = pupil = llmr(
-            corpus=corpus, teacher=model, student=start, prompt=guide.prompt, settings=METHOD, seed=0
+        made["llmr"] = trained = llmr(
+            corpus=corpus, teacher=model, student=start, prompt=teacher_settings.prompt, settings=METHOD, seed=0
         )
         made["evaluate"] = evaluate_systems(
             corpus=corpus,
             teacher=model,
-            systems={"teacher": System(model, prompted=True), "pre_distilled": System(start), "llmr": System(pupil)},
-            prompt=guide.prompt,
+            systems={"teacher": System(model, prompted=True), "pre_distilled": System(start), "llmr": System(trained)},
+            prompt=teacher_settings.prompt,
             settings=EVALUATION,
         )
     return run, made

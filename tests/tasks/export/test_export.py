@@ -36,11 +36,11 @@ Made = tuple[Store, RunRecord, dict[str, Artifact]]
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """One finished run, shared: no test here changes it."""
     root = tmp_path_factory.mktemp("export")
-    guide, student = write_model(root / "t0", own_head=True), write_model(root / "t5", own_head=False, seed=1)
+    teacher, student = write_model(root / "t0", own_head=True), write_model(root / "t5", own_head=False, seed=1)
     store = Store(root / "store")
     run, artifacts = run_llmr(
         store,
-        TeacherSettings(name=str(guide), prompt=PROMPT),
+        TeacherSettings(name=str(teacher), prompt=PROMPT),
         ModelSettings(name=str(student)),
         name="a|run <script>`x`",
     )

@@ -103,9 +103,9 @@ def test_described_causal_models_go_through_every_stage(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [None, SHAPE], ids=["by path", "described"])
 def test_a_causal_teacher_by_path_teaches_a_causal_student(tmp_path: Path, shape: GPTNeoShape | None) -> None:
-    guide, other = write_causal(tmp_path / "a"), write_causal(tmp_path / "b", seed=1)
+    by_path, other = write_causal(tmp_path / "a"), write_causal(tmp_path / "b", seed=1)
     student = ModelSettings(shape=shape) if shape is not None else ModelSettings(name=str(other))
-    teacher = TeacherSettings(name=str(guide), prompt="reply to [ {source} ]:")
+    teacher = TeacherSettings(name=str(by_path), prompt="reply to [ {source} ]:")
     _, made = run_llmr(Store(tmp_path / "store"), teacher, student)
     outputs = pq.read_table(made["score"].path / "outputs-00000.parquet")["token_ids"].to_pylist()
     assert max(max(ids) for ids in outputs) < 300  # never a padding row of the head's 320

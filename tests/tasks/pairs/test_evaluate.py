@@ -42,9 +42,9 @@ Made = tuple[Store, dict[str, Artifact]]
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """One finished run; tests add stages to it and change none."""
     root = tmp_path_factory.mktemp("evaluate")
-    guide, student = write_model(root / "t0", own_head=True), write_model(root / "t5", own_head=False, seed=1)
+    teacher, student = write_model(root / "t0", own_head=True), write_model(root / "t5", own_head=False, seed=1)
     store = Store(root / "store")
-    _, artifacts = run_llmr(store, TeacherSettings(name=str(guide), prompt=PROMPT), ModelSettings(name=str(student)))
+    _, artifacts = run_llmr(store, TeacherSettings(name=str(teacher), prompt=PROMPT), ModelSettings(name=str(student)))
     return store, artifacts
 
 
@@ -108,8 +108,8 @@ def test_a_setting_reaches_the_stages_that_it_matters_to(
 
 
 def test_the_prompt_is_read_by_who_is_prompted(made: Made) -> None:
-    guide = made[1]["teacher"]
-    _, path = evaluated(made, EVALUATION, prompted=System(guide, prompted=True), bare=System(guide))
+    teacher = made[1]["teacher"]
+    _, path = evaluated(made, EVALUATION, prompted=System(teacher, prompted=True), bare=System(teacher))
     found = rows(path, "predictions")
     assert [row["system"] for row in found] == ["prompted"] * 8 + ["bare"] * 8
     assert [row["reward"] for row in found[:8]] != [row["reward"] for row in found[8:]]
@@ -252,8 +252,10 @@ def test_the_teachers_samples_serve_all_students(made: Made) -> None:
 def test_a_teacher_that_is_its_own_student_without_a_prompt_differs_by_the_prompt_alone(made: Made) -> None:
     store, artifacts = made
     with open_run(store, name="itself", runtime=RUNTIME):
-        guide, settings = artifacts["teacher"], ExposureSettings(rows=4, max_length=3, max_source_tokens=40)
-        path = measure_exposure(artifacts["corpus"], guide, "itself", guide, "{source}", METHOD.reward, settings).path
+        teacher, settings = artifacts["teacher"], ExposureSettings(rows=4, max_length=3, max_source_tokens=40)
+        path = measure_exposure(
+            artifacts["corpus"], teacher, "itself", teacher, "{source}", METHOD.reward, settings
+        ).path
     found = rows(path, "excess_error")
     assert all(abs(row["d_student"]) < 1e-5 for row in found)
 

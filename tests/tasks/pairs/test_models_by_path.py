@@ -189,10 +189,10 @@ def refer(store: Store, directory: Path) -> Artifact:
 
 
 def test_a_teacher_and_a_student_by_path_go_through_every_stage(tmp_path: Path) -> None:
-    guide, student = write_model(tmp_path / "t0", own_head=True), write_model(tmp_path / "t5", own_head=False, seed=1)
+    by_path, student = write_model(tmp_path / "t0", own_head=True), write_model(tmp_path / "t5", own_head=False, seed=1)
     run, made = run_llmr(
         Store(tmp_path / "store"),
-        TeacherSettings(name=str(guide), prompt="reply to [ {source} ]:", dtype="bfloat16"),
+        TeacherSettings(name=str(by_path), prompt="reply to [ {source} ]:", dtype="bfloat16"),
         ModelSettings(name=str(student)),
     )
     assert [each.outcome for each in run.stages] == ["built"] * 12
@@ -207,9 +207,9 @@ def test_a_teacher_and_a_student_by_path_go_through_every_stage(tmp_path: Path) 
 
 def test_a_student_trains_in_float32_whatever_it_was_loaded_as(tmp_path: Path) -> None:
     directory = write_model(tmp_path / "t5", own_head=True)
-    guide = refer(Store(tmp_path / "store"), directory)
+    teacher_model = refer(Store(tmp_path / "store"), directory)
     named = ModelSettings(name=str(directory), dtype="bfloat16")
-    model = untrained_student(named, guide, 0, torch.device("cpu")).model
+    model = untrained_student(named, teacher_model, 0, torch.device("cpu")).model
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     rounded = load_model(directory).lm_head.weight.bfloat16().float()
     assert torch.equal(model.lm_head.weight, rounded)
@@ -218,12 +218,12 @@ def test_a_student_trains_in_float32_whatever_it_was_loaded_as(tmp_path: Path) -
 @pytest.mark.parametrize("gone", [True, False])
 def test_a_teacher_that_moved_or_changed_since_is_not_taken_for_the_old_one(tmp_path: Path, gone: bool) -> None:
     store, first = Store(tmp_path / "store"), write_model(tmp_path / "first", own_head=False)
-    guide = refer(store, first)
+    teacher_model = refer(store, first)
     copy = first.rename(tmp_path / "second")
     if not gone:
         write_model(first, own_head=False, seed=1)
     again = refer(store, copy)
-    assert again == guide  # the same content: the same model
+    assert again == teacher_model  # the same content: the same model
     with pytest.raises(ValueError, match=r"first.*(not there any more|changed)") as refused:
         load_artifact(again, torch.device("cpu"))
-    assert str(guide.path) in str(refused.value).split("\n")[1]
+    assert str(teacher_model.path) in str(refused.value).split("\n")[1]

@@ -70,12 +70,18 @@ def fitted(steps: int) -> TeacherSettings:
 
 
 def distil(
-    corpus: Artifact, guide: Artifact, student: ModelSettings, training: SupervisedSettings = TRAINING
+    corpus: Artifact, teacher_model: Artifact, student: ModelSettings, training: SupervisedSettings = TRAINING
 ) -> dict[str, Any]:
     """What pre_distill has recorded."""
-    outputs = score(corpus=corpus, teacher=guide, prompt="{source}", settings=SCORE)
+    outputs = score(corpus=corpus, teacher=teacher_model, prompt="{source}", settings=SCORE)
     made = pre_distill(
-        corpus=corpus, teacher=guide, outputs=outputs, student=student, prompt="{source}", settings=training, seed=0
+        corpus=corpus,
+        teacher=teacher_model,
+        outputs=outputs,
+        student=student,
+        prompt="{source}",
+        settings=training,
+        seed=0,
     )
     return made.manifest().stats
 
@@ -120,8 +126,8 @@ def test_a_teacher_that_learned_next_to_nothing_is_warned_about(run: Artifact, e
 
 
 def test_a_teacher_that_is_its_own_student_is_warned_about(run: Artifact, ear: Ear) -> None:
-    guide = teacher(corpus=run, settings=fitted(40), seed=0)
-    stats = distil(run, guide, ModelSettings(name=str(guide.path / "model")))
+    teacher_model = teacher(corpus=run, settings=fitted(40), seed=0)
+    stats = distil(run, teacher_model, ModelSettings(name=str(teacher_model.path / "model")))
     assert stats["teacher_validation_loss"] == stats["validation_loss_before"]
     assert len(stats["warnings"]) == 1
     assert stats["warnings"][0].startswith(NO_BETTER)
@@ -129,9 +135,9 @@ def test_a_teacher_that_is_its_own_student_is_warned_about(run: Artifact, ear: E
 
 
 def test_a_student_that_was_better_before_it_was_taught_is_warned_about(run: Artifact) -> None:
-    guide = teacher(corpus=run, settings=fitted(40), seed=0)
+    teacher_model = teacher(corpus=run, settings=fitted(40), seed=0)
     ruinous = replace(TRAINING, optimizer=OptimizerSettings(learning_rate=0.5))
-    stats = distil(run, guide, ModelSettings(name=str(guide.path / "model")), ruinous)
+    stats = distil(run, teacher_model, ModelSettings(name=str(teacher_model.path / "model")), ruinous)
     assert stats["validation_loss_before"] == stats["teacher_validation_loss"] < stats["validation_loss"]
     assert stats["warnings"][0].startswith(f"{NO_BETTER} (before it was taught anything): ")
 
@@ -174,13 +180,13 @@ LABELLED = replace(SCORE, labels="topk", label_top_k=5, shard_rows=20, batch_row
 
 
 @pytest.fixture
-def guide(run: Artifact, tmp_path: Path) -> Artifact:
+def teacher_model(run: Artifact, tmp_path: Path) -> Artifact:
     """A teacher by path, whose embedding has 32 rows beyond its 160 tokens."""
     return teacher(corpus=run, settings=TeacherSettings(name=str(write_model(tmp_path / "t0", own_head=True))), seed=0)
 
 
-def written(run: Artifact, guide: Artifact, settings: ScoreSettings) -> Artifact:
-    return score(corpus=run, teacher=guide, prompt=PROMPT, settings=settings)
+def written(run: Artifact, teacher_model: Artifact, settings: ScoreSettings) -> Artifact:
+    return score(corpus=run, teacher=teacher_model, prompt=PROMPT, settings=settings)
 
 
 def read(artifact: Artifact, kind: str) -> list[pa.Table]:
@@ -188,8 +194,8 @@ def read(artifact: Artifact, kind: str) -> list[pa.Table]:
     return [pq.read_table(path) for path in sorted(artifact.path.glob(f"{kind}-*.parquet"))]
 
 
-def test_labels_stand_beside_every_token_of_the_outputs(run: Artifact, guide: Artifact) -> None:
-    made = written(run, guide, LABELLED)
+def test_labels_stand_beside_every_token_of_the_outputs(run: Artifact, teacher_model: Artifact) -> None:
+    made = written(run, teacher_model, LABELLED)
     outputs, labels = read(made, "outputs"), read(made, "labels")
     assert [table.num_rows for table in outputs] == [20, 20, 20, 4]
     train = pq.read_table(run.path / "train.parquet")["id"].to_pylist()
@@ -204,9 +210,9 @@ def test_labels_stand_beside_every_token_of_the_outputs(run: Artifact, guide: Ar
 
 
 def test_labels_are_the_best_of_the_whole_softmax_and_the_tail_is_the_rest(
-    run: Artifact, guide: Artifact, tmp_path: Path
+    run: Artifact, teacher_model: Artifact, tmp_path: Path
 ) -> None:
-    made = written(run, guide, LABELLED)
+    made = written(run, teacher_model, LABELLED)
     sources = {row["id"]: row["source"] for row in pq.read_table(run.path / "train.parquet").to_pylist()}
     model, tokenizer = load_model(tmp_path / "t0"), load_tokenizer(tmp_path / "t0")
     labels: dict[int, list[dict[str, Any]]] = {}
@@ -227,15 +233,17 @@ def test_labels_are_the_best_of_the_whole_softmax_and_the_tail_is_the_rest(
         torch.testing.assert_close(ours, best, atol=4e-3, rtol=1e-3)  # float16
 
 
-def test_more_labels_than_tokens_are_all_tokens_with_an_empty_tail(run: Artifact, guide: Artifact) -> None:
-    (table,) = read(written(run, guide, replace(LABELLED, label_top_k=500, shard_rows=64, max_rows=3)), "labels")
+def test_more_labels_than_tokens_are_all_tokens_with_an_empty_tail(run: Artifact, teacher_model: Artifact) -> None:
+    (table,) = read(
+        written(run, teacher_model, replace(LABELLED, label_top_k=500, shard_rows=64, max_rows=3)), "labels"
+    )
     for row in table.to_pylist():
         assert sorted(row["token_ids"]) == list(range(160))
         assert row["tail_log_prob"] == float("-inf")
 
 
-def test_labels_are_extra_and_change_no_output(run: Artifact, guide: Artifact) -> None:
-    plain, labelled = (written(run, guide, replace(LABELLED, labels=labels)) for labels in ("none", "topk"))
+def test_labels_are_extra_and_change_no_output(run: Artifact, teacher_model: Artifact) -> None:
+    plain, labelled = (written(run, teacher_model, replace(LABELLED, labels=labels)) for labels in ("none", "topk"))
     assert read(plain, "labels") == []
     assert [t.to_pylist() for t in read(plain, "outputs")] == [t.to_pylist() for t in read(labelled, "outputs")]
     few, many = (made.manifest().stats for made in (plain, labelled))
@@ -246,7 +254,9 @@ def test_labels_are_extra_and_change_no_output(run: Artifact, guide: Artifact) -
         assert stats["tokens_per_second"] > 0
 
 
-def test_finished_shards_are_not_written_again(run: Artifact, guide: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_shards_are_not_written_again(
+    run: Artifact, teacher_model: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begun: list[int] = []
     tables = score_stage._tables
 
@@ -258,8 +268,8 @@ def test_finished_shards_are_not_written_again(run: Artifact, guide: Artifact, m
 
     monkeypatch.setattr(score_stage, "_tables", broken_off)
     with pytest.raises(KeyboardInterrupt):
-        written(run, guide, LABELLED)
-    made = written(run, guide, LABELLED)
+        written(run, teacher_model, LABELLED)
+    made = written(run, teacher_model, LABELLED)
     assert begun == [0, 20, 20, 40, 60]
     assert [len(read(made, kind)) for kind in ("outputs", "labels")] == [4, 4]
 

@@ -64,14 +64,14 @@ def test_described_models_have_nothing_to_check() -> None:
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("own_head", [False, True])
 def test_whole_models_pass(tmp_path: Path, own_head: bool, sharded: bool) -> None:
-    guide, student = write_model(tmp_path / "a", own_head=own_head), write_model(tmp_path / "b", own_head=False)
+    teacher, student = write_model(tmp_path / "a", own_head=own_head), write_model(tmp_path / "b", own_head=False)
     if sharded:
-        load_model(guide).save_pretrained(guide, max_shard_size="10KB")
-        (guide / "model.safetensors").unlink()
-        assert len(list(guide.glob("*.safetensors"))) > 1
-    check_models(named(guide), ModelSettings(name=str(student)))
-    check_models(named(guide), SMALL)
-    check_models(named(guide), ModelSettings(name=str(guide)))
+        load_model(teacher).save_pretrained(teacher, max_shard_size="10KB")
+        (teacher / "model.safetensors").unlink()
+        assert len(list(teacher.glob("*.safetensors"))) > 1
+    check_models(named(teacher), ModelSettings(name=str(student)))
+    check_models(named(teacher), SMALL)
+    check_models(named(teacher), ModelSettings(name=str(teacher)))
 
 
 def change_config(directory: Path, **fields: Any) -> None:
@@ -114,16 +114,16 @@ def test_a_broken_model_is_named_with_its_role(
 
 
 def test_what_is_odd_about_a_model_is_remarked_with_its_role(tmp_path: Path) -> None:
-    guide, student = write_model(tmp_path / "a", own_head=True), write_model(tmp_path / "b", own_head=False)
-    assert check_models(named(guide), ModelSettings(name=str(student))) == []
+    teacher, student = write_model(tmp_path / "a", own_head=True), write_model(tmp_path / "b", own_head=False)
+    assert check_models(named(teacher), ModelSettings(name=str(student))) == []
     change_config(student, eos_token_id=[1, 5])
-    (said,) = check_models(named(guide), ModelSettings(name=str(student)))
+    (said,) = check_models(named(teacher), ModelSettings(name=str(student)))
     assert re.match(r"student\.name: .*config\.json names \[1, 5\]; 1 .</s>., the tokenizer's, is taken", said)
-    tokenizer = load_tokenizer(guide)
+    tokenizer = load_tokenizer(teacher)
     tokenizer.add_tokens([f"<user_{i}>" for i in range(37)])
-    tokenizer.save_pretrained(guide)
+    tokenizer.save_pretrained(teacher)
     with pytest.raises(ValueError, match=r"^teacher\.name: .* and the embedding rows for 192: 5 have none\nresize"):
-        check_models(named(guide), ModelSettings(name=str(student)))
+        check_models(named(teacher), ModelSettings(name=str(student)))
 
 
 def test_a_pointer_is_said_to_be_one_wherever_a_model_is_read(tmp_path: Path) -> None:
@@ -151,10 +151,10 @@ def test_the_two_files_of_gpt_2s_tokenizer_are_one(tmp_path: Path) -> None:
 
 
 def test_different_tokenizers_are_refused(tmp_path: Path) -> None:
-    guide, student = write_model(tmp_path / "a", own_head=True), write_model(tmp_path / "b", own_head=False)
+    teacher, student = write_model(tmp_path / "a", own_head=True), write_model(tmp_path / "b", own_head=False)
     write_spiece(student, [text.replace("o", "q") for text in TEXTS])
     with pytest.raises(ValueError, match=r"different tokenizers: 160 and 160 tokens, first difference .*\nchoose"):
-        check_models(named(guide), ModelSettings(name=str(student)))
+        check_models(named(teacher), ModelSettings(name=str(student)))
 
 
 def cache(root: Path, name: str, model: Path) -> None:
@@ -178,14 +178,14 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_a_hub_id_that_is_not_in_the_cache_is_left_alone(no_network: Path, tmp_path: Path) -> None:
-    guide = write_model(tmp_path / "a", own_head=True)
-    check_models(named(guide), ModelSettings(name="google-t5/t5-base"))
+    teacher = write_model(tmp_path / "a", own_head=True)
+    check_models(named(teacher), ModelSettings(name="google-t5/t5-base"))
     check_models(TeacherSettings(name="bigscience/T0_3B"), ModelSettings(name="google-t5/t5-base", revision="abc"))
 
 
 def test_a_hub_id_in_the_cache_is_checked_as_far_as_it_is_there(no_network: Path, tmp_path: Path) -> None:
-    guide, student = write_model(tmp_path / "a", own_head=True), write_model(tmp_path / "b", own_head=False)
-    cache(no_network, "some/teacher", guide)
+    teacher, student = write_model(tmp_path / "a", own_head=True), write_model(tmp_path / "b", own_head=False)
+    cache(no_network, "some/teacher", teacher)
     check_models(TeacherSettings(name="some/teacher"), ModelSettings(name=str(student)))
     write_spiece(student, [text.replace("o", "q") for text in TEXTS])
     with pytest.raises(ValueError, match="different tokenizers"):

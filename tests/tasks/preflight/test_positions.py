@@ -43,8 +43,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     store = Store(tmp_path_factory.mktemp("store"))
     with open_run(store, name="tiny", runtime=RUNTIME):
         corpus = prepare(dataset=write_pairs(store.root / "pairs.csv"), seed=0, limit=None)
-        guide = teacher(corpus=corpus, settings=TeacherSettings(shape=SHAPE, fit=TRAINING, vocab_size=60), seed=0)
-        yield store, corpus, guide
+        teacher_model = teacher(
+            corpus=corpus, settings=TeacherSettings(shape=SHAPE, fit=TRAINING, vocab_size=60), seed=0
+        )
+        yield store, corpus, teacher_model
 
 
 def sized(positions: int) -> tuple[TeacherSettings, ModelSettings]:
