@@ -4,8 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
-from tasks.export.model_card import model_card
 from tasks.export.model_family import family_of
+from tasks.export.pairs_card import pairs_card
 from tasks.export.text_card import text_card
 from tasks.store.artifacts import Artifact, Store, StoreError
 from tasks.store.files import file_hash, sync
@@ -40,7 +40,7 @@ def _write(store: Store, record: RunRecord, artifact: Artifact, directory: Path,
     try:
         partial.mkdir(parents=True)
         _copy_model(artifact, partial)
-        card = text_card if artifact.stage == "dagger_train" else model_card
+        card = text_card if artifact.stage == "dagger_train" else pairs_card
         (partial / "README.md").write_text(card(store, record, artifact), encoding="utf-8")
         for path in (*partial.iterdir(), partial):
             sync(path)

@@ -1,20 +1,19 @@
-"""The card of a student that was distilled on running text. Like `model_card`, it says what the store knows."""
+"""The card of a student that was distilled on running text."""
 
 from collections.abc import Mapping
 
-import yaml
-
-from tasks.export.markdown import escape, fenced, table
-from tasks.export.model_card import (
+from tasks.export.card import (
     ABSENT,
-    LICENCE,
     making_text,
     metrics_text,
     model_text,
     read_manifest,
     settings_of,
     settings_text,
+    written_card,
 )
+from tasks.export.markdown import escape, fenced, table
+from tasks.export.model_family import family_of
 from tasks.formatting import count, short
 from tasks.store.artifacts import Artifact, Manifest, Store
 from tasks.store.runs import RunRecord
@@ -45,14 +44,9 @@ def text_card(store: Store, record: RunRecord, student: Artifact) -> str:
         "Method and settings": settings_text(manifests),
         "Metrics": metrics_text(found.get("evaluate"), manifests.get("evaluate"), kind),
         "How to use": fenced(USAGE.format(horizon=40), "python"),
-        "How it was made": making_text(record, manifests, student),
-        "Licence": LICENCE,
+        "How it was made": making_text(store, record, manifests, student),
     }
-    body = "\n\n".join(f"## {heading}\n\n{text}" for heading, text in sections.items())
-    front = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    tags = ["gpt_neo", "distillation", "knowledge-distillation", method.lower().replace(" ", "-")]
-    header = yaml.safe_dump(front | {"tags": tags}, sort_keys=False, allow_unicode=True)
-    return f"---\n{header}---\n\n# {escape(record.name)}: a student distilled by {method}\n\n{body}\n"
+    return written_card(record, method, family_of(student), {}, sections)
 
 
 def _what(record: RunRecord, manifests: Mapping[str, Manifest], method: str) -> str:

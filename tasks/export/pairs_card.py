@@ -1,0 +1,130 @@
+"""The card of a student that was distilled on pairs of texts."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tasks.export.card import (
+    ABSENT,
+    making_text,
+    metrics_text,
+    model_text,
+    read_manifest,
+    settings_of,
+    settings_text,
+    written_card,
+)
+from tasks.export.markdown import escape, fenced, table
+from tasks.export.model_family import Family, family_of
+from tasks.formatting import count, short
+from tasks.store.artifacts import Artifact, Manifest, Store
+from tasks.store.runs import RunRecord
+from tasks.systems import METHODS
+
+AFTER_SEQKD = "the student first learned the teacher's own outputs (SeqKD), then"
+SEQKD = "SeqKD: the student learned the outputs that the teacher wrote for the training inputs."
+METHOD_TEXT = {
+    "forward_kl": f"Forward KL: {AFTER_SEQKD} the teacher's distribution at every token of these.",
+    "reverse_kl": f"Reverse KL: {AFTER_SEQKD} wrote for itself, and its distribution at every token was drawn to its "
+    "teacher's by KL(student || teacher).",
+    "js": f"Jensen-Shannon: {AFTER_SEQKD} was drawn to the mixture of both distributions, on the teacher's outputs and "
+    "on its own.",
+    "gkd": f"GKD: {AFTER_SEQKD} was drawn to its teacher's distributions by the generalised Jensen-Shannon divergence, "
+    "in part on what it wrote itself.",
+    "minillm": f"MiniLLM: {AFTER_SEQKD} wrote for itself, mixed with its teacher, and followed the policy gradient of "
+    "the reverse KL of whole outputs.",
+    "seqkd": SEQKD,
+    "llmr": f"LLMR: {AFTER_SEQKD} wrote for itself and was rewarded, token by token, by what the teacher's logits say "
+    "of it (policy gradient).",
+    "pre_distill": SEQKD,
+}
+
+
+def pairs_card(store: Store, record: RunRecord, student: Artifact) -> str:
+    """README.md for the student of a run: YAML front matter, then Markdown."""
+    found = {each.stage: store.artifact(each.stage, each.key) for each in record.stages}
+    manifests = {stage: manifest for stage, each in found.items() if (manifest := read_manifest(each)) is not None}
+    kind = settings_of(manifests, student.stage, "settings").get("kind", student.stage)
+    method, family = METHODS[kind], family_of(student)
+    sections = {
+        "What it is": _what(record, manifests, method, family),
+        "Data": _data(record, manifests.get("prepare")),
+        "Teacher": _teacher(record, manifests),
+        "Method and settings": f"{METHOD_TEXT[kind]}\n\n{settings_text(manifests)}",
+        "Metrics": metrics_text(found.get("evaluate"), manifests.get("evaluate"), _own_system(store, record, student)),
+        "How to use": _usage(manifests, family),
+        "How it was made": making_text(store, record, manifests, student),
+    }
+    return written_card(record, method, family, _front_matter(manifests), sections)
+
+
+def _front_matter(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
+    """The start and the data, where they are on the hub: a local one is named by its hash."""
+    front = {}
+    start, dataset = settings_of(manifests, "pre_distill", "student"), settings_of(manifests, "prepare", "dataset")
+    if "hub" in start:
+        front["base_model"] = start["hub"]
+    if dataset.get("source") == "hub" and "/" in str(dataset.get("name")):
+        front["datasets"] = [dataset["name"]]
+    return front
+
+
+def _what(record: RunRecord, manifests: Mapping[str, Manifest], method: str, family: Family) -> str:
+    trained = manifests.get("pre_distill")
+    size = f" of {count(trained.stats['parameters'])} parameters" if trained and "parameters" in trained.stats else ""
+    start = settings_of(manifests, "pre_distill", "student")
+    origin = f", from {model_text(start, record, 'student')}" if start else ""
+    return f"{family.description}{size}, trained by {method}{origin}."
+
+
+def _data(record: RunRecord, manifest: Manifest | None) -> str:
+    if manifest is None:
+        return ABSENT
+    dataset, stats = manifest.key_record["settings"]["dataset"], manifest.stats
+    named = [dataset.get("name"), dataset.get("config_name"), dataset.get("revision"), dataset.get("package")]
+    if dataset["source"] == "files":  # in the manifest by their content, here by what they were called
+        given = record.parameters.get("dataset") or {}
+        named = [Path(given[field]).name for field in ("path", "train", "validation", "test") if given.get(field)]
+    source = ", ".join(escape(each) for each in (dataset["source"], *named) if each)
+    rows = [
+        [split, *(count(stats.get(f"{split}_{unit}")) for unit in ("pairs", "dialogues"))]
+        for split in ("train", "validation", "test")
+    ]
+    lowered = " All texts were lower-cased." if dataset.get("lowercase") else ""
+    return f"Source: {source}.{lowered}\n\n{table(['split', 'pairs', 'dialogues'], rows)}"
+
+
+def _teacher(record: RunRecord, manifests: Mapping[str, Manifest]) -> str:
+    manifest = manifests.get("teacher")
+    if manifest is None:
+        return ABSENT
+    settings, loss = manifest.key_record["settings"]["settings"], manifest.stats.get("validation_loss")
+    fitted = (
+        f" Fitted on the training references, to {short(loss)} nats a token on validation." if loss is not None else ""
+    )
+    score = manifests.get("score")
+    prompt = f"\n\nIt reads:\n\n{fenced(score.key_record['settings']['prompt'])}" if score else ""
+    described = f"The teacher is {model_text(settings, record, 'teacher')}.{fitted}{prompt}"
+    return f"{described}\n\nThe student reads the source alone."
+
+
+def _own_system(store: Store, record: RunRecord, student: Artifact) -> str:
+    """What the evaluation calls these weights: the system whose outputs they wrote."""
+    for each in record.stages:
+        if each.stage == "decode":
+            manifest = read_manifest(store.artifact(each.stage, each.key))
+            if manifest is not None and manifest.key_record["inputs"]["writer"] == student.key:
+                return each.label
+    return ""
+
+
+def _usage(manifests: Mapping[str, Manifest], family: Family) -> str:
+    settings = settings_of(manifests, "decode", "settings")
+    decoding = settings.get("decoding", {})
+    chosen = {
+        name: decoding[name] for name in ("max_new_tokens", "num_beams", "no_repeat_ngram_size") if decoding.get(name)
+    }
+    limit = settings.get("max_source_tokens")
+    cut = f", truncation=True, max_length={int(limit)}" if limit else ""
+    arguments = ", ".join(f"{name}={int(value)}" for name, value in (chosen or {"max_new_tokens": 64}).items())
+    return fenced(family.usage.format(cut=cut, decoding=arguments), "python")
