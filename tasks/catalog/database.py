@@ -153,7 +153,7 @@ def _table(connection: duckdb.DuckDBPyConnection, name: str, rows: pa.Table) -> 
 
 
 def _over_files(connection: duckdb.DuckDBPyConnection, kind: str, name: str, files: list[Path], columns: str) -> None:
-    """A relation over Parquet files, each row with the runs that used its artifact.
+    """A relation over Parquet files, each row with the runs that used its artifact; a table in the order of these.
 
     Artifacts outlive the code that wrote them: a column that no file has yet is NULL.
     """
@@ -161,15 +161,16 @@ def _over_files(connection: duckdb.DuckDBPyConnection, kind: str, name: str, fil
         connection.execute(f"CREATE TABLE {name} ({defined(columns)})")
         return
     listed = ", ".join(_literal(_as_pattern(path)) for path in files)
-    read = f"read_parquet([{listed}], filename = 'file', union_by_name = true)"
+    read = f"read_parquet([{listed}], filename = 'file', file_row_number = true, union_by_name = true)"
+    order = " ORDER BY r.started, r.run, s.position, f.file_row_number" if kind == "TABLE" else ""
     wanted = dict.fromkeys(re.findall(r'\bf\."?(\w+)', columns))
     absent = "".join(f", NULL AS {each}" for each in wanted if each not in connection.sql(f"FROM {read}").columns)
     connection.execute(
         f"CREATE {kind} {name} AS SELECT {selected(columns)} FROM (SELECT *{absent} FROM {read}) f "
         # a run may take the same artifact twice: what several cells of a comparison share belongs to none of them
-        "JOIN (SELECT run, stage, key, path, min(label) AS label, if(count(DISTINCT cell) = 1, min(cell), '') AS cell "
-        "FROM stages GROUP BY run, stage, key, path) s ON s.path = parse_dirpath(f.file) "
-        "JOIN runs r ON r.run = s.run"
+        "JOIN (SELECT run, stage, key, path, min(label) AS label, if(count(DISTINCT cell) = 1, min(cell), '') AS cell, "
+        "min(position) AS position FROM stages GROUP BY run, stage, key, path) s ON s.path = parse_dirpath(f.file) "
+        f"JOIN runs r ON r.run = s.run{order}"
     )
 
 

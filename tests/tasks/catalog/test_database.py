@@ -183,6 +183,20 @@ def test_lineage_leads_from_a_result_to_the_data(filled: Filled) -> None:
     ]
 
 
+def test_metrics_stand_in_the_order_of_runs_cells_and_systems_though_nobody_asks_for_one(filled: Filled) -> None:
+    found = rows(filled.store, "select run, cell, method from metrics")
+    listed = list(dict.fromkeys((row["run"], row["cell"], row["method"]) for row in found))
+    places = "select run, cell, min(position) as place from stages where stage = 'evaluate' group by all"
+    in_order = f"select run, cell from ({places}) join runs using (run) order by started, run, place"
+    expected = [(row["run"], row["cell"]) for row in rows(filled.store, in_order)]
+    assert list(dict.fromkeys(each[:2] for each in listed)) == expected
+    for place in expected:
+        assert [method for *where, method in listed if tuple(where) == place][:2] in (
+            ["teacher", "student"],
+            ["teacher", "pre_distilled"],
+        )
+
+
 def test_metrics_and_differences_are_those_of_the_evaluation(filled: Filled) -> None:
     columns = "metric, value, low, high, n, unit, note"
     for system in WRITTEN:
