@@ -86,13 +86,13 @@ def compare(build: Build, results: Mapping[str, Artifact], cells: tuple[Cell, ..
     placed = [_cell_row(cell, x_name, evaluated[cell.name]) for cell in cells]
     pq.write_table(pa.Table.from_pylist(placed, schema=CELLS), build.dir / "comparison_cells.parquet")
     build.record(cells=len(cells))
-    _warn_of_the_floor(build, differences, next(iter(compared.values())))
+    _warn_of_few_resamples(build, differences, next(iter(compared.values())))
 
 
-def _warn_of_the_floor(
+def _warn_of_few_resamples(
     build: Build, differences: list[tuple[float | None, MethodDifference]], measured: Measured
 ) -> None:
-    """No p is below 2 / (resamples + 1): corrected for many differences, nothing may be left to be found."""
+    """Warn where no difference could be significant: before correction, no p is below 2 / (resamples + 1)."""
     counts = Counter(each.mean.metric for _, each in differences if each.p is not None)
     resamples = len(next(iter(measured.samples.values()))) - 1
     most = max(counts.values(), default=0)
@@ -104,7 +104,7 @@ def _warn_of_the_floor(
 
 
 def systems(path: Any) -> list[str]:
-    """The systems of an evaluation in their order, rounds left out, and then its split."""
+    """The systems of an evaluation in order, without those of single rounds; its split as the last item."""
     table = pq.read_table(path, columns=["system", "split"])
     names = [name for name in dict.fromkeys(table["system"].to_pylist()) if not name.startswith("round_")]
     return [*names, str(table["split"][0])]
@@ -113,7 +113,7 @@ def systems(path: Any) -> list[str]:
 def corrected(
     differences: list[tuple[float | None, MethodDifference]],
 ) -> list[tuple[float | None, MethodDifference]]:
-    """Holm's p over all differences of a metric, whatever their x: a sweep makes more of them than one grid knows."""
+    """Holm's p over all differences of a metric at every x; `method_differences` has corrected for those at one x."""
     by_metric: dict[str, list[int]] = {}
     for number, (_, each) in enumerate(differences):
         if each.p is not None:
@@ -127,7 +127,7 @@ def corrected(
 
 
 def _once(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """References are the same at every x: their first row stands for all."""
+    """The rows without repetitions: references are the same at every x."""
     seen: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         seen.setdefault((row["method"], row["x"], row["metric"]), row)

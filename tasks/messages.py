@@ -1,4 +1,4 @@
-"""What is said of an error."""
+"""Errors in one line."""
 
 
 def first_line(error: BaseException) -> str:

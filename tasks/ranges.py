@@ -1,6 +1,6 @@
 """Which numbers a run takes: those that torch, numpy, Arrow and DuckDB all can hold.
 
-Each setting checks its own range; here are the borders of the types that numbers end up in, for all of them at once.
+Each setting checks its own range; here are the limits of the types that hold the numbers, for all of them at once.
 """
 
 import dataclasses
@@ -56,5 +56,5 @@ def _check_float(name: str, value: float) -> None:
 
 
 def _short(value: int) -> str:
-    """Python refuses to write out very long numbers."""
+    """A number, or how long it is: Python refuses to write out very long ones."""
     return str(value) if value.bit_length() <= 128 else f"a number of {value.bit_length()} bits"

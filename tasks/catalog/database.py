@@ -105,7 +105,7 @@ def questions(store: Store, *, ending: RunRecord | None = None) -> Iterator[Call
 
 
 def relations() -> list[str]:
-    """What can be asked."""
+    """The names of all relations, as they are listed to a user."""
     return ["runs", "stages", "lineage", *TABLES, *VIEWS, "published", "paper_vs_ours", "dagger_rounds", "left_out"]
 
 
@@ -185,7 +185,7 @@ def _files(manifests: dict[Path, Manifest], stage: str, pattern: str) -> list[Pa
 
 
 def _manifests(store: Store, missing: list[dict[str, str | None]]) -> dict[Path, Manifest]:
-    """Of every artifact that is what it was. Others are named in `missing`."""
+    """Directory -> manifest, of every artifact whose files are as they were made. Others are added to `missing`."""
     found = {}
     for artifact in store.artifacts():
         try:
@@ -203,7 +203,7 @@ def _manifests(store: Store, missing: list[dict[str, str | None]]) -> dict[Path,
 
 
 def _runs(store: Store, ending: RunRecord | None) -> tuple[list[RunRecord], list[str]]:
-    """All records, that of a run which is about to end as it will be, and what is said of those that cannot be read."""
+    """All run records, `ending` in place of its own, and a line for each file that cannot be read."""
     records, unreadable = scan_runs(store)
     if ending is not None:
         records = [ending if each.run_id == ending.run_id else each for each in records]
@@ -213,7 +213,7 @@ def _runs(store: Store, ending: RunRecord | None) -> tuple[list[RunRecord], list
 def _state(store: Store, runs: list[RunRecord], unreadable: list[str]) -> str:
     """A hash of what the results are made from: every run as it stands now, the artifacts there are, this code.
 
-    A crash changes no file and a deleted artifact no record, so their times do not tell.
+    Times would not do: a run that crashes changes no file, and an artifact that is deleted no record.
     """
     of_runs = [run.as_recorded() | {"status": run.status} for run in runs]
     artifacts = [(str(artifact.path), _changed(artifact)) for artifact in store.artifacts()]
@@ -222,7 +222,7 @@ def _state(store: Store, runs: list[RunRecord], unreadable: list[str]) -> str:
 
 
 def _changed(artifact: Artifact) -> list[list[int]]:
-    """When an artifact last gained or lost a file, and when what is asked of it was last written to."""
+    """Stamps of an artifact's directory, manifest and Parquet files: they change when any of these is written to."""
     try:
         asked = [path for path in sorted(artifact.path.iterdir()) if _is_asked(path.name) or path.name == MANIFEST]
         return [stamp(path) for path in (artifact.path, *asked)]
@@ -231,7 +231,7 @@ def _changed(artifact: Artifact) -> list[list[int]]:
 
 
 def _is_asked(name: str) -> bool:
-    """Whether SQL can ask for what a file holds. Models and features take long to read, and tell it nothing."""
+    """Whether SQL reads this file. Models and features are never asked for, and take long to hash."""
     return name.endswith(".parquet")
 
 
@@ -296,5 +296,5 @@ def _literal(value: Path) -> str:
 
 
 def _as_pattern(path: Path) -> Path:
-    """A path where DuckDB takes patterns: in a folder `a[1]` it would read the files of `a1`."""
+    """A path escaped for DuckDB, which reads patterns: the folder `a[1]` would mean `a1`."""
     return Path(re.sub(r"([*?\[])", r"[\1]", str(path)))

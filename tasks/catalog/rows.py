@@ -66,5 +66,5 @@ def lineage_rows(manifests: dict[Path, Manifest]) -> list[dict[str, Any]]:
 
 
 def _bigint(value: Any) -> int | None:
-    """A number as the results hold it; None for one that SQL's BIGINT has no room for, and for what is none."""
+    """An integer that fits SQL's BIGINT, else None."""
     return value if isinstance(value, int) and -(2**63) <= value < 2**63 else None

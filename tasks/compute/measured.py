@@ -1,4 +1,4 @@
-"""What every evaluation leaves: metrics and differences with intervals, and the resampled values behind them.
+"""The results of an evaluation on disk: metrics and differences with intervals, and the resampled values behind them.
 
 `replicates.parquet` has the values of each metric in every sample, so that later comparisons (over seeds, between
 runs) are computed from it without an output being looked at again.

@@ -29,7 +29,7 @@ class LoadedModel:
 
     @cached_property
     def num_tokens(self) -> int:
-        """Rows up to the last token that the tokenizer can name; embeddings may be padded beyond."""
+        """Size of the vocabulary that the tokenizer can name; an embedding may be padded beyond it."""
         return vocabulary_size(self.tokenizer)
 
 
@@ -67,7 +67,7 @@ def model_location(artifact: Artifact) -> tuple[str | Path, str | None, DType]:
 
 
 def _check_unchanged(artifact: Artifact, directory: Path, content: str) -> None:
-    """A reference is to what a directory held: the key says so, whatever lies there now."""
+    """Raise StoreError unless the directory has the content that the artifact's key stands for."""
     if directory.is_dir() and directory_hash(directory) == content:
         return
     state = "has changed" if directory.is_dir() else "is not there any more"

@@ -1,4 +1,4 @@
-"""A model that exists is no artifact of ours: a stage notes which one it is, and where."""
+"""A model that exists already, on the hub or in a directory: the stage writes down which one, and makes no copy."""
 
 import json
 
@@ -22,9 +22,9 @@ def refer(build: Build, settings: ModelSettings) -> None:
 
 
 def remark_on(build: Build, settings: ModelSettings) -> None:
-    """Say of a model from the hub what must be known of it: that it may move there, and what its files contradict.
+    """Warn of a model on the hub that is not held to a commit, and of contradictions between its files.
 
-    Of a directory, the run has said the latter before it started.
+    For a local directory `check_models` has warned of these before the run started.
     """
     if settings.name is None or settings.directory is not None:
         return

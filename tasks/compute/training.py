@@ -22,7 +22,7 @@ class Gathered(Protocol):
     """What a stage gathers while it trains, beside the log: it is in every checkpoint, and in what the stage makes."""
 
     def add(self, row: StepMetrics) -> None:
-        """An update is done."""
+        """Take in what an update has logged."""
 
     def save(self, directory: Path) -> None:
         """Write all that there is."""
@@ -75,25 +75,25 @@ def run_training(
 
 
 def mean_of_last_tenth(log: Sequence[StepMetrics], name: str) -> float:
-    """Of a value that every update logs: where training has come to, without the noise of one update."""
+    """Mean of a logged value over the last tenth of the updates."""
     tail = log[-max(1, len(log) // 10) :]
     return sum(row.values[name] for row in tail) / len(tail)
 
 
 def last_validation(log: Sequence[StepMetrics]) -> dict[str, float]:
-    """What the last look at the validation set has shown."""
+    """The validation values of the last update."""
     return {name: value for name, value in log[-1].values.items() if name.startswith("validation_")}
 
 
 def check_finite(row: StepMetrics) -> None:
-    """What is seen of the validation set is finite too. Raises NotFiniteError if not, before a broken model is kept."""
+    """Raise NotFiniteError for a validation value that is not finite, before the broken model is saved."""
     for name, value in row.values.items():
         if name.startswith("validation_") and not math.isfinite(value):
             raise NotFiniteError(f"{name} is {value}")
 
 
 def _blown_up(stage: str, done: int, error: NotFiniteError) -> str:
-    """What is wrong, where, and what to do about it in a second line."""
+    """The message: stage, value and step; what to do in a second line."""
     advice = "lower the learning rate of this stage"
     if done == 0:  # nothing has been learnt that could have broken anything
         advice = "this is before any update: look at the weights and the dtype of teacher and student"

@@ -50,13 +50,13 @@ def read_manifest(artifact: Artifact) -> Manifest | None:
 
 
 def settings_of(manifests: Mapping[str, Manifest], stage: str, name: str) -> dict[str, Any]:
-    """A setting of a stage as its key has it."""
+    """A setting in the key record of a stage; {} where stage or setting is missing."""
     manifest = manifests.get(stage)
     return (manifest.key_record["settings"].get(name) or {}) if manifest else {}
 
 
 def model_text(settings: Mapping[str, Any], record: RunRecord, role: str) -> str:
-    """A model as its identity names it, a local one with the last part of the path that the run was given."""
+    """A model in words: hub id and revision, or a local one's hash and the last part of its path, or its shape."""
     if "hub" in settings:
         revision = settings.get("revision")
         return f"{escape(settings['hub'])} ({escape(f'revision {revision}') if revision else 'revision not pinned'})"

@@ -1,4 +1,4 @@
-"""Text that others wrote, as Markdown that shows it and does nothing else."""
+"""Markdown that shows text from outside and never interprets it."""
 
 import re
 from collections.abc import Iterable, Sequence

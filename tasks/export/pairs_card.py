@@ -59,7 +59,7 @@ def pairs_card(store: Store, record: RunRecord, student: Artifact) -> str:
 
 
 def _front_matter(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
-    """The start and the data, where they are on the hub: a local one is named by its hash."""
+    """Hub names of the student's start and of the data; a key knows local ones by their hash alone."""
     front = {}
     start, dataset = settings_of(manifests, "pre_distill", "student"), settings_of(manifests, "prepare", "dataset")
     if "hub" in start:

@@ -1,4 +1,4 @@
-"""Judgements by content: what was paid for is never asked again, by whatever process, and after whatever end.
+"""The judge's answers, by the hash of the question: what was paid for is never asked again, by any process.
 
 <root>/ab/abcd….json    one answer, whole or not there; the file is its own lock
 

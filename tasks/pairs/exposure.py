@@ -1,4 +1,4 @@
-"""The stage `exposure`: a student's excess error by length, which is its exposure bias."""
+"""The stage `exposure`: a student's excess error by length, the measure of its exposure bias."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ EXCESS_ERROR = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class ExposureSettings:
-    """Prefixes for the excess error: sampled from each model as it is, at temperature 1."""
+    """How prefixes are sampled for the excess error: from each model's own distribution, at temperature 1."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
 
@@ -116,7 +116,7 @@ def exposure(
 
 @dataclass(frozen=True)
 class _Read:
-    """A model and all that it reads."""
+    """A model and the inputs as it reads them."""
 
     loaded: LoadedModel
     sources: TokenRows
@@ -127,7 +127,7 @@ class _Read:
 
 
 def _accumulated(teacher: _Read, student: _Read, outputs: Artifact, max_length: int) -> Floats:
-    """(N, L): the step KL of each output summed up to each length."""
+    """The KL of each output's steps, summed up to each length. Shapes: -> (N, L)."""
     written = pq.read_table(outputs.path / "outputs.parquet", columns=["token_ids"])["token_ids"].to_pylist()
     tokens, model = TokenRows.of(written), student.loaded.model
     curve_NL = np.zeros((len(tokens), max_length))

@@ -1,4 +1,4 @@
-"""What the stages on pairs read: splits, and these and the teacher's outputs as token ids of teacher and student."""
+"""What the stages on pairs read: columns of a split, and inputs and outputs as token ids."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -47,7 +47,7 @@ def read_sources(
 def written_outputs(corpus: Artifact, outputs: Artifact) -> tuple[list[str], list[list[int]]]:
     """The training inputs that the teacher wrote for, and its outputs, token by token as it wrote them.
 
-    A truncated output has no end of sequence to learn.
+    Ids and no text, so that a truncated output stays without an end of sequence.
     """
     shards = sorted(outputs.path.glob("outputs-*.parquet"))
     written = pa.concat_tables([pq.read_table(shard, columns=["id", "token_ids"]) for shard in shards])

@@ -1,4 +1,4 @@
-"""The stage `pre_distill`: SeqKD, so that the student's samples mean something before reinforcement learning begins."""
+"""The stage `pre_distill`: the student learns the teacher's outputs (SeqKD), from where every method goes on."""
 
 import torch
 

@@ -56,5 +56,5 @@ def _counts(values: Any) -> list[tuple[str, int]]:
 
 
 def _num_words(texts: Any) -> Any:
-    """Words of each text, whose white space is normalised: one more than its spaces."""
+    """Words of each text: spaces + 1, since white space has been normalised."""
     return pc.add(pc.count_substring(texts, " "), pa.scalar(1, pa.int32())).to_numpy()

@@ -13,7 +13,7 @@ from tasks.store.stage import Build, stage
 
 @dataclass(frozen=True, kw_only=True)
 class PromptingStudentSettings:
-    """No training, so no settings: Table 1's "prompting student"."""
+    """LLMR's baseline "prompting student" (Table 1). Nothing is trained, so there is nothing to set."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
 

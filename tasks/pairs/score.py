@@ -1,4 +1,4 @@
-"""The stage `score`: what the teacher writes for every training input, and on request what it thought of each token."""
+"""The stage `score`: what the teacher writes for every training input, on request with its best tokens everywhere."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -81,7 +81,7 @@ def _tables(
     settings: ScoreSettings,
     tell: Callable[[int], None],
 ) -> list[pa.Table]:
-    """The outputs of a shard, and the labels if wanted, in the order of the data, whatever they were decoded in."""
+    """The outputs of a shard, and the labels if wanted, in the order of the data; they are decoded by length."""
     outputs: dict[int, dict[str, Any]] = {}
     labels: dict[int, TokenLabels] = {}
     for rows in index[sources.lengths[index].argsort(stable=True)].split(settings.batch_rows):

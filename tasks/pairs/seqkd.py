@@ -1,4 +1,4 @@
-"""The stage `seqkd`: the pre-distilled student goes on with the teacher's outputs, for as long as the others train."""
+"""The stage `seqkd`: the pre-distilled student learns more of the teacher's outputs, as long as other methods train."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,12 +16,12 @@ from tasks.store.stage import Build, stage
 
 @dataclass(frozen=True, kw_only=True)
 class SeqKDSettings(Budget):
-    """-log q(y | x) of what the teacher wrote (Kim and Rush 2016). `sampling` limits its length, no more."""
+    """-log q(y | x) of the teacher's outputs (Kim and Rush 2016). Of `sampling` only the limit of length is used."""
 
     kind: Literal["seqkd"] = "seqkd"
 
     def supervised(self) -> SupervisedSettings:
-        """The same for the supervised loop, which is told the number of updates and counts no epochs."""
+        """These for the supervised loop, which is given a number of updates in place of epochs."""
         written = self.sampling.max_new_tokens
         return part_of(self, SupervisedSettings, epochs=1, max_steps=self.steps, max_target_tokens=written)
 
@@ -35,7 +35,7 @@ def seqkd(
     settings: SeqKDSettings,
     seed: int,
 ) -> None:
-    """Train on: model/ and training_log.parquet. The student reads the raw source."""
+    """Train the student further: model/ and training_log.parquet. It reads the raw source."""
     loaded, limits = load_artifact(student, device_of(build.runtime)), settings.supervised()
     train = seqkd_pairs(loaded.tokenizer, corpus, outputs, limits)
     held_out = read_split(corpus, "validation", ("source", "target"), settings.validation_rows)

@@ -44,7 +44,7 @@ class TeacherSettings(ModelSettings):
             raise ValueError(f"vocab_size must be at least 16, got {self.vocab_size}")
 
     def identity(self) -> dict[str, object]:
-        """What this stage makes depends on. The prompt is none of it: it belongs to the stages that prompt."""
+        """What the artifact depends on. Not the prompt: that is an argument of the stages that use it."""
         if self.fit is None:
             return super().identity()
         return super().identity() | {"vocab_size": self.vocab_size, "fit": asdict(self.fit)}
@@ -74,7 +74,7 @@ def teacher(build: Build, corpus: Artifact, settings: TeacherSettings, seed: int
 
 
 def corpus_tokenizer(build: Build, texts: list[str], vocab_size: int) -> Tokenizer:
-    """A tokenizer trained on the corpus, kept with the checkpoints: a resumed run goes on with the very same one."""
+    """A tokenizer trained on the corpus, kept as a shard, so that a resumed run goes on with the same one."""
     if not build.shards.whole(*TOKENIZER_FILES):
         build.progress(0, 1, "training the tokenizer")
         with TemporaryDirectory() as directory:

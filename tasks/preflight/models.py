@@ -80,14 +80,14 @@ def positions_of(settings: ModelSettings) -> int | None:
 
 
 def _kind(settings: ModelSettings, found: Path | None) -> ModelKind | None:
-    """Which kind a model is, as far as can be told here."""
+    """The kind of a model; None for one that is not on this machine."""
     if settings.shape is not None:
         return settings.shape.kind
     return None if found is None else check_config(found)
 
 
 def _check(role: str, settings: ModelSettings, wanted: ModelKind | None) -> Path | None:
-    """Where the model's files are, if they are here, and all right as far as they are."""
+    """Check the files of a model and return their directory; None if they are not on this machine."""
     try:
         if settings.directory is not None:
             kind = check_model_files(settings.directory)
@@ -116,7 +116,7 @@ def _check_special_ids(role: str, directory: Path) -> list[str]:
 
 @cache
 def _remarks(directory: Path, _unchanged: tuple[tuple[int, ...], ...]) -> tuple[str, ...]:
-    """Once for all cells of a comparison: a large vocabulary takes seconds to read."""
+    """Cached, as all cells of a comparison ask and a large vocabulary takes seconds to read."""
     from kd_core.models.loading import read_configs, read_tokenizer
     from kd_core.models.special_ids import special_ids
 

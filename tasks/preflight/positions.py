@@ -1,4 +1,4 @@
-"""Whether causal models have positions for all that a run of pairs will give them, said before anything is trained.
+"""Whether causal models have enough positions for all that a run on pairs gives them, before anything is trained.
 
 A prompt of N tokens and T written after it take N + T - 1 positions, since the last token is only written. Judging
 takes one more: what is cut off is valued by the state after it. Encoder–decoders of the T5 family have no such limit.
@@ -31,7 +31,7 @@ Role = Literal["teacher", "student"]
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """What a stage gives a model at once: sources of a split, and what is written after them."""
+    """How much a stage gives a model at once: the sources of a split, and what is written after them."""
 
     stage: str  # as its settings are called
     role: Role
@@ -51,7 +51,7 @@ def needs(
     evaluation: EvaluationSettings,
     exposure: ExposureSettings | None,
 ) -> Iterator[Need]:
-    """All of a run's, the earliest first."""
+    """The needs of all stages of a run, the earliest first."""
     limits: dict[str, Any]
     prompted_student = isinstance(method, PromptingStudentSettings)
     if not prompted_student:
@@ -80,7 +80,7 @@ def needs(
 
 
 def _supervised(stage: str, settings: SupervisedSettings, rows: int | None, written: int) -> Iterator[Need]:
-    """A student on the teacher's outputs, and on the validation references."""
+    """Those of a student in supervised training: on the teacher's outputs, and on the validation references."""
     limit, target = settings.max_source_tokens, settings.max_target_tokens
     of = partial(Need, stage=stage, role="student", prompted=False, max_source_tokens=limit)
     yield of(split="train", rows=rows, tokens=min(target, written))
@@ -95,7 +95,7 @@ def check_room(
     prompt: str,
     *wanted: Need,
 ) -> None:
-    """Both models have positions for every need. The texts are looked at only where the settings alone allow too much.
+    """Both models have positions for every need. The texts are read only where the settings alone do not make it sure.
 
     Raises ValueError naming the stage and what to lower. A run that is only planned may have no texts yet.
     """

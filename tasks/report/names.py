@@ -69,7 +69,7 @@ def metric(name: str) -> Metric:
 
 
 def system(name: str, cell: str = "") -> str:
-    """`LLMR`, or `LLMR (alpha 0.5)`. What a comparison calls its methods is nobody's to change."""
+    """`LLMR`, or `LLMR (alpha 0.5)`. The names that a comparison gave its variants stay as they are."""
     known = SYSTEMS.get(name, "") or (ROUND.sub(r"round \1", name) if ROUND.match(name) else "")
     shown = known[:1].upper() + known[1:] if known else name
     return f"{shown} ({cell})" if cell else shown

@@ -1,4 +1,4 @@
-"""Axes: round tick values, and the place of a value on the paper."""
+"""Axes: round tick values, and the place of a value in pixels."""
 
 import math
 from collections.abc import Iterable

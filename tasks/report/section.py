@@ -1,4 +1,4 @@
-"""A part of the page."""
+"""One section of the page."""
 
 from dataclasses import dataclass
 

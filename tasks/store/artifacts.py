@@ -28,7 +28,7 @@ ONE_DISK = ("artifacts", ".staging", ".checkpoints", ".damaged")  # things are r
 
 
 class StoreError(ValueError):
-    """The store cannot do what it was asked, in one line, with a second that says what to do."""
+    """The store cannot do what it was asked. Two lines: what is wrong, and what to do."""
 
 
 def default_root() -> Path:
@@ -62,7 +62,7 @@ class Manifest:
 
     @classmethod
     def read(cls, directory: Path) -> "Manifest":
-        """Raises ValueError, KeyError, TypeError or OSError if it is missing or not whole."""
+        """Read a manifest. Raises ValueError, KeyError, TypeError or OSError if it is missing or not whole."""
         record = read_json(directory / MANIFEST)
         files = {name: FileRecord(**entry) for name, entry in record.pop("files").items()}
         manifest = cls(files=files, **record)
@@ -78,14 +78,14 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Artifact:
-    """The small reference that stages pass around."""
+    """A reference to an artifact: what stages take and return."""
 
     stage: str
     key: str
     path: Path
 
     def manifest(self) -> Manifest:
-        """Its manifest, read anew."""
+        """Read the manifest. Raises as `Manifest.read` does."""
         return Manifest.read(self.path)
 
 
@@ -100,7 +100,7 @@ class Store:
             (self.root / ".checked").mkdir(exist_ok=True)
 
     def check_disk(self) -> None:
-        """What a run relies on, asked before it starts. Raises StoreError where directories lie on several disks."""
+        """Raise StoreError if directories that things are renamed between lie on several disks."""
         disks = {name: (self.root / name).stat().st_dev for name in ONE_DISK}
         for name, disk in disks.items():
             if disk != disks[ONE_DISK[0]]:
@@ -169,11 +169,11 @@ class Store:
         return time.time()
 
     def forget(self, artifact: Artifact) -> None:
-        """An artifact is gone for good, and with it what is known of its files."""
+        """Remove what is recorded of the files of an artifact that is gone for good."""
         self._memo(artifact).unlink(missing_ok=True)
 
     def suspect(self, artifact: Artifact) -> Path:
-        """A file that is there where an artifact, or an unfinished build of it, has read something damaged."""
+        """A marker: it exists where an artifact, or an unfinished build of it, may have read something damaged."""
         return self.root / ".checked" / f"{artifact.stage}-{artifact.key}.suspect"
 
     def _memo(self, artifact: Artifact) -> Path:

@@ -23,9 +23,9 @@ class Checkpoints:
         directory.mkdir(parents=True, exist_ok=True)
 
     def claim(self, keys: list[str], contents: dict[str, str], *, suspect: bool) -> None:
-        """Write down what the stage reads, and go on only from what was made of the very same.
+        """Write down what the stage reads, and keep what is here only if it was made from the same contents.
 
-        What is here is moved aside, and named, if it is `suspect`, or was made of other contents.
+        Otherwise, and if it is `suspect`, it is moved aside, with a warning that says where to.
         """
         note = {"keys": keys, "contents": contents}
         try:

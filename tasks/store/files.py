@@ -53,7 +53,7 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record, as it will be read again, with a hash of itself inside."""
+    """A record as JSON gives it back, with a hash of itself inside."""
     plain = json.loads(json.dumps(record))  # a number as a key sorts otherwise than the text it is read as
     return {**plain, SEAL: digest(plain)}
 
@@ -76,7 +76,7 @@ def digest(record: Mapping[str, Any]) -> str:
 
 
 def stamp(path: Path) -> list[int]:
-    """What changes when a file is written to, replaced or copied."""
+    """Inode, size and times of a file: some change when it is written to, replaced or copied."""
     stat = path.stat()
     return [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
@@ -84,7 +84,7 @@ def stamp(path: Path) -> list[int]:
 def newest(path: Path) -> float:
     """When anything in a directory was last written or moved there, in seconds since 1970; of a file, when that was.
 
-    What goes meanwhile is passed over.
+    Files that disappear meanwhile are passed over.
     """
     times = [path.lstat().st_mtime] if path.is_file() else [0.0]
     for folder, _, files in os.walk(path):

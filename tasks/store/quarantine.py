@@ -1,7 +1,7 @@
-"""What to do about an artifact that is not what it was: it is moved aside, and with it all that may have read it so.
+"""What to do about a damaged artifact: it is moved aside, with everything that may have been built from the damage.
 
-What was finished before the damage was done is innocent and stays; the time of a file's last change says when that was.
-Where a bit has flipped on the disk by itself no time tells, and everything built from the file goes.
+What was finished before stays; the time of a file's last change says when the damage was done. Where a bit has flipped
+on the disk by itself no time says so, and everything that was built from the file goes.
 """
 
 from collections.abc import Iterator, Mapping
@@ -58,7 +58,7 @@ def contents_of(store: Store, inputs: Mapping[str, Artifact]) -> dict[str, str]:
 
 
 def make_room(store: Store, artifact: Artifact, problem: str) -> list[Moved]:
-    """Move aside what is no hit, to build it anew. Its lock must be held."""
+    """Move an artifact aside that cannot be used, so that it can be built anew. Its lock must be held."""
     store.suspect(artifact).unlink(missing_ok=True)
     if store.damage(artifact) is not None:
         return quarantine(store, artifact, problem)
@@ -68,8 +68,8 @@ def make_room(store: Store, artifact: Artifact, problem: str) -> list[Moved]:
 def quarantine(store: Store, artifact: Artifact, damage: str) -> list[Moved]:
     """Move a damaged artifact aside, and everything that was built from it since. Its lock must be held.
 
-    It goes last: cut off half way, the next look finds it again, and through it the rest. What somebody holds is
-    marked, and moved by whoever needs it next.
+    The damaged one goes last: after an interruption the next check finds it again, and through it the rest. What a
+    process holds is marked, and moved by whoever needs it next.
     """
     since, name = _damaged_since(artifact), _name(artifact)
     suspects = _built_from(store, artifact, since)
@@ -97,7 +97,7 @@ def _name(artifact: Artifact) -> str:
 def _damaged_since(artifact: Artifact) -> float:
     """When the first of the damaged files was last changed, in seconds since 1970 by the file system's clock.
 
-    0, long ago, where the times tell nothing: in a store that was copied without them.
+    0 where the times mean nothing: in a store that was copied without them.
     """
     try:
         manifest = artifact.manifest()
@@ -149,7 +149,7 @@ def _inputs(manifest: Manifest) -> list[str]:
 
 
 def _unfinished(store: Store, keys: set[str], since: float) -> Iterator[Path]:
-    """What unfinished builds that read one of these artifacts have kept since a moment. One without a note may have."""
+    """Directories of unfinished builds that read one of these artifacts, or may have, and were changed since then."""
     for directory in sorted((store.root / ".checkpoints").iterdir()):
         try:
             read = set(read_json(directory / INPUTS)["keys"])

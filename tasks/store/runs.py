@@ -76,7 +76,7 @@ class RunRecord:
         write_json(folder / f"{self.run_id}.json", self.as_recorded())
 
     def as_recorded(self) -> dict[str, Any]:
-        """What is written down of it."""
+        """The record as JSON holds it."""
         record = asdict(self)
         del record["held"]
         return record
@@ -87,7 +87,7 @@ class RunRecord:
 
     @contextmanager
     def going_on(self, store: Store) -> Iterator[None]:
-        """Show, to whoever looks, that this run is alive."""
+        """Hold the run's lock, by which other processes see that it is alive."""
         path = _lock_path(store, self.run_id)
         with path.open("w", encoding="utf-8") as file:
             with suppress(OSError):  # a file system without locks: its process is looked for
@@ -121,12 +121,12 @@ def scan_runs(store: Store) -> tuple[list[RunRecord], list[str]]:
 
 
 def parts_of(store: Store, run_id: str) -> tuple[list[RunRecord], list[str]]:
-    """What other processes have used for a run so far, as `scan_runs` tells of runs."""
+    """The records of other processes that work for a run, returned as `scan_runs` does."""
     return _scan(store, store.root / "runs" / ".parts" / run_id)
 
 
 def end_parts(store: Store, run_id: str) -> None:
-    """The run's own record says everything now."""
+    """Delete the records of a run's other processes: its own has everything now."""
     shutil.rmtree(store.root / "runs" / ".parts" / run_id, ignore_errors=True)
 
 

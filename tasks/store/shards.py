@@ -8,7 +8,7 @@ being whole. A stage that works in shards says what is computed for one, and no 
         shards.write(shard, partial(save, computed_from(shard.of)))
     build.shards.collect(*shards.files)
 
-It is told how far it is across all of them.
+Progress counts across all shards.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -54,7 +54,7 @@ class Shards:
         return sum((self._built / name).stat().st_size for name in names)
 
     def check(self, files: Mapping[str, FileRecord]) -> None:
-        """What is committed is what was written. Raises StoreError if a file has changed in between."""
+        """Raise StoreError if a file has changed between its writing and the commit."""
         for name, sha256 in self._collected.items():
             if files[name].sha256 != sha256:
                 raise StoreError(f"{self.dir / name} has changed since it was written\nrun again: it is made anew")
@@ -83,7 +83,7 @@ def _beside(path: Path) -> Path:
 
 
 class Building(Protocol):
-    """What is asked of the `Build` of a stage."""
+    """The part of a stage's `Build` that is used here."""
 
     shards: Shards
 

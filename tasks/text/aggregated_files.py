@@ -1,4 +1,4 @@
-"""What a round adds to the data, on disk: a row a prediction, with the student's context and the true token.
+"""What a round adds to the data, as files: a row a prediction, with the student's context and the true token.
 
 Shape legend: M windows, L tokens and P predictions of a window.
 """

@@ -1,4 +1,4 @@
-"""The stage `dagger_aggregate`: the student runs free, and every context it gets into is answered by the teacher."""
+"""The stage `dagger_aggregate`: the student runs free, and the teacher labels every context that it gets into."""
 
 from functools import partial
 

@@ -66,7 +66,7 @@ class DaggerSettings(AggregationSettings):
 
     @property
     def mix(self) -> float:
-        """The alpha that holds."""
+        """The alpha in force: the kind's own, or the given one, or 0.5."""
         return FIXED_ALPHA.get(self.kind, 0.5) if self.alpha is None else self.alpha
 
     @property
@@ -75,9 +75,9 @@ class DaggerSettings(AggregationSettings):
         return self.kind != "next_token"
 
     def training(self) -> WindowTrainingSettings:
-        """What a round's training takes of these."""
+        """The settings of `dagger_train`."""
         return part_of(self, WindowTrainingSettings, alpha=self.mix)
 
     def aggregation(self) -> AggregationSettings:
-        """What a round's aggregation takes of these."""
+        """The settings of `dagger_aggregate`."""
         return part_of(self, AggregationSettings)

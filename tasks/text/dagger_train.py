@@ -33,7 +33,7 @@ def dagger_train(
     number: int,
     seed: int,
 ) -> None:
-    """Minimise Eq. 5: model/ and training_log.parquet. Without labels (alpha 1) the teacher is not asked."""
+    """Train one round by Eq. 5: model/ and training_log.parquet. Without labels (alpha 1) no teacher is needed."""
     device = device_of(build.runtime)
     loaded = load_artifact(student, device)
     loaded.model.float()

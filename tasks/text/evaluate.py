@@ -65,7 +65,7 @@ class TextEvaluationSettings(HeldOutSettings):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     def free_run(self, context: int) -> FreeRunSettings:
-        """What each system is asked."""
+        """The settings of `free_run`."""
         return part_of(self, FreeRunSettings, context=context)
 
 
@@ -101,7 +101,7 @@ def evaluate(
 
 
 def continuations(corpus: Artifact, systems: Mapping[str, Artifact]) -> pa.Table:
-    """What each system wrote from some of the starts, spread over the text, as text."""
+    """What each system wrote, as text, from starts that are evenly spread over the split."""
     tokenizer = load_tokenizer(corpus.path / "tokenizer")
     rows = []
     for name, artifact in systems.items():

@@ -1,4 +1,4 @@
-"""The stage `features`: what the frozen part of a model makes of every window, once and for all."""
+"""The stage `features`: the states of a model's frozen part for every window, computed once."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The stage `free_run`: one system on held-out text, told what comes next and left to itself, window by window."""
+"""The stage `free_run`: one system on held-out text, its loss on exact windows and after tokens of its own."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ class HeldOutSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class FreeRunSettings(HeldOutSettings):
-    """The same, with the context that the run's windows have."""
+    """The settings of the stage: what is asked, and the context of the run's windows."""
 
     context: int = 128
 

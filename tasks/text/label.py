@@ -1,4 +1,4 @@
-"""The stage `label`: the teacher's distribution after every true window, in Parquet, and what keeping it so loses."""
+"""The stage `label`: the teacher's distribution after every true window, in Parquet, and the error of that form."""
 
 import pyarrow as pa
 import torch

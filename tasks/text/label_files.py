@@ -1,4 +1,4 @@
-"""The teacher's labels on disk: Parquet, a row a prediction, and the reader that gives the loss what it needs.
+"""The teacher's labels on disk: Parquet, a row a prediction; and as the loss reads them.
 
 Shape legend: M predictions, E teacher width, K labels kept.
 

@@ -52,7 +52,7 @@ class TeacherModelSettings(LanguageModelSettings):
             raise ValueError(f"the teacher's fit.alpha must be 1: it has no teacher of its own, got {self.fit.alpha}")
 
     def vocabulary(self) -> Vocabulary:
-        """Whose tokenizer the text is read with."""
+        """The tokenizer of the run: that of a named teacher, or one that is trained here."""
         named = ModelSettings(name=self.name, revision=self.revision) if self.name is not None else None
         return Vocabulary(model=named, size=self.vocab_size)
 

@@ -68,9 +68,9 @@ def _tokenizer(build: Build, vocabulary: Vocabulary, texts: list[str]) -> Tokeni
 
 
 def check_lengths(corpus: Artifact, window: int, trajectory: int) -> None:
-    """Every split has room for a window and its target, and those that are run free from for a trajectory.
+    """Raise ValueError for a split that is too short for a window and its target, or for a trajectory.
 
-    Raises ValueError before anything is trained if one has not. A corpus that is only planned has no lengths yet.
+    Nothing is run free from in the validation split. A corpus that is only planned has no lengths yet.
     """
     if not corpus.path.exists():
         return

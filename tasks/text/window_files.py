@@ -69,7 +69,7 @@ def _save(values: Any, path: Path) -> None:
 
 
 def trunk_names(name: str, number: int) -> tuple[str, str]:
-    """The files of a shard of features: what all positions give, and what the last ones do."""
+    """The files of a shard of features: the normed states of all positions; the states where something is predicted."""
     return f"{name}-normed-{number:05d}.npy", f"{name}-last-{number:05d}.npy"
 
 

@@ -22,7 +22,7 @@ DIRECTIONS = {1: "higher is better", -1: "lower is better", 0: ""}
 
 
 def metrics(results: Results) -> Section | None:
-    """The table of metrics; in a comparison of what its cells have in common, with each cell's own below."""
+    """The table of metrics; of a comparison its methods over the seeds, with the table of each cell folded below."""
     rows = named(results.ask("metrics", METRICS))
     compared = named(results.ask("comparison", COMPARED))
     if not rows and not compared:
@@ -37,7 +37,7 @@ def metrics(results: Results) -> Section | None:
 
 
 def named(rows: Sequence[Row]) -> list[Row]:
-    """Rows with the name of their system: its cell or its x is in it where there are several of one method."""
+    """Rows with a `system`, the name that is shown: with the cell or x where there are several of one method."""
     places: dict[str, set[Any]] = {}
     for row in rows:
         places.setdefault(row["method"], set()).add(row.get("cell") or "")

@@ -76,7 +76,7 @@ class Colours:
     reach: float
 
     def step(self, value: float) -> int:
-        """-4 to 4."""
+        """The colour of a value, -4 to 4."""
         return max(-STEPS, min(STEPS, round((value - self.centre) / self.reach * STEPS)))
 
 
@@ -104,7 +104,7 @@ def rollouts(results: Results) -> Section | None:
 
 
 def _rollouts(rows: Sequence[Row]) -> list[tuple[tuple[str, int, int], list[Row]]]:
-    """The tokens of each rollout: those of a cell, a step and a number."""
+    """The tokens of each rollout, by its cell, step and number."""
     found: dict[tuple[str, int, int], list[Row]] = {}
     for row in rows:
         found.setdefault((row["cell"], row["step"], row["rollout"]), []).append(row)

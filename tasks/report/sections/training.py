@@ -35,7 +35,7 @@ WHERE s.run = $run GROUP BY ALL ORDER BY position
 
 @dataclass(frozen=True)
 class Line:
-    """Methods of a comparison that share a training, and the artifacts of its seeds."""
+    """Methods of a comparison that were trained by the same artifacts, and the keys of these, one a seed."""
 
     methods: tuple[str, ...]
     keys: frozenset[str]
