@@ -133,7 +133,7 @@ def making_text(store: Store, record: RunRecord, manifests: Mapping[str, Manifes
     machine = ", ".join([system, *parts] if system else parts)
     versions = ", ".join(f"{name} {number}" for name, number in made.versions.items())
     rows = [
-        [escape(each.name), f"`{each.key}`", _seconds(store.artifact(each.stage, each.key)), escape(each.outcome)]
+        [f"`{each.name}`", f"`{each.key}`", _seconds(store.artifact(each.stage, each.key)), escape(each.outcome)]
         for each in record.stages
     ]
     warnings = [text for manifest in manifests.values() for text in manifest.stats.get("warnings", [])]

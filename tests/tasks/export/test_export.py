@@ -121,6 +121,17 @@ def test_the_card_says_what_the_store_knows(made: Made, tmp_path: Path) -> None:
     assert "transformers 5" in body
 
 
+def test_the_card_names_each_stage_of_a_kind_with_its_own_seconds(made: Made, tmp_path: Path) -> None:
+    store, record, _ = made
+    export_run(store, record, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    decoded = [each for each in record.stages if each.stage == "decode"]
+    assert len(decoded) == 3
+    for each in decoded:
+        seconds = store.artifact(each.stage, each.key).manifest().seconds
+        assert f"| `{each.name}` | `{each.key}` | {seconds:.1f} |" in card
+
+
 def test_no_path_of_the_machine_gets_out(made: Made, tmp_path: Path) -> None:
     store, record, _ = made
     parameters = {
