@@ -97,6 +97,11 @@ def dots(title: str, levels: Sequence[Level]) -> Html:
     described = " ".join(f"{level.name}: {short(level.value)}." for level in levels)
     box = {"viewBox": f"0 0 {WIDTH} {floor + 20}", "role": "img", "class": "panel"}
     drawn = tag("svg", box, tag("title", title), tag("desc", described), parts)
+    return plot(title, drawn)
+
+
+def plot(title: str, drawn: Html) -> Html:
+    """A panel under its title, which the panel itself has for those who do not see it."""
     return tag("div", {"class": "plot"}, tag("p", {"class": "plot-title", "aria-hidden": "true"}, title), drawn)
 
 

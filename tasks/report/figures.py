@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from tasks.formatting import short
-from tasks.report.charts import Level, Panel, Point, Series, lines, swatch
+from tasks.report.charts import Level, Panel, Point, Series, lines, plot, swatch
 from tasks.report.html import Html, tag
 from tasks.report.results import Row
 
@@ -43,14 +43,8 @@ def panels_figure(caption: object, panels: Sequence[Panel], *below: Html | None)
     drawn: list[Series | Level] = []
     for panel in panels:
         drawn += [*panel.series, *panel.levels]
-    return figure(caption, [titled(panel) for panel in panels], legend(drawn), *below, numbers(panels))
-
-
-def titled(panel: Panel) -> Html:
-    """A panel of lines under its title."""
-    return tag(
-        "div", {"class": "plot"}, tag("p", {"class": "plot-title", "aria-hidden": "true"}, panel.title), lines(panel)
-    )
+    plots = [plot(panel.title, lines(panel)) for panel in panels]
+    return figure(caption, plots, legend(drawn), *below, numbers(panels))
 
 
 def legend(series: Iterable[Series | Level]) -> Html | None:

@@ -1,8 +1,9 @@
 """How systems and metrics are called on the page, and which direction is better."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tasks.systems import SYSTEMS
 
@@ -73,6 +74,11 @@ def system(name: str, cell: str = "") -> str:
     known = SYSTEMS.get(name, "") or (ROUND.sub(r"round \1", name) if ROUND.match(name) else "")
     shown = known[:1].upper() + known[1:] if known else name
     return f"{shown} ({cell})" if cell else shown
+
+
+def swept(row: Mapping[str, Any]) -> str:
+    """`alpha 0.5`: the setting that was varied in a comparison, at this row; empty where none was."""
+    return f"{row['x_name']} {row['x']:g}" if row.get("x") is not None else ""
 
 
 def styles(names: Iterable[str]) -> dict[str, int]:

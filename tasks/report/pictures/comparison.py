@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from tasks.catalog.database import query
+from tasks.report.names import swept
 from tasks.report.results import literal
 from tasks.report.sections.curves import EXCESS_ERROR
 from tasks.store.artifacts import Store
@@ -91,7 +92,7 @@ def excess_error_curves(store: Store, run: str) -> dict[str, dict[str, dict[int,
     """A run's excess error as `excess_error_png` takes it; a comparison's variants under the names that they have."""
     curves: dict[str, dict[str, dict[int, float]]] = {}
     for row in query(store, EXCESS_ERROR.replace("$run", literal(run))).to_pylist():
-        name = row["method"] if row["x"] is None else f"{row['method']} ({row['x_name']} {row['x']:g})"
+        name = f"{row['method']} ({swept(row)})" if swept(row) else row["method"]
         curves.setdefault(name, {}).setdefault(row["student"], {})[row["length"]] = row["value"]
     return dict(sorted(curves.items(), key=lambda item: (item[0] != "pre_distilled", item[0])))
 

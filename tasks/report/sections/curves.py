@@ -4,16 +4,14 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from tasks.formatting import interval, short
-from tasks.report.charts import Level, Panel, Point, Series, dots, scatter
+from tasks.report.charts import Level, Panel, Point, Series, dots, plot, scatter
 from tasks.report.figures import figure, folded, panels_figure, points, table
-from tasks.report.html import tag
-from tasks.report.names import metric, system
+from tasks.report.names import metric, swept, system
 from tasks.report.results import Results, Row
 from tasks.report.section import Section
-from tasks.report.sections.in_short import SAID_ELSEWHERE
+from tasks.report.sections.in_short import SAID_ELSEWHERE, VALUES
 from tasks.report.sections.measures import DIRECTIONS
 
-VALUES = "FROM comparison WHERE run = $run AND value IS NOT NULL"
 # The students' curves by the names that a comparison gives them. What its cells share belongs to none of them: such a
 # student has the name of its system.
 EXCESS_ERROR = """
@@ -77,7 +75,7 @@ def quality_against_variety(results: Results) -> Section | None:
     )
     cells: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
-        where = f"{row['x_name']} {row['x']:g}" if row.get("x") is not None else row.get("cell") or ""
+        where = swept(row) or row.get("cell") or ""
         cells.setdefault((row["method"], where), {})[row["metric"]] = row
     both = {key: each for key, each in cells.items() if len(each) == 2}
     if len(both) < 2:
@@ -92,12 +90,7 @@ def quality_against_variety(results: Results) -> Section | None:
         wide[name] = (across["low"], across["high"])
         told.append([name, *(f"{short(row['value'])} {interval(row['low'], row['high'], 2)}" for row in (across, up))])
     panel = Panel("Dist-2 against BLEU-2", "BLEU-2 (points)", "Dist-2 (%)", series)
-    drawn = tag(
-        "div",
-        {"class": "plot"},
-        tag("p", {"class": "plot-title", "aria-hidden": "true"}, "Dist-2 (%)"),
-        scatter(panel, wide),
-    )
+    drawn = plot("Dist-2 (%)", scatter(panel, wide))
     body = figure(
         "Up and to the right is better: closer to the references, and more varied. Crosses are 95 % intervals.",
         [drawn],
@@ -115,7 +108,7 @@ def excess_error(results: Results) -> Section | None:
     lines: dict[str, dict[int, list[Row]]] = {}
     method = {}
     for row in rows:
-        name = system(row["method"], f"{row['x_name']} {row['x']:g}" if row["x"] is not None else "")
+        name = system(row["method"], swept(row))
         method[name] = row["method"]
         lines.setdefault(name, {}).setdefault(row["length"], []).append(row)
     order = list(results.styles)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from tasks.report.charts import Panel, Point, Series
 from tasks.report.figures import panels_figure
 from tasks.report.html import join
-from tasks.report.names import metric, system
+from tasks.report.names import metric, swept, system
 from tasks.report.results import Results, Row
 from tasks.report.section import Section
 
@@ -67,12 +67,12 @@ def _of_comparison(results: Results) -> list[object]:
 
 def _side_by_side(rows: Sequence[Row], x: str, x_label: str, style: dict[str, int]) -> list[Panel]:
     """A panel for each value of the setting that was varied, all with the same axis."""
-    label, reach = metric("free_running_ce").label, [row["value"] for row in rows]
-    panels = []
+    label, values = metric("free_running_ce").label, [row["value"] for row in rows]
+    ends, panels = (min(values), max(values)), []
     for at in dict.fromkeys(row["x"] for row in rows):
         here = [row for row in rows if row["x"] == at]
-        title = CROSS_ENTROPY if at is None else f"{here[0]['x_name']} {at:g}"
-        panels.append(Panel(title, x_label, label, _lines(here, x, style), holds=(min(reach), max(reach))))
+        title = swept(here[0]) or CROSS_ENTROPY
+        panels.append(Panel(title, x_label, label, _lines(here, x, style), holds=ends))
     return panels
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from tasks.formatting import decimals, fixed, probability
 from tasks.report.html import Html, tag
-from tasks.report.names import metric, system
+from tasks.report.names import metric, swept, system
 from tasks.report.results import Results, Row
 from tasks.report.section import Section
 from tasks.report.sections.differences import BETTER, LEVEL, OTHER, UNDECIDED, WORSE, all_differences, decided, verdict
@@ -98,7 +98,7 @@ def _leader(best: Row, tested: Sequence[Row]) -> Html:
 def _of_grid(best: Row, tested: Sequence[Row]) -> Html:
     """Where the best value is, and at how many values of the setting one method is better than another."""
     setting, value = best["x_name"], fixed(best["value"], decimals([best["value"]]))
-    parts = [f"best at {setting} {best['x']:g}: {system(best['method'])}, {value}"]
+    parts = [f"best at {swept(best)}: {system(best['method'])}, {value}"]
     pairs: dict[tuple[str, str], list[str]] = {}
     for row in tested:
         pairs.setdefault((row["method"], row["baseline"]), []).append(verdict(row))

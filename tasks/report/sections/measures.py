@@ -6,7 +6,7 @@ from typing import Any
 from tasks.formatting import count, decimals, fixed, interval
 from tasks.report.figures import folded, table
 from tasks.report.html import Html, join, tag
-from tasks.report.names import NEITHER, REFERENCE_SYSTEMS, metric, system
+from tasks.report.names import NEITHER, REFERENCE_SYSTEMS, metric, swept, system
 from tasks.report.results import Results, Row
 from tasks.report.section import Section
 
@@ -43,11 +43,8 @@ def named(rows: Sequence[Row]) -> list[Row]:
         places.setdefault(row["method"], set()).add(row.get("cell") or "")
     named = []
     for row in rows:
-        if row.get("x") is not None:
-            cell = f"{row['x_name']} {row['x']:g}"
-        else:
-            cell = (row.get("cell") or "") if len(places[row["method"]]) > 1 else ""
-        named.append(row | {"system": system(row["method"], cell)})
+        cell = (row.get("cell") or "") if len(places[row["method"]]) > 1 else ""
+        named.append(row | {"system": system(row["method"], swept(row) or cell)})
     return named
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from tasks.formatting import fixed
 from tasks.report.html import Html, join, quoted, shortened, tag
-from tasks.report.names import REFERENCE_SYSTEMS, system
+from tasks.report.names import REFERENCE_SYSTEMS, swept, system
 from tasks.report.results import Results, Row, literal
 from tasks.report.section import Section
 
@@ -104,8 +104,8 @@ def _of_cells(chosen: Sequence[Row]) -> str:
     cell = next((row for row in chosen if row["cell"]), None)
     if cell is None:
         return ""
-    at = "" if cell["x"] is None else f", {cell['x_name']} {cell['x']:g}"
-    return f" Of the comparison's runs these are those with seed {cell['seed']}{at}."
+    which = ", ".join(part for part in (f"seed {cell['seed']}", swept(cell)) if part)
+    return f" Of the comparison's runs these are those with {which}."
 
 
 def _pair(methods: Sequence[str]) -> tuple[str, str] | None:
