@@ -4,16 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.export.card import (
-    ABSENT,
-    making_text,
-    metrics_text,
-    model_text,
-    read_manifest,
-    settings_of,
-    settings_text,
-    written_card,
-)
+from tasks.export import card
 from tasks.export.markdown import escape, fenced, table
 from tasks.export.model_family import Family, family_of
 from tasks.formatting import count, short
@@ -43,25 +34,26 @@ METHOD_TEXT = {
 def pairs_card(store: Store, record: RunRecord, student: Artifact) -> str:
     """README.md for the student of a run: YAML front matter, then Markdown."""
     found = {each.stage: store.artifact(each.stage, each.key) for each in record.stages}
-    manifests = {stage: manifest for stage, each in found.items() if (manifest := read_manifest(each)) is not None}
-    kind = settings_of(manifests, student.stage, "settings").get("kind", student.stage)
-    method, family = METHODS[kind], family_of(student)
+    manifests = {stage: manifest for stage, each in found.items() if (manifest := card.read_manifest(each)) is not None}
+    kind = card.settings_of(manifests, student.stage, "settings").get("kind", student.stage)
+    method, family, own = METHODS[kind], family_of(student), _own_system(store, record, student)
     sections = {
         "What it is": _what(record, manifests, method, family),
         "Data": _data(record, manifests.get("prepare")),
         "Teacher": _teacher(record, manifests),
-        "Method and settings": f"{METHOD_TEXT[kind]}\n\n{settings_text(manifests)}",
-        "Metrics": metrics_text(found.get("evaluate"), manifests.get("evaluate"), _own_system(store, record, student)),
+        "Method and settings": f"{METHOD_TEXT[kind]}\n\n{card.settings_text(manifests)}",
+        "Metrics": card.metrics_text(found.get("evaluate"), manifests.get("evaluate"), own),
         "How to use": _usage(manifests, family),
-        "How it was made": making_text(store, record, manifests, student),
+        "How it was made": card.making_text(store, record, manifests, student),
     }
-    return written_card(record, method, family, _front_matter(manifests), sections)
+    return card.written_card(record, method, family, _front_matter(manifests), sections)
 
 
 def _front_matter(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
     """Hub names of the student's start and of the data; a key knows local ones by their hash alone."""
     front = {}
-    start, dataset = settings_of(manifests, "pre_distill", "student"), settings_of(manifests, "prepare", "dataset")
+    start = card.settings_of(manifests, "pre_distill", "student")
+    dataset = card.settings_of(manifests, "prepare", "dataset")
     if "hub" in start:
         front["base_model"] = start["hub"]
     if dataset.get("source") == "hub" and "/" in str(dataset.get("name")):
@@ -72,14 +64,14 @@ def _front_matter(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
 def _what(record: RunRecord, manifests: Mapping[str, Manifest], method: str, family: Family) -> str:
     trained = manifests.get("pre_distill")
     size = f" of {count(trained.stats['parameters'])} parameters" if trained and "parameters" in trained.stats else ""
-    start = settings_of(manifests, "pre_distill", "student")
-    origin = f", from {model_text(start, record, 'student')}" if start else ""
+    start = card.settings_of(manifests, "pre_distill", "student")
+    origin = f", from {card.model_text(start, record, 'student')}" if start else ""
     return f"{family.description}{size}, trained by {method}{origin}."
 
 
 def _data(record: RunRecord, manifest: Manifest | None) -> str:
     if manifest is None:
-        return ABSENT
+        return card.ABSENT
     dataset, stats = manifest.key_record["settings"]["dataset"], manifest.stats
     named = [dataset.get("name"), dataset.get("config_name"), dataset.get("revision"), dataset.get("package")]
     if dataset["source"] == "files":  # in the manifest by their content, here by what they were called
@@ -97,14 +89,14 @@ def _data(record: RunRecord, manifest: Manifest | None) -> str:
 def _teacher(record: RunRecord, manifests: Mapping[str, Manifest]) -> str:
     manifest = manifests.get("teacher")
     if manifest is None:
-        return ABSENT
+        return card.ABSENT
     settings, loss = manifest.key_record["settings"]["settings"], manifest.stats.get("validation_loss")
     fitted = (
         f" Fitted on the training references, to {short(loss)} nats a token on validation." if loss is not None else ""
     )
     score = manifests.get("score")
     prompt = f"\n\nIt reads:\n\n{fenced(score.key_record['settings']['prompt'])}" if score else ""
-    described = f"The teacher is {model_text(settings, record, 'teacher')}.{fitted}{prompt}"
+    described = f"The teacher is {card.model_text(settings, record, 'teacher')}.{fitted}{prompt}"
     return f"{described}\n\nThe student reads the source alone."
 
 
@@ -112,14 +104,14 @@ def _own_system(store: Store, record: RunRecord, student: Artifact) -> str:
     """What the evaluation calls these weights: the system whose outputs they wrote."""
     for each in record.stages:
         if each.stage == "decode":
-            manifest = read_manifest(store.artifact(each.stage, each.key))
+            manifest = card.read_manifest(store.artifact(each.stage, each.key))
             if manifest is not None and manifest.key_record["inputs"]["writer"] == student.key:
                 return each.label
     return ""
 
 
 def _usage(manifests: Mapping[str, Manifest], family: Family) -> str:
-    settings = settings_of(manifests, "decode", "settings")
+    settings = card.settings_of(manifests, "decode", "settings")
     decoding = settings.get("decoding", {})
     chosen = {
         name: decoding[name] for name in ("max_new_tokens", "num_beams", "no_repeat_ngram_size") if decoding.get(name)

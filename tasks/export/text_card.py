@@ -2,16 +2,7 @@
 
 from collections.abc import Mapping
 
-from tasks.export.card import (
-    ABSENT,
-    making_text,
-    metrics_text,
-    model_text,
-    read_manifest,
-    settings_of,
-    settings_text,
-    written_card,
-)
+from tasks.export import card
 from tasks.export.markdown import escape, fenced, table
 from tasks.export.model_family import family_of
 from tasks.formatting import count, short
@@ -32,7 +23,7 @@ print(tokenizer.batch_decode(outputs, skip_special_tokens=True))"""
 def text_card(store: Store, record: RunRecord, student: Artifact) -> str:
     """README.md for the last round's student: YAML front matter, then Markdown."""
     found = {each.name: store.artifact(each.stage, each.key) for each in record.stages}
-    manifests = {name: manifest for name, each in found.items() if (manifest := read_manifest(each)) is not None}
+    manifests = {name: manifest for name, each in found.items() if (manifest := card.read_manifest(each)) is not None}
     last = next(name for name, each in reversed(found.items()) if each == student)
     manifests[student.stage] = manifests[last]
     kind = str((record.parameters.get("method") or {}).get("kind", "dad_dagger"))
@@ -41,24 +32,24 @@ def text_card(store: Store, record: RunRecord, student: Artifact) -> str:
         "What it is": _what(record, manifests, method),
         "Data": _data(manifests.get("tokens")),
         "Teacher": _teacher(record, manifests),
-        "Method and settings": settings_text(manifests),
-        "Metrics": metrics_text(found.get("evaluate"), manifests.get("evaluate"), kind),
+        "Method and settings": card.settings_text(manifests),
+        "Metrics": card.metrics_text(found.get("evaluate"), manifests.get("evaluate"), kind),
         "How to use": fenced(USAGE.format(horizon=40), "python"),
-        "How it was made": making_text(store, record, manifests, student),
+        "How it was made": card.making_text(store, record, manifests, student),
     }
-    return written_card(record, method, family_of(student), {}, sections)
+    return card.written_card(record, method, family_of(student), {}, sections)
 
 
 def _what(record: RunRecord, manifests: Mapping[str, Manifest], method: str) -> str:
-    start = settings_of(manifests, "language_model[student]", "settings")
-    origin = f", from {model_text(start, record, 'student')}" if start else ""
+    start = card.settings_of(manifests, "language_model[student]", "settings")
+    origin = f", from {card.model_text(start, record, 'student')}" if start else ""
     rounds = (record.parameters.get("method") or {}).get("rounds", 3)
     return f"A causal language model (GPT-Neo), trained by {method} in {rounds} rounds on running text{origin}."
 
 
 def _data(manifest: Manifest | None) -> str:
     if manifest is None:
-        return ABSENT
+        return card.ABSENT
     source = escape(str(manifest.key_record["settings"]["dataset"]["source"]))
     rows = [
         [split, count(manifest.stats.get(f"{split}_tokens"))]
@@ -68,13 +59,13 @@ def _data(manifest: Manifest | None) -> str:
 
 
 def _teacher(record: RunRecord, manifests: Mapping[str, Manifest]) -> str:
-    settings = settings_of(manifests, "language_model[teacher]", "settings")
+    settings = card.settings_of(manifests, "language_model[teacher]", "settings")
     if not settings:
-        return ABSENT
+        return card.ABSENT
     tuned = manifests.get("fine_tune")
     after = (
         f" Fine-tuned on the text, to {short(tuned.stats['validation_loss'])} nats a token on validation."
         if tuned
         else ""
     )
-    return f"The teacher is {model_text(settings, record, 'teacher')}.{after}"
+    return f"The teacher is {card.model_text(settings, record, 'teacher')}.{after}"
