@@ -1,17 +1,21 @@
 """A program that runs a tiny recipe again and again in one store, each time killed (SIGKILL) at another point.
 
-    python -m tests.e2e.killed RECIPE HOME POINT …      (RECIPE: pairs, causal or text; no POINT: an undisturbed run)
+    python -m tests.e2e.killed RECIPE FOLDER NAME=POINT,… …      (RECIPE: pairs, causal or text)
 
-A POINT is EVENT:STAGE:COUNT, or flip:STAGE, truncate:STAGE or delete:STAGE, which spoils the newest file of every kind
-that the stage's unfinished build has kept. Every run is a fork of this process, which has imported everything and
-computed nothing. Prints one JSON line a point: how it ended, what the stage went on from, what was spoilt.
+First an undisturbed run in the store FOLDER/undisturbed/home, then for every NAME one run a POINT and a last one that
+ends, in the store FOLDER/NAME/home. A POINT is EVENT:STAGE:COUNT, or flip:STAGE, truncate:STAGE or delete:STAGE, which
+spoils the newest file of every kind that the stage's unfinished build has kept. Every run is a fork of this process,
+which has imported everything and computed nothing. Prints one JSON line a point: how it ended, what the stage went on
+from, what was spoilt.
 """
 
+import contextlib
+import importlib
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +53,7 @@ CHANGES = [
 CAUSAL = '{"hidden_size": 16, "num_layers": 2, "num_heads": 2, "window_size": 8, "max_position_embeddings": 128}'
 CAUSAL_CHANGES = [*CHANGES, f"teacher.shape={CAUSAL}", f"student.shape={CAUSAL}"]
 TEXT_CHANGES = [
+    "runtime.checkpoint_seconds=0",
     "method.rounds=2",
     "method.trajectory_stride=8",
     "evaluation.rounds=false",
@@ -165,11 +170,11 @@ def spoil(home: Path, how: str, stage: str) -> list[str]:
     return [path.name for path in found.values()]
 
 
-def main(recipe: str, home: Path, points: list[str]) -> None:
+def runs(recipe: str, home: Path, points: list[str]) -> Iterator[dict[str, Any]]:
     """Every point in turn, then a run to the end."""
     for point in [*points, None]:
         if point is not None and point.partition(":")[0] in HOWS:
-            print(json.dumps({"point": point, "spoilt": spoil(home, *point.split(":"))}), flush=True)
+            yield {"point": point, "spoilt": spoil(home, *point.split(":"))}
             continue
         report = home.parent / "first_progress.json"
         report.unlink(missing_ok=True)
@@ -177,14 +182,35 @@ def main(recipe: str, home: Path, points: list[str]) -> None:
         if child == 0:
             try:
                 run(recipe, home, point, report)
+                (home.parent / "modules.json").write_text(json.dumps(list(sys.modules)))
                 os._exit(0)
             except BaseException as error:
                 print(repr(error), file=sys.stderr, flush=True)
                 os._exit(1)
         _, status = os.waitpid(child, 0)
         went_on_from = json.loads(report.read_text()) if report.exists() else {}
-        print(json.dumps({"point": point, "end": os.waitstatus_to_exitcode(status), "from": went_on_from}), flush=True)
+        yield {"point": point, "end": os.waitstatus_to_exitcode(status), "from": went_on_from}
+
+
+def preload(recipe: str, home: Path) -> None:
+    """Import what a run in `home` has imported, and read the code that is in its keys: seconds that each fork saves."""
+    for name in json.loads((home.parent / "modules.json").read_text()):
+        with contextlib.suppress(ImportError):  # a few modules are made while the program runs
+            importlib.import_module(name)
+    outline, parameters = recipe_of(recipe, home)
+    execute(outline, Store(home), "tiny", parameters, NullReporter(), planning=True)
+
+
+def main(recipe: str, folder: Path, points: dict[str, list[str]]) -> None:
+    """The undisturbed run, then the others."""
+    for name, of_name in {"undisturbed": [], **points}.items():
+        home = folder / name / "home"
+        home.parent.mkdir(parents=True)
+        for row in runs(recipe, home, of_name):
+            print(json.dumps({"name": name} | row), flush=True)
+        if name == "undisturbed":
+            preload(recipe, home)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
+    main(sys.argv[1], Path(sys.argv[2]), {n: p.split(",") for n, p in (each.split("=") for each in sys.argv[3:])})

@@ -4,13 +4,14 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tasks.store.artifacts import MANIFEST, Store
-from tasks.store.files import file_hash
+from tasks.store.artifacts import Store
+from tests.e2e.damage import HOWS, artifacts
 
 PROJECT = Path(__file__).parents[2]
 POINTS = [
@@ -77,53 +78,63 @@ SPOILT_TEXT = [
 ]
 
 
-def run(recipe: str, home: Path, *points: str) -> list[dict[str, Any]]:
-    home.parent.mkdir(parents=True, exist_ok=True)
+@dataclass(frozen=True)
+class Ended:
+    """The stores of one recipe, each in a folder of its name, and what was seen of every run in them."""
+
+    folder: Path
+    rows: dict[str, list[dict[str, Any]]]
+
+    def home(self, name: str) -> Path:
+        return self.folder / name / "home"
+
+    def must_be_as_if_undisturbed(self, name: str, points: list[str]) -> None:
+        """Every point has killed its run, or found something to spoil, and the artifacts are the undisturbed ones."""
+        rows = self.rows[name]
+        assert [row["point"] for row in rows] == [*points, None]
+        for row in rows[:-1]:
+            assert row["spoilt"] if row["point"].startswith(HOWS) else row["end"] == -signal.SIGKILL, row
+        assert artifacts(self.home(name)) == artifacts(self.home("undisturbed"))
+
+
+def run(recipe: str, folder: Path, **points: list[str]) -> Ended:
+    """An undisturbed run, and for each name runs that are killed at its points, and one to the end."""
+    given = [f"{name}={','.join(of_name)}" for name, of_name in points.items()]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.e2e.killed", recipe, str(home), *points],
+        [sys.executable, "-m", "tests.e2e.killed", recipe, str(folder), *given],
         cwd=PROJECT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert rows[-1]["end"] == 0, done.stderr
-    return rows
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for line in done.stdout.splitlines():
+        row = json.loads(line)
+        rows.setdefault(row["name"], []).append(row)
+    assert {name: each[-1]["end"] for name, each in rows.items()} == dict.fromkeys(("undisturbed", *points), 0), (
+        done.stderr
+    )
+    return Ended(folder, rows)
 
 
-def contents(home: Path) -> dict[str, str]:
-    """Hash of every file of every artifact; manifests hold times and are left out."""
-    return {
-        str(path.relative_to(home)): file_hash(path)
-        for path in sorted((home / "artifacts").rglob("*"))
-        if path.is_file() and path.name != MANIFEST
-    }
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("undisturbed") / "home"
-    run("pairs", home)
-    return home
+def stages(home: Path) -> set[str]:
+    return {path.name for path in (home / "artifacts").iterdir()}
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    home = tmp_path_factory.mktemp("killed") / "home"
-    return home, run("pairs", home, *POINTS)
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    return run("pairs", tmp_path_factory.mktemp("pairs"), killed=POINTS, spoilt=SPOILT)
 
 
-def test_every_point_really_killed_its_run(killed: tuple[Path, list[dict[str, Any]]]) -> None:
-    ends = {row["point"]: row["end"] for row in killed[1]}
-    assert ends == dict.fromkeys(POINTS, -signal.SIGKILL) | {None: 0}
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    return run("text", tmp_path_factory.mktemp("text"), killed=TEXT_POINTS, spoilt=SPOILT_TEXT)
 
 
-def test_what_was_killed_again_and_again_ends_byte_for_byte_like_what_never_was(
-    undisturbed: Path, killed: tuple[Path, list[dict[str, Any]]]
-) -> None:
-    expected, found = contents(undisturbed), contents(killed[0])
-    assert {path.split("/")[1] for path in expected} == {
+def test_what_was_killed_again_and_again_ends_byte_for_byte_like_what_never_was(pairs: Ended) -> None:
+    pairs.must_be_as_if_undisturbed("killed", POINTS)
+    assert stages(pairs.home("killed")) == {
         "prepare",
         "teacher",
         "score",
@@ -133,13 +144,10 @@ def test_what_was_killed_again_and_again_ends_byte_for_byte_like_what_never_was(
         "measure",
         "evaluate",
     }
-    assert found == expected
 
 
-def test_a_run_goes_on_from_the_last_checkpoint_and_not_from_the_start(
-    killed: tuple[Path, list[dict[str, Any]]],
-) -> None:
-    first = {row["point"]: row["from"] for row in killed[1]}
+def test_a_run_goes_on_from_the_last_checkpoint_and_not_from_the_start(pairs: Ended) -> None:
+    first = {row["point"]: row["from"] for row in pairs.rows["killed"]}
     assert first["progress:teacher:3"]["teacher"] <= 1
     assert first["checkpoint:teacher:2"]["teacher"] == 2  # killed at what it told third: tokenizer, step 1, step 2
     assert first["progress:score:2"]["teacher"] == 12  # only the last step again: it is saved with the artifact
@@ -149,8 +157,8 @@ def test_a_run_goes_on_from_the_last_checkpoint_and_not_from_the_start(
     assert first["commit:llmr:1"]["llmr"] > 3
 
 
-def test_nothing_half_written_is_left(killed: tuple[Path, list[dict[str, Any]]]) -> None:
-    store = Store(killed[0])
+def test_nothing_half_written_is_left(pairs: Ended) -> None:
+    store = Store(pairs.home("killed"))
     for artifact in store.artifacts():
         assert store.damage(artifact) is None
     assert len(list(store.artifacts())) == 12
@@ -158,40 +166,20 @@ def test_nothing_half_written_is_left(killed: tuple[Path, list[dict[str, Any]]])
     assert list((store.root / ".checkpoints").iterdir()) == []
 
 
-def test_killed_anywhere_in_a_round_on_running_text_ends_byte_for_byte_the_same(tmp_path: Path) -> None:
-    rows = run("text", tmp_path / "killed" / "home", *TEXT_POINTS)
-    assert [(row["point"], row["end"]) for row in rows] == [
-        *((point, -signal.SIGKILL) for point in TEXT_POINTS),
-        (None, 0),
-    ]
-    run("text", tmp_path / "undisturbed" / "home")
-    expected, found = contents(tmp_path / "undisturbed" / "home"), contents(tmp_path / "killed" / "home")
-    assert {"dagger_train", "dagger_aggregate", "label", "features"} <= {path.split("/")[1] for path in expected}
-    assert found == expected
-    went_on = {row["point"]: row["from"] for row in rows[1:]}
+def test_killed_anywhere_in_a_round_on_running_text_ends_byte_for_byte_the_same(text: Ended) -> None:
+    text.must_be_as_if_undisturbed("killed", TEXT_POINTS)
+    assert {"dagger_train", "dagger_aggregate", "label", "features"} <= stages(text.home("killed"))
+    went_on = {row["point"]: row["from"] for row in text.rows["killed"][1:]}
     assert went_on["progress:dagger_train[1]:6"]["dagger_train[1]"] > 1  # not from its first update
-    assert list((tmp_path / "killed" / "home" / ".checkpoints").iterdir()) == []
+    assert list((text.home("killed") / ".checkpoints").iterdir()) == []
 
 
 def test_causal_models_killed_while_they_learn_and_write_end_byte_for_byte_the_same(tmp_path: Path) -> None:
-    rows = run("causal", tmp_path / "killed" / "home", *CAUSAL_POINTS)
-    assert [row["end"] for row in rows] == [-signal.SIGKILL] * len(CAUSAL_POINTS) + [0]
-    run("causal", tmp_path / "undisturbed" / "home")
-    expected, found = contents(tmp_path / "undisturbed" / "home"), contents(tmp_path / "killed" / "home")
-    assert {"teacher", "score", "pre_distill", "llmr"} <= {path.split("/")[1] for path in expected}
-    assert found == expected
+    causal = run("causal", tmp_path, killed=CAUSAL_POINTS)
+    causal.must_be_as_if_undisturbed("killed", CAUSAL_POINTS)
+    assert {"teacher", "score", "pre_distill", "llmr"} <= stages(causal.home("killed"))
 
 
-@pytest.mark.parametrize(("recipe", "points"), [("pairs", SPOILT), ("text", SPOILT_TEXT)])
-def test_what_a_killed_build_has_kept_is_looked_at_before_it_is_trusted(
-    tmp_path: Path, recipe: str, points: list[str], request: pytest.FixtureRequest
-) -> None:
-    rows = run(recipe, tmp_path / "spoilt" / "home", *points)
-    for row in rows[:-1]:
-        assert row.get("spoilt") or row.get("end") == -signal.SIGKILL, row
-    if recipe == "pairs":
-        whole = request.getfixturevalue("undisturbed")
-    else:
-        whole = tmp_path / "undisturbed" / "home"
-        run(recipe, whole)
-    assert contents(tmp_path / "spoilt" / "home") == contents(whole)
+def test_what_a_killed_build_has_kept_is_looked_at_before_it_is_trusted(pairs: Ended, text: Ended) -> None:
+    pairs.must_be_as_if_undisturbed("spoilt", SPOILT)
+    text.must_be_as_if_undisturbed("spoilt", SPOILT_TEXT)

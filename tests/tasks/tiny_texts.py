@@ -57,7 +57,7 @@ PARAMETERS: dict[str, Any] = {
         "rounds": 3, "horizon": 4, "epochs": 2, "patience": 0, "batch_rows": 16, "optimizer": {"learning_rate": 0.003}
     },
     "evaluation": {"horizon": 4, "window_stride": 3, "start_stride": 5, "resamples": 40, "block": 16},
-    "runtime": {"device": "cpu", "threads": 1, "checkpoint_seconds": 0},
+    "runtime": {"device": "cpu", "threads": 1},
 }  # fmt: skip
 
 
