@@ -35,7 +35,7 @@ def child(tmp_path: Path, program: str) -> Child:
     return Child("it", [sys.executable, "-c", program], env=os.environ, cwd=tmp_path, log=tmp_path / "logs" / "it.log")
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float = 50.0) -> bool:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

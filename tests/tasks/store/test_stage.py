@@ -220,9 +220,9 @@ def test_two_processes_that_want_one_key_build_it_once(tmp_path: Path) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=60)
+        process.join(timeout=120)
         assert process.exitcode == 0
-    found = sorted(outcomes.get(timeout=5) for _ in processes)
+    found = sorted(outcomes.get(timeout=60) for _ in processes)
     assert found[0] == "built"
     assert found[1] in ("waited", "hit")
     assert (tmp_path / "log").read_text() == "built\n"
