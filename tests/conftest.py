@@ -10,9 +10,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 from absl import logging as absl_logging
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from tests.tasks.fake_runs import Filled
+
+# Read when torch is imported, here and in what tests start: tensors this small only lose by being shared out, and
+# pytest's workers would fight for the cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+# How long an example takes depends on what else this machine does.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 # rouge-score brings absl's log handler, which closes the stream that it began with whenever Prefect sets up logging: in
 # a test that would be what pytest captures standard error with.

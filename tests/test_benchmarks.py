@@ -18,7 +18,6 @@ from kd_core.rollout.sampling import SamplingSettings, draw
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> common.Bench:
     """Random models: their outputs run to the limit, so truncation is checked too."""
-    torch.set_num_threads(1)
     monkeypatch.setattr(common, "REPEATS", 1)
     shape = T5Shape(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_decoder_layers=1, num_heads=2)
     teacher, student = (build_t5(shape, 40, seed) for seed in (0, 1))
@@ -93,7 +92,6 @@ def test_a_benchmark_that_fails_says_so_and_the_others_run(
 
 
 def test_algorithm_1_has_the_losses_of_the_literal_version() -> None:
-    torch.set_num_threads(1)
     shape = {"vocab_size": 40, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "attention_types": [[["global"], 2]]}
     text = torch.randint(0, 40, (60,), generator=torch.Generator().manual_seed(0))
     case = dad_dagger.Case(dad_dagger.gpt_neo(0, **shape), dad_dagger.gpt_neo(1, **shape), text, context=8)
@@ -131,7 +129,6 @@ def test_an_evaluation_has_rouge_scores_numbers_before_it_is_timed(monkeypatch: 
 
 
 def test_a_divergence_pass_has_the_loss_and_gradient_of_full_logits_before_it_is_timed() -> None:
-    torch.set_num_threads(1)
     shape = T5Shape(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_decoder_layers=1, num_heads=2)
     case = divergence.Case.of((shape, shape), 50, 5, 6)
     assert [line["sizes"]["what"] for line in divergence.measure(case)] == ["forward_kl", "reverse_kl", "js"]

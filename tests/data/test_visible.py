@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.cleaning.pairs import Rules, clean, pair_key, token_counts, tokens
@@ -68,7 +68,6 @@ def test_texts_that_look_different_are_different_and_kept_as_they_are(text: str,
     assert without_marks(text) == text
 
 
-@settings(deadline=None)
 @given(st.text(alphabet=st.characters(max_codepoint=0xAC, exclude_categories=["Cs"]), max_size=20))
 def test_ordinary_text_is_left_alone(text: str) -> None:
     assert comparable(text) == text == without_marks(text)
@@ -76,7 +75,6 @@ def test_ordinary_text_is_left_alone(text: str) -> None:
     assert list(token_counts([text])) == list(dict.fromkeys(tokens(text)))
 
 
-@settings(deadline=None)
 @given(st.text(max_size=20))
 def test_comparing_twice_is_comparing_once(text: str) -> None:
     once = comparable(text)

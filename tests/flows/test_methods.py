@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
@@ -27,8 +26,6 @@ from tasks.store.runs import RunRecord
 from tasks.store.stage import open_run
 from tests.tasks.tiny_models import write_model
 from tests.tasks.tiny_runs import EVALUATION, RUNTIME, SCORE, TRAINING, write_pairs
-
-torch.set_num_threads(1)  # tensors this small only lose by being shared out
 
 KNOWN = {"method": OUTLINE.parameters["method"]}
 KINDS = ("llmr", "seqkd", "forward_kl", "reverse_kl", "js", "gkd", "minillm", "prompting_student")

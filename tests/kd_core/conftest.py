@@ -9,8 +9,6 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from benchmarks import reference_llmr
 
-torch.set_num_threads(1)  # tensors this small only lose by being shared out
-
 
 def tiny_t5(
     vocab_size: int = 11, *, feed_forward: str = "relu", seed: int = 0, sharpness: float = 1.0, **more: Any

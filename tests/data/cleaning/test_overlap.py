@@ -44,7 +44,7 @@ def both(items: list[str], others: list[str]) -> tuple[TypeSets, TypeSets]:
 
 @pytest.mark.parametrize("common", [0.0, 0.3, 1.0])  # all words in the dense product, some, none
 @pytest.mark.parametrize(("chunk", "block"), [(1, 2), (3, 1), (100, 100)])
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(items=ITEMS, others=ITEMS)
 def test_the_product_equals_all_pairs(
     items: list[str], others: list[str], common: float, chunk: int, block: int
@@ -72,7 +72,6 @@ def test_a_score_by_hand() -> None:
     assert best_partners(left, right).score.tolist() == [4 / 7]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(0, 10_000), st.integers(0, 10_000))
 def test_a_score_compares_with_a_decimal_as_the_fraction_does(shared: int, more: int, other_more: int) -> None:
     size, other_size = shared + more, shared + other_more
@@ -82,7 +81,6 @@ def test_a_score_compares_with_a_decimal_as_the_fraction_does(shared: int, more:
         assert bool(score > float(threshold)) == exact
 
 
-@settings(deadline=None)
 @given(ITEMS, st.integers(1, 4))
 def test_a_vocabulary_is_the_most_frequent_words(items: list[str], size: int) -> None:
     found = [token for text in items for token in tokens(text)]
@@ -94,7 +92,6 @@ def test_a_vocabulary_is_the_most_frequent_words(items: list[str], size: int) ->
     assert whole.sizes().tolist() == [len(set(tokens(text))) for text in items]
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.text(alphabet="ab c", max_size=5)), min_size=1))
 def test_a_group_has_the_union_of_its_items_words(rows: list[tuple[int, str]]) -> None:
     numbers = {name: number for number, name in enumerate(dict.fromkeys(group for group, _ in rows))}

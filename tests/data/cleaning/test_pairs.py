@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any
 
 import pyarrow as pa
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from nltk.tokenize import WordPunctTokenizer
 
@@ -78,7 +78,6 @@ def run(rows: list[tuple[str, str, str]], rules: Rules, others: dict[str, set[by
     return clean("test", raw_batches(raw), rules, others)
 
 
-@settings(deadline=None)
 @given(ROWS, st.sampled_from([None, 1, 2]), st.lists(st.tuples(TEXTS, TEXTS), max_size=4))
 def test_cleaning_equals_the_slow_version(
     rows: list[tuple[str, str, str]], limit: int | None, others: list[tuple[str, str]]
@@ -90,7 +89,6 @@ def test_cleaning_equals_the_slow_version(
     assert cleaned.dropped["reason"].to_pylist() == reasons
 
 
-@settings(deadline=None)
 @given(ROWS)
 def test_no_pair_is_lost_without_a_row_in_dropped(rows: list[tuple[str, str, str]]) -> None:
     cleaned = run(rows, Rules(max_target_words=1), {})
@@ -105,14 +103,12 @@ def test_no_pair_is_lost_without_a_row_in_dropped(rows: list[tuple[str, str, str
     assert len(cleaned.keys) == cleaned.kept.num_rows
 
 
-@settings(deadline=None)
 @given(st.text(max_size=20))
 @example("Don't... stop_it, O.K.?! (yes) -- \u201cquoted\u201d")
 def test_tokens_are_runs_of_character_classes(text: str) -> None:
     assert tokens(text) == literal_tokens(text)
 
 
-@settings(deadline=None)
 @given(st.text(alphabet=string.printable + "éßñ\u201c\u2019\u00a0\u3000\U0001f600", max_size=20))
 @example("Don't... stop_it, O.K.?! (yes) -- \u201cquoted\u201d")
 def test_tokens_are_wens(text: str) -> None:
@@ -120,7 +116,6 @@ def test_tokens_are_wens(text: str) -> None:
     assert tokens(text) == slow_tokens(text)
 
 
-@settings(deadline=None)
 @given(TEXTS, TEXTS, TEXTS, TEXTS)
 @example("a", "b a", "a b", "a")  # the border between source and target counts
 @example("ab", "a", "a b", "a")  # and so does the border between words

@@ -7,7 +7,7 @@ import random
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.cleaning.splits import assign_dialogues, cut, sample
@@ -16,7 +16,6 @@ from data.reading.dialogues import ONE_TURN, RAW_SCHEMA
 SHARES = {"validation": 0.1, "test": 0.3}
 
 
-@settings(deadline=None)
 @given(st.sets(st.text(max_size=4), min_size=4, max_size=60), st.integers(0, 2**31))
 def test_shares_are_of_the_dialogues_and_order_does_not_matter(names: set[str], seed: int) -> None:
     shuffled = sorted(names)
@@ -57,7 +56,6 @@ def test_no_dialogue_in_two_splits_and_no_row_lost() -> None:
         assert sources == sorted(sources)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 40), st.integers(1, 50), st.integers(0, 5))
 def test_samples_are_nested_and_keep_the_order(num_rows: int, size: int, seed: int) -> None:
     table = pa.table({"x": list(range(num_rows))})

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.cleaning.overlap import Best, best_partners, type_sets
@@ -39,7 +39,6 @@ def test_the_greedy_rule_by_hand() -> None:
     assert decision.reasons == [above, gone, above, gone, None, below, None, below]
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(alphabet="abcde ", max_size=9), min_size=1, max_size=30))
 def test_what_is_dropped_had_a_partner_that_was_there(items: list[str]) -> None:
     found = best_partners(type_sets([text] for text in items))

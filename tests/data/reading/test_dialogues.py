@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.reading import dialogues
@@ -45,7 +45,6 @@ def test_a_dialogue_without_a_pair_is_one_flawed_row(turns: list[str], source: s
     assert list(pairs_of_turns(("d", turns), 1, " ")) == [("d", source, "", ONE_TURN)]
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(alphabet="ab \n", max_size=3), max_size=8), st.integers(1, 5))
 def test_every_turn_after_the_first_is_a_target_once(turns: list[str], context_turns: int) -> None:
     slow = []

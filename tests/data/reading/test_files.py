@@ -45,7 +45,7 @@ def write(folder: Path, suffix: str, rows: list[tuple[str, str, str]]) -> Path:
 FIELD = st.one_of(st.text(alphabet='ab",\n\r\t {}[]é\u2028', max_size=6), st.sampled_from(["NA", "null", "1e5", "#x"]))
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 @given(rows=st.lists(st.tuples(FIELD, FIELD, FIELD), max_size=6))
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_what_is_written_is_read(tmp_path: Path, suffix: str, rows: list[tuple[str, str, str]]) -> None:

@@ -148,7 +148,7 @@ numbers = st.lists(st.floats(-30, 30), min_size=2 * V, max_size=2 * V)
 
 
 @given(numbers, st.floats(0.01, 0.99))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_divergences_are_at_least_0_and_js_is_bounded(values: list[float], beta: float) -> None:
     p, q = torch.tensor(values, dtype=torch.float64).view(2, 1, 1, V)
     for found in (divergences.forward_kl(p, q), divergences.reverse_kl(p, q)):
@@ -160,7 +160,7 @@ def test_divergences_are_at_least_0_and_js_is_bounded(values: list[float], beta:
 
 
 @given(st.integers(0, 10_000), st.floats(0.05, 0.95), st.sampled_from([0.0, 1e-3, 1.0]))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_half_precision_logits_never_give_a_negative_jsd(seed: int, beta: float, apart: float) -> None:
     """At the size of a real vocabulary, for a student that is, nearly is, or is not its teacher; other divergences
     lose the digits that the softmax's own sum has lost, and no more."""

@@ -139,7 +139,7 @@ def test_padding_by_hand() -> None:
 
 
 @given(st.integers(1, 6), st.integers(0, 2**31))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_padding_never_changes_a_gain(length: int, seed: int) -> None:
     rng = torch.Generator().manual_seed(seed)
     q, v = (torch.randn((1, length), generator=rng, dtype=torch.float64) for _ in range(2))

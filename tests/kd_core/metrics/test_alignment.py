@@ -24,14 +24,14 @@ def table(first: list[str], second: list[str], *, edits: bool) -> int:
 
 
 @given(sequences, sequences)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_length_and_distance_are_those_of_the_full_tables(first: list[str], second: list[str]) -> None:
     assert lcs_length(first, second) == table(first, second, edits=False)
     assert edit_distance(first, second) == table(first, second, edits=True)
 
 
 @given(sequences, sequences)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_the_subsequence_is_the_one_that_rouge_score_finds(first: list[str], second: list[str]) -> None:
     found = lcs_positions(first, second)
     assert found == lcs_ind(first, second)
@@ -39,7 +39,6 @@ def test_the_subsequence_is_the_one_that_rouge_score_finds(first: list[str], sec
 
 
 @given(sequences, sequences, sequences)
-@settings(deadline=None)
 def test_edit_distance_is_a_metric(a: list[str], b: list[str], c: list[str]) -> None:
     assert edit_distance(a, a) == 0
     assert edit_distance(a, b) == edit_distance(b, a)

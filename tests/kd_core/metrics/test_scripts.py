@@ -61,7 +61,7 @@ def test_a_few_accents_are_no_matter_and_many_are() -> None:
 
 
 @given(st.text(alphabet=st.characters(max_codepoint=127), max_size=60))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_on_ascii_both_tokenizers_agree(text: str) -> None:
     assert unicode_tokens(text) == rouge_tokens(text)
     assert sentence_tokens(text, "unicode") == sentence_tokens(text)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import sacrebleu
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from nltk.tokenize import wordpunct_tokenize
 from nltk.translate.bleu_score import corpus_bleu
@@ -34,13 +34,11 @@ def num_matches(pairs: Sequence[tuple[list[str], list[str]]], order: int) -> int
 
 
 @given(st.text(alphabet="aZ0_ \t.,'\"?!-éÉß’…中"))
-@settings(deadline=None)
 def test_words_are_nltks_wordpunct_tokens_in_lower_case(text: str) -> None:
     assert words(text) == wordpunct_tokenize(text.lower())
 
 
 @given(corpora)
-@settings(deadline=None)
 def test_paper_bleu_is_nltks_corpus_bleu(pairs: list[tuple[list[str], list[str]]]) -> None:
     predicted, references = [list(side) for side in zip(*pairs, strict=True)]
     bleu = values(paper_bleu(predicted, references))
@@ -65,7 +63,6 @@ def test_paper_bleu_by_hand() -> None:
 
 
 @given(corpora)
-@settings(deadline=None)
 def test_sacrebleu_differs_only_by_outputs_too_short_for_an_ngram(pairs: list[tuple[list[str], list[str]]]) -> None:
     long_enough = [pair for pair in pairs if len(pair[0]) >= 4]
     assume(long_enough and max(len(reference) for _, reference in long_enough) >= 4)
@@ -77,7 +74,6 @@ def test_sacrebleu_differs_only_by_outputs_too_short_for_an_ngram(pairs: list[tu
 
 
 @given(st.lists(st.tuples(st.text(alphabet="aB1 .,'&-"), st.text(alphabet="aB1 .,'&-")), min_size=1, max_size=5))
-@settings(deadline=None)
 def test_stock_bleu_is_sacrebleus_own(pairs: list[tuple[str, str]]) -> None:
     predictions, references = [list(side) for side in zip(*pairs, strict=True)]
     value = values(stock_bleu(predictions, references))["sacrebleu_4"]
@@ -130,7 +126,6 @@ def slow_ngrams(predicted: list[list[str]], *, across: bool) -> list[list[tuple[
 
 
 @given(st.lists(sentences, min_size=1, max_size=8))
-@settings(deadline=None)
 def test_distinct_is_what_concatenating_everything_gives(predicted: list[list[str]]) -> None:
     stream = [token for tokens in predicted for token in tokens]
     assume(stream)
@@ -154,7 +149,6 @@ def test_distinct_by_hand() -> None:
 
 
 @given(st.lists(sentences, min_size=1, max_size=6), st.data())
-@settings(deadline=None)
 def test_distinct_in_a_resample_is_the_first_order_formula(predicted: list[list[str]], data: st.DataObject) -> None:
     weights = data.draw(st.lists(st.integers(0, 3), min_size=len(predicted), max_size=len(predicted)))
     cases = {

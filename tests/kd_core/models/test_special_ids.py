@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from transformers import AutoTokenizer
 
 from kd_core.models.loading import (
@@ -24,8 +23,6 @@ from kd_core.models.shapes import T5Shape, build_model
 from kd_core.models.special_ids import special_ids, vocabulary_size
 from kd_core.models.token_rows import TokenRows
 from tests.tasks.tiny_models import write_causal, write_model
-
-torch.set_num_threads(1)  # tensors this small only lose by being shared out
 
 Change = Callable[[Path], object]
 

@@ -1,5 +1,5 @@
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kd_core.rollout.outputs import mask_through_eos, truncated_rows
@@ -19,7 +19,6 @@ def test_a_pad_token_inside_an_output_is_a_real_token() -> None:
 
 
 @given(st.lists(st.lists(st.integers(0, 4), min_size=5, max_size=5), min_size=1, max_size=4))
-@settings(deadline=None)
 def test_mask_against_a_loop(rows: list[list[int]]) -> None:
     tokens = torch.tensor(rows)
     for row, mask in zip(rows, mask_through_eos(tokens, EOS).tolist(), strict=True):

@@ -8,7 +8,7 @@ from kd_core.train.batches import BatchSettings, epoch_updates, updates
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=200), st.integers(0, 5), st.integers(1, 9), st.integers(1, 4))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_an_epoch_holds_every_row_once_within_the_caps(lengths: list[int], epoch: int, rows: int, micro: int) -> None:
     chosen = BatchSettings(micro_batch_rows=rows, micro_batch_tokens=40, micro_batches=micro)
     array = np.array(lengths)

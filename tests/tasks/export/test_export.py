@@ -26,8 +26,6 @@ from tasks.store.runs import RunRecord
 from tests.tasks.tiny_models import write_model
 from tests.tasks.tiny_runs import run_llmr
 
-torch.set_num_threads(1)  # tensors this small only lose by being shared out
-
 PROMPT = "reply | to `x` ```\n<b>[ {source} ]</b>:"
 Made = tuple[Store, RunRecord, dict[str, Artifact]]
 

@@ -28,8 +28,6 @@ from tasks.store.stage import open_run
 from tests.tasks.tiny_models import write_causal, write_model
 from tests.tasks.tiny_runs import METHOD, RUNTIME, TRAINING, run_llmr
 
-torch.set_num_threads(1)  # tensors this small only lose by being shared out
-
 SHAPE = GPTNeoShape(hidden_size=16, num_heads=2, window_size=8)
 
 

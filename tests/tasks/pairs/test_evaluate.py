@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from flows.evaluation import System, evaluate_systems, measure_exposure
 from kd_core.losses.rewards import RewardSettings
@@ -32,7 +31,6 @@ from tasks.store.stage import Run, open_run
 from tests.tasks.tiny_models import write_model
 from tests.tasks.tiny_runs import EVALUATION, METHOD, RUNTIME, run_llmr, write_pairs
 
-torch.set_num_threads(1)
 CHARACTERS = SacreBleuSettings(tokenizer="char")
 PROMPT = "reply to [ {source} ]:"
 Made = tuple[Store, dict[str, Artifact]]

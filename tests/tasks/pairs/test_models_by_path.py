@@ -24,8 +24,6 @@ from tasks.store.stage import open_run
 from tests.tasks.tiny_models import NUM_SENTINELS, TEXTS, write_model, write_spiece, write_t5
 from tests.tasks.tiny_runs import RUNTIME, run_llmr, write_pairs
 
-torch.set_num_threads(1)  # tensors this small only lose by being shared out
-
 
 @pytest.mark.parametrize("own_head", [False, True])
 def test_weights_come_back_equal_and_a_head_of_its_own_stays_one(tmp_path: Path, own_head: bool) -> None:

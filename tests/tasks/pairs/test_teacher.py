@@ -31,8 +31,6 @@ from tasks.store.stage import open_run
 from tests.tasks.tiny_models import write_model
 from tests.tasks.tiny_runs import RUNTIME, SCORE, TRAINING, write_pairs
 
-torch.set_num_threads(1)  # tensors this small only lose by being shared out
-
 SHAPE = T5Shape(d_model=16, d_kv=8, d_ff=24, num_layers=1, num_decoder_layers=1, num_heads=2)
 PROMPT = "reply to {source}"
 NO_BETTER = "the teacher is no better than the student it teaches"

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from kd_core.models.loading import ModelSettings, load_model, load_tokenizer
 from kd_core.models.shapes import GPTNeoShape, T5Shape
@@ -20,8 +19,6 @@ from kd_core.train.supervised import SupervisedSettings
 from tasks.pairs.teacher import TeacherSettings
 from tasks.preflight.models import check_models
 from tests.tasks.tiny_models import TEXTS, write_causal, write_model, write_spiece
-
-torch.set_num_threads(1)  # tensors this small only lose by being shared out
 
 SMALL = ModelSettings(shape=T5Shape())
 

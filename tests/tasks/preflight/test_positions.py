@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from flows.distill_outline import pipeline
 from kd_core.models.loading import ModelSettings, load_tokenizer
@@ -30,8 +29,6 @@ from tasks.store.artifacts import Artifact, Store
 from tasks.store.progress import NullReporter
 from tasks.store.stage import open_run
 from tests.tasks.tiny_runs import EVALUATION, METHOD, RUNTIME, SCORE, TRAINING, write_pairs
-
-torch.set_num_threads(1)  # tensors this small only lose by being shared out
 
 SHAPE = GPTNeoShape(hidden_size=16, num_heads=2)
 PROMPT = "say {source} now"

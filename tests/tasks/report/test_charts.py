@@ -7,7 +7,7 @@ import re
 from itertools import pairwise
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tasks.report import names
@@ -24,7 +24,6 @@ FINITE = st.floats(-1e6, 1e6, allow_nan=False)
 # --- scales
 
 
-@settings(deadline=None)
 @given(FINITE, st.floats(1e-6, 1e6), st.integers(2, 8))
 def test_ticks_are_round_evenly_spaced_and_inside(low: float, width: float, number: int) -> None:
     assume(width >= 1e-9 * abs(low))  # a narrower range has no room for round numbers between its float64 ends
@@ -51,7 +50,6 @@ def test_a_scale_puts_values_where_they_belong() -> None:
     assert (scale(0), scale(10), scale(2.5)) == (100.0, 0.0, 75.0)
 
 
-@settings(deadline=None)
 @given(st.lists(st.one_of(st.none(), st.just(math.nan), st.just(math.inf), FINITE)))
 def test_a_fitted_scale_holds_every_finite_value(values: list[float | None]) -> None:
     scale = fitted(values, 0.0, 100.0)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.cli.main import main
@@ -393,7 +393,6 @@ def test_no_character_reorders_or_rings(made: Made) -> None:
     assert "bell ␇ escape ␛[31m null ␀ delete ␡" in text
 
 
-@settings(deadline=None)
 @given(st.text(st.characters(codec=None)))
 def test_any_text_comes_back_from_an_element_and_from_an_attribute(text: str) -> None:
     node = parse(tag("p", {"title": text}, text)).one("p")

@@ -25,7 +25,6 @@ from tests.tasks.tiny_texts import run_text, write_texts
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Run, Artifact]:
-    torch.set_num_threads(1)
     store = Store(tmp_path_factory.mktemp("text"))
     return store, *run_text(store)
 
