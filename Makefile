@@ -4,6 +4,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
+# A file of tests stays with one worker; the long ones, which come first, are not kept for the end.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+APT := env DEBIAN_FRONTEND=noninteractive apt-get -y --no-install-recommends -o Acquire::Retries=0 -o Acquire::http::Timeout=10
 
 .PHONY: help setup demo test browser check bench bench-trl soak
 
@@ -21,18 +24,19 @@ demo: setup ## distil a teacher into a student on real dialogues, from nothing t
 	$(BIN)/distill run llmr-chitchat
 
 test: setup browser ## every test, the real local stack included, on every core
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
-browser: ## Chromium for the report's tests, where there is none and Debian's packages can be had; says nothing if not
-	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ] || \
-	{ timeout 60 apt-get -qq update && timeout 240 apt-get -qq install -y --no-install-recommends chromium; } >/dev/null 2>&1 || true
+browser: ## Chromium for the report's tests, if there is none, we are root and Debian's packages can be had
+	@{ command -v chromium || command -v chromium-browser || command -v google-chrome || command -v chrome || \
+	{ [ "$$(id -u)" = 0 ] && timeout 60 $(APT) update && timeout 180 $(APT) install --download-only chromium && \
+	$(APT) install chromium; }; } >/dev/null 2>&1 || echo "no Chromium: the tests of the report in a browser are skipped"
 
 check: setup ## format, lint, types, layers, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 bench: setup ## benchmarks against their references, one JSON line a measurement (NAME=… runs one)
 	$(BIN)/python -m benchmarks $(NAME)
