@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kd_core.models.backends.attention import Places, Rows, own_attention
-from kd_core.models.backends.pairs import Memory, check_fits, last_tokens
+from kd_core.models.backends.pairs import Memory, check_fits, last_tokens, num_positions
 from kd_core.models.packing import Layout
 
 Model = Any  # a transformers …ForCausalLM; transformers ships no types
@@ -121,21 +121,6 @@ def run(model: Model, ids: Tensor, position: Tensor, rows: Rows) -> Tensor:
         )
     states: Tensor = out.last_hidden_state
     return states
-
-
-def num_positions(model: Model) -> int | None:
-    """How many tokens a row may have; None: no limit.
-
-    Rotations that change with the length of the batch (dynamic, longrope) are good up to where they begin to: a row's
-    keys would depend on its neighbours.
-    """
-    config = model.get_decoder().config
-    rotations = getattr(config, "rope_parameters", None) or {}
-    each = [rotations, *(x for x in rotations.values() if isinstance(x, dict))]  # one, or one for each kind of layer
-    changing = [x for x in each if x.get("rope_type") in ("dynamic", "longrope")]
-    limits = [x.get("original_max_position_embeddings") for x in changing]
-    known = [limit for limit in (getattr(config, "max_position_embeddings", None), *limits) if limit is not None]
-    return min(known, default=None)
 
 
 def _padded(x_1HNK: Tensor, layout: Layout) -> Tensor:

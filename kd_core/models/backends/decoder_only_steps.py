@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_core.models.backends.attention import Places
-from kd_core.models.backends.decoder_only import Model, num_positions, run
-from kd_core.models.backends.pairs import Memory, check_fits
+from kd_core.models.backends.decoder_only import Model, run
+from kd_core.models.backends.pairs import Memory, check_fits, num_positions
 
 
 class StepDecoder:

@@ -4,6 +4,7 @@ Shape legend: B rows, S prompt positions, G key heads, K head width.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,10 +53,26 @@ def last_tokens(ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
     return ids_BS.gather(1, length_B[:, None] - 1).squeeze(1)
 
 
-def check_fits(length: int, most: int | None) -> None:
+def check_fits(
+    length: int, most: int | None, what: str = "a prompt and its response of {} tokens together are"
+) -> None:
     """Raise ValueError for more tokens than the model has positions; None: it has no limit."""
     if most is not None and length > most:
         raise ValueError(
-            f"a prompt and its response of {length} tokens together are longer than the model's {most} positions\n"
-            "lower lengths.source, or lengths.target"
+            f"{what.format(length)} longer than the model's {most} positions\nlower lengths.source, or lengths.target"
         )
+
+
+def num_positions(model: Any) -> int | None:
+    """How many tokens a row may have; None: no limit.
+
+    Rotations that change with the length of the batch (dynamic, longrope) are good up to where they begin to: a row's
+    keys would depend on its neighbours.
+    """
+    config = model.get_decoder().config
+    rotations = getattr(config, "rope_parameters", None) or {}
+    each = [rotations, *(x for x in rotations.values() if isinstance(x, dict))]  # one, or one for each kind of layer
+    changing = [x for x in each if x.get("rope_type") in ("dynamic", "longrope")]
+    limits = [x.get("original_max_position_embeddings") for x in changing]
+    known = [limit for limit in (getattr(config, "max_position_embeddings", None), *limits) if limit is not None]
+    return min(known, default=None)
