@@ -19,6 +19,7 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM
 from benchmarks import reference_dad_dagger
 from benchmarks.common import line
 from kd_core.losses.soft_targets import HiddenLabels
+from kd_core.models.policy import head_of
 from kd_core.train.state import OptimizerSettings, TrainState
 from kd_core.windows.cutting import contexts, trajectory_starts, window_targets
 from kd_core.windows.dad_dagger import aggregate
@@ -101,7 +102,7 @@ def fast(case: Case, written: list[Tensor]) -> list[float]:
 
     Returns the losses, and leaves in `written` the tokens that each round's trajectories wrote, (B, HORIZON - 1).
     """
-    student, head = copy.deepcopy(case.student), case.teacher.lm_head.weight
+    student, head = copy.deepcopy(case.student), head_of(case.teacher)
     set_trainable(student, "last_block")
     targets = window_targets(len(case.text), case.context)
     seen, true = contexts(case.text, targets, case.context), case.text[targets]

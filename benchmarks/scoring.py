@@ -5,14 +5,13 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import reference_llmr
 from benchmarks.common import Bench, demo_bench, in_turn, line
 from kd_core.losses.lm_head import ValueKind, chunk_rows
 from kd_core.losses.rewards import RewardSettings
-from kd_core.models.policy import decode, encode, head_weight, shift_right
+from kd_core.models.policy import decode, encode, head_of, shift_right
 from kd_core.rollout.sampling import SamplingSettings, sample
 from kd_core.rollout.scoring import judge
 
@@ -73,9 +72,9 @@ def bare_pass(teacher: Any, source: Tensor, mask: Tensor, tokens: Tensor, real: 
     @torch.no_grad()
     def forward() -> object:
         hidden, _ = decode(teacher, encode(teacher, source, mask), shift_right(tokens, 0), real)
-        weight = head_weight(teacher)
-        for rows in chunk_rows(len(hidden), len(weight)):
-            logits = F.linear(hidden[rows], weight)
+        head = head_of(teacher)
+        for rows in chunk_rows(len(hidden), len(head)):
+            logits = head.logits(hidden[rows])
         return logits
 
     return forward

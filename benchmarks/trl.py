@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks.common import line
 from kd_core.losses.divergence_head import Divergence, TeacherStates, divergence_loss
-from kd_core.models.policy import decode, encode, head_weight, shift_right, start_tokens
+from kd_core.models.policy import decode, encode, head_of, shift_right, start_tokens
 from kd_core.models.shapes import GPTNeoShape, build_gpt_neo
 from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.sampling import SamplingSettings
@@ -242,9 +242,9 @@ def jsd(pair: Pair, prompts: Tensor, tokens: Tensor) -> Tensor:
     for model in (pair.student, pair.teacher):
         memory = encode(model, prompts, torch.ones_like(prompts, dtype=torch.bool))
         states.append(decode(model, memory, shift_right(tokens, start_tokens(model, memory)), mask)[0])
-    seen = TeacherStates(states[1].detach(), head_weight(pair.teacher).detach())
+    seen = TeacherStates(states[1].detach(), head_of(pair.teacher).detach())
     weight_M = states[0].new_full((tokens.numel(),), 1 / tokens.numel())
-    loss, _ = divergence_loss(states[0], head_weight(pair.student), seen, weight_M, Divergence.generalised_jsd(BETA))
+    loss, _ = divergence_loss(states[0], head_of(pair.student), seen, weight_M, Divergence.generalised_jsd(BETA))
     return loss
 
 

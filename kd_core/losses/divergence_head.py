@@ -13,7 +13,7 @@ With g = dD/dq, the gradient of every divergence D(p, q) is dD/dz = q (g - sum_V
 
 with m = beta p + (1 - beta) q. `divergences` has the definitions, and how others count beta; it is the oracle.
 Teacher and student may have different widths, but one vocabulary: heads padded to different sizes are cut to the
-tokens that can be named (`head_weight(model, num_tokens)`) before they come here.
+tokens that can be named (`policy.head(model, num_tokens)`) before they come here.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_core.losses.divergences import log_ratios
-from kd_core.losses.lm_head import HeadGradients, chunk_rows, full_precision
+from kd_core.losses.head import Head, HeadGradients, full_precision
+from kd_core.losses.lm_head import chunk_rows
 
 PARTS = 4  # of a chunk: products want many rows, what is done to each number wants them in a small cache
 
@@ -54,28 +55,28 @@ class TeacherStates:
     """The teacher's view of M tokens: its final hidden states and its head."""
 
     hidden_ME: Tensor
-    weight_VE: Tensor
+    head: Head
 
 
 def divergence_loss(
-    hidden_MD: Tensor, weight_VD: Tensor, teacher: TeacherStates, coefficient_M: Tensor, divergence: Divergence
+    hidden_MD: Tensor, head: Head, teacher: TeacherStates, coefficient_M: Tensor, divergence: Divergence
 ) -> tuple[Tensor, Tensor]:
     """sum_m coefficient_m D(p_m, q_m), differentiable in the student's hidden states and head; and every D(p_m, q_m).
 
     The coefficients are constants (1 / M makes it the mean); nothing flows into them or into the teacher. Loss and
     gradient come from one pass over each chunk.
 
-    Shapes: (M, D), (V, D), (M, E) with (V, E), (M,) -> scalar and detached (M,), float32 or better. Raises ValueError
-    if M or V differ between arguments.
+    Shapes: (M, D) and (M, E) with a head of V each, (M,) -> scalar and detached (M,), float32 or better. Raises
+    ValueError if M or V differ between arguments.
     """
     if not len(hidden_MD) == len(teacher.hidden_ME) == len(coefficient_M):
         sizes = (len(hidden_MD), len(teacher.hidden_ME), len(coefficient_M))
         raise ValueError(f"student, teacher and coefficient must have the same number of tokens, got {sizes}")
-    if len(weight_VD) != len(teacher.weight_VE):
-        heads = (len(weight_VD), len(teacher.weight_VE))
+    if len(head) != len(teacher.head):
+        heads = (len(head), len(teacher.head))
         raise ValueError(f"student and teacher must have one vocabulary, got heads of {heads} tokens; give num_tokens")
     loss, divergence_M = _DivergenceLoss.apply(  # type: ignore[no-untyped-call]
-        hidden_MD, weight_VD, teacher.hidden_ME.detach(), teacher.weight_VE.detach(), coefficient_M.detach(), divergence
+        hidden_MD, head.weight_VD, head.bias_V, head, teacher, coefficient_M.detach(), divergence
     )
     return loss, divergence_M
 
@@ -87,20 +88,21 @@ class _DivergenceLoss(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden_MD: Tensor,
-        weight_VD: Tensor,
-        teacher_hidden_ME: Tensor,
-        teacher_weight_VE: Tensor,
+        _weight_VD: Tensor,
+        _bias_V: Tensor | None,
+        head: Head,
+        teacher: TeacherStates,
         coefficient_M: Tensor,
         divergence: Divergence,
     ) -> tuple[Tensor, Tensor]:
-        gradients = HeadGradients(hidden_MD, weight_VD, *ctx.needs_input_grad[:2])
+        gradients = HeadGradients(hidden_MD, head, ctx.needs_input_grad[:3])
         dtype = full_precision(hidden_MD[:0]).dtype
         divergence_M = hidden_MD.new_empty(len(hidden_MD), dtype=dtype)
-        for rows in chunk_rows(len(hidden_MD), len(weight_VD)):
-            teacher_CV = F.linear(teacher_hidden_ME[rows], teacher_weight_VE)
-            grad_CV = full_precision(F.linear(hidden_MD[rows], weight_VD))  # the student's logits, overwritten
+        for rows in chunk_rows(len(hidden_MD), len(head)):
+            teacher_CV = teacher.head.logits(teacher.hidden_ME[rows])
+            grad_CV = gradients.logits(rows)  # the student's logits, overwritten
             of_chunk_C, coefficient_C1 = divergence_M[rows], coefficient_M[rows, None]
-            for part in chunk_rows(len(grad_CV), PARTS * len(weight_VD)):
+            for part in chunk_rows(len(grad_CV), PARTS * len(head)):
                 log_p_PV, log_q_PV = (F.log_softmax(x_CV[part], dim=1, dtype=dtype) for x_CV in (teacher_CV, grad_CV))
                 of_chunk_C[part], grad_PV = value_and_gradient(log_p_PV, log_q_PV, divergence)
                 if gradients.wanted:

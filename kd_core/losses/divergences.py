@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_core.losses.lm_head import full_precision
+from kd_core.losses.head import full_precision
 
 
 def forward_kl(teacher_logits_BTV: Tensor, student_logits_BTV: Tensor) -> Tensor:

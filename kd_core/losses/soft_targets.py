@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_core.losses.lm_head import HeadGradients, chunk_rows, full_precision
+from kd_core.losses.head import Head, HeadGradients, full_precision
+from kd_core.losses.lm_head import chunk_rows
 
 
 class TeacherLabels(Protocol):
@@ -37,23 +38,23 @@ class TeacherLabels(Protocol):
 
 @dataclass(frozen=True)
 class HiddenLabels:
-    """The teacher's final states and its head: p = softmax(h W')."""
+    """The teacher's final states and its head: p = softmax(logits of h)."""
 
     hidden_ME: Tensor
-    weight_VE: Tensor
+    head: Head
 
     def probabilities(self, rows: slice, vocab_size: int) -> Tensor:
         """See `TeacherLabels`."""
-        logits_CV = F.linear(self.hidden_ME[rows].to(self.weight_VE.dtype), self.weight_VE[:vocab_size])
+        logits_CV = self.head.first(vocab_size).logits(self.hidden_ME[rows].to(self.head.weight_VD.dtype))
         return full_precision(logits_CV).softmax(dim=1)
 
     def of(self, index_B: Tensor, device: torch.device | None = None) -> "HiddenLabels":
         """See `TeacherLabels`."""
-        return HiddenLabels(self.hidden_ME[index_B].to(device), self.weight_VE)
+        return HiddenLabels(self.hidden_ME[index_B].to(device), self.head)
 
     def followed_by(self, other: "HiddenLabels") -> "HiddenLabels":
         """See `TeacherLabels`; both of one teacher."""
-        return HiddenLabels(torch.cat([self.hidden_ME, other.hidden_ME]), self.weight_VE)
+        return HiddenLabels(torch.cat([self.hidden_ME, other.hidden_ME]), self.head)
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,11 @@ class DistillationTerms:
 
 
 def distillation_loss(
-    hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor, labels: TeacherLabels | None, alpha: float
+    hidden_MD: Tensor, head: Head, target_M: Tensor, labels: TeacherLabels | None, alpha: float
 ) -> tuple[Tensor, DistillationTerms]:
     """Mean over predictions of alpha * NLL + (1 - alpha) * KD, differentiable in hidden states and head.
 
-    Shapes: (M, D), (V, D), (M,), labels of M -> scalar and `DistillationTerms`. Source: DaD-DAgger, Eq. 5. Without
+    Shapes: (M, D), a head of V, (M,), labels of M -> scalar and `DistillationTerms`. Source: DaD-DAgger, Eq. 5. Without
     labels (alpha must be 1: DaD) KD is 0. Raises ValueError for alpha outside [0, 1], or below 1 without labels.
     """
     if not 0 <= alpha <= 1:
@@ -123,7 +124,7 @@ def distillation_loss(
     if labels is None and alpha < 1:
         raise ValueError(f"alpha {alpha} needs the teacher's labels; only alpha 1 (DaD) does without")
     loss, nll_M, kd_M = _Distillation.apply(  # type: ignore[no-untyped-call]
-        hidden_MD, weight_VD, target_M, labels, alpha
+        hidden_MD, head.weight_VD, head.bias_V, head, target_M, labels, alpha
     )
     return loss, DistillationTerms(nll_M, kd_M)
 
@@ -133,15 +134,22 @@ class _Distillation(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor, labels: TeacherLabels | None, alpha: float
+        ctx: Any,
+        hidden_MD: Tensor,
+        _weight_VD: Tensor,
+        _bias_V: Tensor | None,
+        head: Head,
+        target_M: Tensor,
+        labels: TeacherLabels | None,
+        alpha: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        gradients = HeadGradients(hidden_MD, weight_VD, *ctx.needs_input_grad[:2])
-        num, vocab_size = len(target_M), len(weight_VD)
+        gradients = HeadGradients(hidden_MD, head, ctx.needs_input_grad[:3])
+        num, vocab_size = len(target_M), len(head)
         dtype = full_precision(hidden_MD[:0]).dtype
         nll_M = hidden_MD.new_empty(num, dtype=dtype)
         kd_M = torch.zeros_like(nll_M)
         for rows in chunk_rows(num, vocab_size):
-            log_q_CV = F.log_softmax(F.linear(hidden_MD[rows], weight_VD), dim=1, dtype=dtype)
+            log_q_CV = F.log_softmax(gradients.logits(rows), dim=1)
             nll_M[rows] = -log_q_CV.gather(1, target_M[rows, None]).squeeze(1)
             grad_CV: Tensor | None = None
             if labels is not None:
@@ -160,4 +168,4 @@ class _Distillation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return *HeadGradients.scaled(ctx, grads[0]), None, None, None
+        return *HeadGradients.scaled(ctx, grads[0]), None, None, None, None

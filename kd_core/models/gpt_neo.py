@@ -13,16 +13,14 @@ gap of padding between a prompt and its response is one in memory only. The stoc
 concatenated tokens is the oracle in tests/kd_core/models/test_gpt_neo.py (float64, values and gradients, 1e-10). [ours]
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_core.models.backends.pairs import Memory, check_fits, last_tokens
 from kd_core.models.packing import Layout, additive_mask, dropout, unflatten
-
-FAR = 2**30  # where padding stands: after every query, so that none looks at it
 
 Model = Any  # transformers.GPTNeoForCausalLM; transformers ships no types
 
@@ -104,42 +102,13 @@ def unpadded_states(model: Model, ids_BL: Tensor, num_blocks: int) -> Tensor:
     return x_BLD
 
 
-@dataclass(frozen=True)
-class Memory:
-    """What prompts leave for their responses: keys and values of all tokens but the last, and that last token."""
-
-    keys_values: tuple[tuple[Tensor, Tensor], ...]  # a pair of (B, H, S, K) for each block
-    layout: Layout  # of the prompts without their last token
-    last_B: Tensor
-
-    @property
-    def length_B(self) -> Tensor:
-        """(B,) tokens before the last: the position at which it stands itself."""
-        return self.layout.mask_BS.sum(dim=1)
-
-    @property
-    def position_BS(self) -> Tensor:
-        """(B, S) where the keys stand."""
-        position_S = torch.arange(self.layout.mask_BS.shape[1], device=self.last_B.device)
-        return position_S.expand_as(self.layout.mask_BS).masked_fill(~self.layout.mask_BS, FAR)
-
-    def detach(self) -> "Memory":
-        """The same memory with no gradient, for sampling."""
-        pairs = tuple((key.detach(), value.detach()) for key, value in self.keys_values)
-        return Memory(pairs, self.layout, self.last_B)
-
-
 def encode(model: Model, ids_BS: Tensor, mask_BS: Tensor) -> Memory:
     """Keys and values of right-padded prompts.
 
     Shapes: (B, S) ids, (B, S) bool -> Memory, its rows as wide as attention wants them. Raises ValueError for a prompt
     without a token.
     """
-    length_B = mask_BS.sum(dim=1)
-    if (length_B == 0).any():
-        raise ValueError("a causal model needs at least one token of prompt in every row, got an empty prompt")
-    last_B = ids_BS.gather(1, length_B[:, None] - 1).squeeze(1)
-    layout = Layout.of(mask_BS[:, 1:])
+    last_B, layout = last_tokens(ids_BS, mask_BS), Layout.of(mask_BS[:, 1:])
     position_BS = torch.arange(mask_BS.shape[1] - 1, device=ids_BS.device).expand(mask_BS.shape[0], -1)
     x_ND = embed(model, layout.pack(ids_BS[:, :-1]), layout.pack(position_BS))
     layout = layout.widened()
@@ -158,14 +127,14 @@ def encode(model: Model, ids_BS: Tensor, mask_BS: Tensor) -> Memory:
 
 
 def decode(model: Model, memory: Memory, input_ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Layout]:
-    """Teacher-forced states of responses, ready for `head_weight`.
+    """Teacher-forced states of responses, ready for `head_of`.
 
     Shapes: Memory, (B, T) inputs (the prompt's last token, then the response but its last), (B, T) bool -> (M, D) and
-    the layout of its M tokens. Times `head_weight(model).T` they are the logits for the token that follows each input.
+    the layout of its M tokens: `head_of(model).logits` makes of them what predicts the token after each input.
     Raises ValueError where a prompt and its response are longer than the model has positions.
     """
     layout, start_B1 = Layout.of(mask_BT), memory.length_B[:, None]
-    check_length(model, int((memory.length_B + mask_BT.sum(dim=1)).max()))
+    check_fits(int((memory.length_B + mask_BT.sum(dim=1)).max()), model.config.max_position_embeddings)
     position_BT = start_B1 + torch.arange(mask_BT.shape[1], device=mask_BT.device)
     x_MD = embed(model, layout.pack(input_ids_BT), layout.pack(position_BT))
     wide = layout.widened()
@@ -176,16 +145,6 @@ def decode(model: Model, memory: Memory, input_ids_BT: Tensor, mask_BT: Tensor) 
         k, v = torch.cat([key, k], dim=2), torch.cat([value, v], dim=2)
         x_MD = finish(block, x_MD, wide.pack(attend(block, q, k, v, bias[block.attn.attention_type])))
     return layer_norm(x_MD, model.transformer.ln_f), layout
-
-
-def check_length(model: Model, length: int) -> None:
-    """Raise ValueError for more tokens than the model has positions."""
-    most = model.config.max_position_embeddings
-    if length > most:
-        raise ValueError(
-            f"a prompt and its response of {length} tokens together are longer than the model's {most} positions\n"
-            "lower max_source_tokens, or the limit of what is written after it"
-        )
 
 
 def _padded_heads(block: Any, x_ND: Tensor, layout: Layout, which: str) -> tuple[Tensor, ...]:

@@ -15,12 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_core.models.backends.pairs import FAR, Memory, check_fits
 from kd_core.models.gpt_neo import (
-    FAR,
-    Memory,
     Model,
     attend,
-    check_length,
     embed,
     finish,
     layer_norm,
@@ -45,7 +43,7 @@ class StepDecoder:
     def __init__(self, model: Model, memory: Memory, max_length: int, num_beams: int = 1) -> None:
         self.model, self.num_beams, self.length = model, num_beams, 0
         self.prompt_length = int(memory.length_B.max())
-        check_length(model, self.prompt_length + max_length)
+        check_fits(self.prompt_length + max_length, model.config.max_position_embeddings)
         self._start_R = memory.length_B.repeat_interleave(num_beams)
         places_J = torch.arange(self.prompt_length + max_length, device=memory.last_B.device)
         gap_R1 = self.prompt_length - self._start_R[:, None]
@@ -69,7 +67,7 @@ class StepDecoder:
         return _LayerCache(qkv_weight, key, value)
 
     def step(self, tokens_R: Tensor) -> Tensor:
-        """Shapes: (R,) the tokens just chosen (the prompt's last first) -> (R, D) hidden states for `head_weight`."""
+        """Shapes: (R,) the tokens just chosen (the prompt's last first) -> (R, D) hidden states for `head_of`."""
         stack, masks = self.model.transformer, self._masks(self.prompt_length + self.length + 1)
         x_RD = embed(self.model, tokens_R, self._start_R + self.length)
         for block, cache in zip(stack.h, self._caches, strict=True):

@@ -1,37 +1,61 @@
-"""One interface to encoder–decoders and causal models, so that a method's loop is written once for both.
+"""One interface to all language models, so that a method's loop is written once for them.
 
 Shape legend: B rows, S source positions, T target positions, M real target tokens, R running rows, D model width.
 
 `encode` reads sources (prompts) into a memory; `decode` gives the states that predict given targets (responses) after
-them; a step decoder writes targets, a token a step; `head_weight` turns states into logits. Targets are read shifted
-right, and what stands in front of them is `start_tokens`: a T5's decoder start token, a prompt's own last token.
+them; a step decoder writes targets, a token a step; the logits of states are `head_of(model).logits`. Targets are read
+shifted right, and what stands in front of them is `start_tokens`: an encoder–decoder's start token, a prompt's last.
+
+What serves a model: our own T5 and GPT-Neo; any other decoder-only model on its stock modules, packed, where these are
+on transformers' attention interface; whatever remains by its stock forward pass on padded rows, which is slower.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from kd_core.lengths import require_length
-from kd_core.models import gpt_neo, t5
-from kd_core.models.gpt_neo_steps import StepDecoder as GPTNeoStepDecoder
+from kd_core.losses.head import Head
+from kd_core.models import gpt_neo, gpt_neo_steps, t5, t5_steps
+from kd_core.models.backends import decoder_only, decoder_only_steps, padded
+from kd_core.models.backends.probe import Backend, Logits, bare_head, probe
 from kd_core.models.packing import Layout
-from kd_core.models.t5_steps import StepDecoder as T5StepDecoder
 
 __all__ = [
     "Layout",
     "Memory",
     "Model",
     "StepDecoder",
+    "backend_of",
     "decode",
     "encode",
-    "head_weight",
+    "head_of",
     "start_tokens",
     "step_decoder",
 ]
 
-Model = Any  # transformers.T5ForConditionalGeneration, its mT5 twin or GPTNeoForCausalLM; transformers ships no types
-Memory = t5.Memory | gpt_neo.Memory
+Model = Any  # a transformers …ForCausalLM or …ForConditionalGeneration; transformers ships no types
+
+T5 = Backend("t5", t5.encode, t5.decode, t5_steps.StepDecoder)
+GPT_NEO = Backend("gpt_neo", gpt_neo.encode, gpt_neo.decode, gpt_neo_steps.StepDecoder)
+PACKED = Backend("packed", decoder_only.encode, decoder_only.decode, decoder_only_steps.StepDecoder)
+PADDED = Backend("padded", padded.encode, padded.decode, padded.StepDecoder)
+OWN = {"t5": T5, "mt5": T5, "gpt_neo": GPT_NEO}  # written here: tested, not probed
+
+
+class Memory(Protocol):
+    """What sources leave for their targets; each backend has its own."""
+
+    @property
+    def layout(self) -> Layout:
+        """One row for each source."""
+
+    def detach(self) -> "Memory":
+        """The same memory with no gradient, for sampling."""
 
 
 class StepDecoder(Protocol):
@@ -47,44 +71,82 @@ class StepDecoder(Protocol):
         """Drop all sources but these."""
 
 
+@dataclass(frozen=True)
+class _Served:
+    """How a model is run, and what it does to its head's products."""
+
+    backend: Backend
+    logits: Logits
+
+
+_SERVED: WeakKeyDictionary[Model, _Served] = WeakKeyDictionary()
+
+
+def backend_of(model: Model) -> Backend:
+    """What runs a model. Raises ValueError, in two lines, for one that nothing here can run."""
+    return _served(model).backend
+
+
+def _served(model: Model) -> _Served:
+    if model not in _SERVED:
+        own = OWN.get(model.config.model_type)
+        _SERVED[model] = _Served(own, Logits()) if own is not None else _first_that_serves(model, _candidates(model))
+    return _SERVED[model]
+
+
+def _candidates(model: Model) -> Sequence[Backend]:
+    on_interface = getattr(model.get_decoder(), "_supports_attention_backend", False)
+    return [PACKED, PADDED] if on_interface and not model.config.is_encoder_decoder else [PADDED]
+
+
+def _first_that_serves(model: Model, backends: Sequence[Backend]) -> _Served:
+    problems = []
+    for backend in backends:
+        try:
+            return _Served(backend, probe(model, backend))
+        except ValueError as error:
+            problems.append(f"{backend.name}: {error}")
+    raise ValueError(
+        f"a model of type {model.config.model_type!r} cannot be run here ({'; '.join(problems)})\n"
+        "take one that writes from left to right and has a head over its vocabulary: Llama, Qwen, Gemma, T5, BART, …"
+    )
+
+
 def encode(model: Model, ids_BS: Tensor, mask_BS: Tensor) -> Memory:
     """Read right-padded sources. Shapes: (B, S) ids, (B, S) bool -> Memory of B rows."""
-    if model.config.is_encoder_decoder:
-        return t5.encode(model, ids_BS, mask_BS)
-    return gpt_neo.encode(model, ids_BS, mask_BS)
+    memory: Memory = backend_of(model).encode(model, ids_BS, mask_BS)
+    return memory
 
 
 def decode(model: Model, memory: Memory, input_ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Layout]:
     """Teacher-forced states of targets. Shapes: Memory, (B, T) shifted targets, (B, T) bool -> (M, D), their layout."""
-    if isinstance(memory, t5.Memory):
-        return t5.decode(model, memory, input_ids_BT, mask_BT)
-    return gpt_neo.decode(model, memory, input_ids_BT, mask_BT)
+    return backend_of(model).decode(model, memory, input_ids_BT, mask_BT)
 
 
 def step_decoder(model: Model, memory: Memory, max_length: int, num_beams: int = 1) -> StepDecoder:
     """What writes at most `max_length` tokens after each source, in `num_beams` rows a source."""
     require_length("max_new_tokens", max_length)
-    if isinstance(memory, t5.Memory):
-        return T5StepDecoder(model, memory, max_length, num_beams)
-    return GPTNeoStepDecoder(model, memory, max_length, num_beams)
+    steps: StepDecoder = backend_of(model).step_decoder(model, memory, max_length, num_beams)
+    return steps
 
 
-def head_weight(model: Model, num_tokens: int | None = None) -> Tensor:
-    """The LM head's (V, D) matrix; with `num_tokens`, only the rows that the tokenizer can name.
+def head_of(model: Model, num_tokens: int | None = None) -> Head:
+    """The LM head as it is; with `num_tokens`, only the rows that the tokenizer can name.
 
     T5 pads 32,100 tokens to 32,128 rows. The padding rows are no words: they are left out of every softmax,
     maximum and sample.
     """
-    weight_VD: Tensor = model.lm_head.weight
-    return weight_VD if num_tokens is None else weight_VD[:num_tokens]
+    logits = _served(model).logits
+    return replace(bare_head(model), scale=logits.scale, softcap=logits.softcap).first(num_tokens)
 
 
-def start_tokens(model: Model, memory: Memory) -> Tensor:
+def start_tokens(model: Model, memory: Any) -> Tensor:
     """(B,) what is read in place of the token before the first target."""
-    if isinstance(memory, t5.Memory):
+    if model.config.is_encoder_decoder:
         mask_BS = memory.layout.mask_BS
         return torch.full((mask_BS.shape[0],), model.config.decoder_start_token_id, device=mask_BS.device)
-    return memory.last_B
+    last_B: Tensor = memory.last_B
+    return last_B
 
 
 def shift_right(tokens_BT: Tensor, start: Tensor | int) -> Tensor:

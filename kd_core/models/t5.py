@@ -72,10 +72,10 @@ def encode(model: Model, ids_BS: Tensor, mask_BS: Tensor) -> Memory:
 
 
 def decode(model: Model, memory: Memory, input_ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Layout]:
-    """Teacher-forced decoder states, ready for `head_weight`.
+    """Teacher-forced decoder states, ready for `head_of`.
 
     Shapes: Memory, (B, T) decoder inputs (see `shift_right`), (B, T) bool -> (M, D) and the layout of its M
-    tokens. Times `head_weight(model).T` they are the logits for the token that follows each input.
+    tokens: `head_of(model).logits` makes of them what predicts the token after each input.
     """
     stack, layout = model.decoder, Layout.of(mask_BT)
     x_MD = dropout(F.embedding(layout.pack(input_ids_BT), stack.embed_tokens.weight), stack.dropout)

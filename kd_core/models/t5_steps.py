@@ -54,7 +54,7 @@ class StepDecoder:
         return _LayerCache(qkv_weight, empty, torch.empty_like(empty), key.contiguous(), value.contiguous())
 
     def step(self, tokens_R: Tensor) -> Tensor:
-        """Shapes: (R,) the tokens just chosen (the start token first) -> (R, D) hidden states for `head_weight`."""
+        """Shapes: (R,) the tokens just chosen (the start token first) -> (R, D) hidden states for `head_of`."""
         model, position = self.model, self.length
         x_RD = F.embedding(tokens_R, model.decoder.embed_tokens.weight)
         bias = self._bias_1HTT[:, :, position : position + 1, : position + 1]

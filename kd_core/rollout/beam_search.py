@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_core.lengths import check_lengths, target_length
-from kd_core.models.policy import Memory, Model, head_weight, start_tokens, step_decoder
+from kd_core.models.policy import Memory, Model, head_of, start_tokens, step_decoder
 from kd_core.rollout.outputs import check_distribution
 
 
@@ -69,14 +69,14 @@ def beam_search(model: Model, memory: Memory, settings: BeamSettings, *, num_tok
     """
     num_sources, num_beams, limit = memory.layout.mask_BS.shape[0], settings.num_beams, settings.max_new_tokens
     eos_id, pad_id, device = model.config.eos_token_id, model.config.pad_token_id, memory.layout.mask_BS.device
-    weight_VD = head_weight(model, num_tokens)
+    head = head_of(model, num_tokens)
     out_BT = torch.full((num_sources, limit), pad_id, device=device)
     out_log_prob_B = torch.zeros(num_sources, device=device)
     beams = _start(start_tokens(model, memory), num_beams, limit, pad_id)
     decoder = step_decoder(model, memory, limit, num_beams)
     for position in range(limit):
         last_R = beams.running_BKT[:, :, position].flatten()
-        log_q_RV = F.log_softmax(F.linear(decoder.step(last_R), weight_VD).float(), dim=1)
+        log_q_RV = F.log_softmax(head.logits(decoder.step(last_R)).float(), dim=1)
         _ban_repeats(log_q_RV, beams.running_BKT[:, :, : position + 1].flatten(0, 1), settings.no_repeat_ngram_size)
         parents_R = _advance(beams, log_q_RV.unflatten(0, (-1, num_beams)), position, eos_id, settings)
         decoder.reorder(parents_R)

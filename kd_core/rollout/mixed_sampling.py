@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_core.losses.lm_head import full_precision
-from kd_core.models.policy import Memory, Model, head_weight, start_tokens, step_decoder
+from kd_core.losses.head import full_precision
+from kd_core.models.policy import Memory, Model, head_of, start_tokens, step_decoder
 from kd_core.rollout.outputs import Rollout, check_distribution, mask_through_eos, truncated_rows
 from kd_core.rollout.sampling import SamplingSettings, draw
 
@@ -42,7 +42,7 @@ def sample_mixed(
         _Writer(model, states, limit, num_tokens) for model, states in ((student, memory), (teacher, teacher_memory))
     ]
     tokens_BT = torch.full((num_sources, limit), student.config.pad_token_id, device=device)
-    log_prob_BT = full_precision(pair[0].weight_VD.new_zeros((num_sources, limit)))
+    log_prob_BT = full_precision(pair[0].head.weight_VD.new_zeros((num_sources, limit)))
     rows_R = torch.arange(num_sources, device=device)
     read = [writer.start_B for writer in pair]  # the last token of its own prompt, if it is a causal model
     for position in range(limit):
@@ -69,9 +69,9 @@ class _Writer:
     """A model a step at a time, with its head."""
 
     def __init__(self, model: Model, memory: Memory, limit: int, num_tokens: int | None) -> None:
-        self.decoder, self.weight_VD = step_decoder(model, memory, limit), head_weight(model, num_tokens)
+        self.decoder, self.head = step_decoder(model, memory, limit), head_of(model, num_tokens)
         self.start_B = start_tokens(model, memory)
 
     def log_probs(self, token_R: Tensor) -> Tensor:
         """Shapes: (R,) the tokens just chosen -> (R, V) log-probabilities of the next, in nats."""
-        return F.log_softmax(full_precision(F.linear(self.decoder.step(token_R), self.weight_VD)), dim=1)
+        return F.log_softmax(full_precision(self.head.logits(self.decoder.step(token_R))), dim=1)

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kd_core.lengths import check_lengths, target_length
-from kd_core.losses.lm_head import full_precision
-from kd_core.models.policy import Memory, Model, head_weight, start_tokens, step_decoder
+from kd_core.losses.head import full_precision
+from kd_core.models.policy import Memory, Model, head_of, start_tokens, step_decoder
 from kd_core.rollout.outputs import Rollout, check_distribution, mask_through_eos, truncated_rows
 
 BLOCK = 128  # tokens of the vocabulary that are summed before any is looked at
@@ -152,14 +151,14 @@ def reshape_logits(logits_RV: Tensor, settings: SamplingSettings) -> tuple[Tenso
 def _roll_out(model: Model, memory: Memory, max_new_tokens: int, choose: Choose, num_tokens: int | None) -> Rollout:
     eos_id, pad_id = model.config.eos_token_id, model.config.pad_token_id
     num_sources, device = memory.layout.mask_BS.shape[0], memory.layout.mask_BS.device
-    weight_VD = head_weight(model, num_tokens)
+    head = head_of(model, num_tokens)
     tokens_BT = torch.full((num_sources, max_new_tokens), pad_id, device=device)
-    log_prob_BT = full_precision(weight_VD.new_zeros((num_sources, max_new_tokens)))
+    log_prob_BT = full_precision(head.weight_VD.new_zeros((num_sources, max_new_tokens)))
     decoder = step_decoder(model, memory, max_new_tokens)
     rows_R = torch.arange(num_sources, device=device)
     token_R = start_tokens(model, memory)
     for position in range(max_new_tokens):
-        token_R, log_prob_R = choose(F.linear(decoder.step(token_R), weight_VD), rows_R, position)
+        token_R, log_prob_R = choose(head.logits(decoder.step(token_R)), rows_R, position)
         tokens_BT[rows_R, position] = token_R
         log_prob_BT[rows_R, position] = log_prob_R
         going_on = (token_R != eos_id).nonzero().squeeze(1)

@@ -13,7 +13,7 @@ from torch import Tensor
 from kd_core.losses.lm_head import TokenScores, token_scores
 from kd_core.losses.rewards import RewardSettings, induced_reward
 from kd_core.models.packing import Layout
-from kd_core.models.policy import Memory, Model, decode, encode, head_weight, shift_right, start_tokens
+from kd_core.models.policy import Memory, Model, decode, encode, head_of, shift_right, start_tokens
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def _score(
     teacher: Any, memory: Memory, tokens: Tensor, mask: Tensor, settings: RewardSettings, num_tokens: int | None
 ) -> tuple[TokenScores, Layout]:
     hidden_MD, layout = decode(teacher, memory, shift_right(tokens, start_tokens(teacher, memory)), mask)
-    weight_VD = head_weight(teacher, num_tokens)
-    return token_scores(hidden_MD, weight_VD, layout.pack(tokens), settings.value), layout
+    head = head_of(teacher, num_tokens)
+    return token_scores(hidden_MD, head, layout.pack(tokens), settings.value), layout
 
 
 def _fit(x_BU: Tensor, time: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_core.losses.lm_head import chunk_rows
-from kd_core.models.policy import Memory, Model, decode, head_weight, shift_right, start_tokens
+from kd_core.models.policy import Memory, Model, decode, head_of, shift_right, start_tokens
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ def top_k_labels(
     """
     inputs_BT = shift_right(tokens_BT, start_tokens(model, memory))
     hidden_MD, _ = decode(model, memory, inputs_BT, mask_BT)
-    weight_VD = head_weight(model, num_tokens)
-    k = min(k, weight_VD.shape[0])
+    head = head_of(model, num_tokens)
+    k = min(k, len(head))
     ids, log_probs, tails = [], [], []
-    for rows in chunk_rows(hidden_MD.shape[0], weight_VD.shape[0]):
-        log_p_CV = F.log_softmax(F.linear(hidden_MD[rows], weight_VD).float(), dim=1)
+    for rows in chunk_rows(hidden_MD.shape[0], len(head)):
+        log_p_CV = F.log_softmax(head.logits(hidden_MD[rows]).float(), dim=1)
         best_Ck, id_Ck = log_p_CV.topk(k, dim=1)
         # summed over the rest, not 1 - sum: the difference would drown in rounding when the tail is small
         tails.append(log_p_CV.scatter(1, id_Ck, float("-inf")).logsumexp(dim=1))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kd_core.lengths import require_length
 from kd_core.losses.divergence_head import Divergence, divergence_loss
-from kd_core.models.policy import Memory, Model, decode, head_weight, shift_right, start_tokens
+from kd_core.models.policy import Memory, Model, decode, head_of, shift_right, start_tokens
 from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.outputs import Rollout, truncated_rows
 from kd_core.rollout.sampling import mixed_seed, sample
@@ -214,7 +214,7 @@ class Pair:
 
     def loss(self, part: Written, terms: list[Term], count: int) -> tuple[Tensor, dict[str, float]]:
         """The micro-batch's share of an update of `count` tokens, and the summed divergence of each term, in nats."""
-        weight_VD = head_weight(self.student, self.num_tokens)
+        head = head_of(self.student, self.num_tokens)
         memory = part.memory or encode_rows(self.student, self.train.sources.student, part.rows_B)
         with torch.no_grad():
             teacher_memory = encode_rows(self.teacher, self.train.sources.teacher, part.rows_B)
@@ -224,7 +224,7 @@ class Pair:
             hidden_MD, _ = decode(self.student, memory, inputs_BT, each.mask_BT)
             seen = teacher_states(self.teacher, teacher_memory, each, self.num_tokens)
             ones_M = torch.ones(len(hidden_MD), device=hidden_MD.device)
-            loss, divergence_M = divergence_loss(hidden_MD, weight_VD, seen, ones_M, term.divergence)
+            loss, divergence_M = divergence_loss(hidden_MD, head, seen, ones_M, term.divergence)
             losses.append(loss / count)
             sums[f"{term.writer}_term"] = float(divergence_M.sum())
         return torch.stack(losses).sum(), sums

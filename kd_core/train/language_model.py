@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kd_core.losses.lm_head import token_log_probs, weighted_nll
 from kd_core.models.gpt_neo import Model, layer_norm, unpadded_states
-from kd_core.models.policy import head_weight
+from kd_core.models.policy import head_of
 from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState, autocast
 
 
@@ -57,7 +57,7 @@ def train_language_model(
         with autocast(model.device, settings.optimizer.precision):
             hidden_MD, target_M = all_hidden(model, block_BL[:, :-1]), block_BL[:, 1:].flatten()
             weight_M = torch.full(target_M.shape, 1 / len(target_M), device=model.device)
-            loss, _ = weighted_nll(hidden_MD, head_weight(model), target_M, weight_M)
+            loss, _ = weighted_nll(hidden_MD, head_of(model), target_M, weight_M)
         loss.backward()
         norm = state.apply(settings.optimizer, settings.max_steps, loss.item())
         state.step += 1
@@ -97,5 +97,5 @@ def text_loss(model: Model, text_N: Tensor, block: int, batch_rows: int = 32) ->
     for index in starts.split(batch_rows):
         block_BL = text_N[index[:, None] + torch.arange(block + 1)].to(model.device)
         hidden_MD = all_hidden(model, block_BL[:, :-1])
-        total -= float(token_log_probs(hidden_MD, head_weight(model), block_BL[:, 1:].flatten()).sum())
+        total -= float(token_log_probs(hidden_MD, head_of(model), block_BL[:, 1:].flatten()).sum())
     return total / (len(starts) * block)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kd_core.losses.lm_head import token_log_probs, weighted_nll
 from kd_core.losses.rewards import RewardSettings, reward_to_go, scale_and_clip, subtract_baseline
-from kd_core.models.policy import Memory, Model, decode, encode, head_weight, shift_right, start_tokens
+from kd_core.models.policy import Memory, Model, decode, encode, head_of, shift_right, start_tokens
 from kd_core.rollout.outputs import Rollout
 from kd_core.rollout.sampling import SamplingSettings, mixed_seed, sample
 from kd_core.rollout.scoring import Judgement, judge
@@ -185,14 +185,14 @@ def policy_gradient_loss(
     """
     inputs_BT = shift_right(part.tokens_BT, start_tokens(student, memory))
     hidden_MD, layout = decode(student, memory, inputs_BT, part.kept_BT)
-    weight_VD = head_weight(student, num_tokens)
+    head = head_of(student, num_tokens)
     coefficient_M, target_M = layout.pack(coefficient_BT), layout.pack(part.tokens_BT)
     ratio = 1.0
     if weighted:
-        log_ratio_M = token_log_probs(hidden_MD, weight_VD, target_M) - layout.pack(part.log_prob_BT)
+        log_ratio_M = token_log_probs(hidden_MD, head, target_M) - layout.pack(part.log_prob_BT)
         coefficient_M = coefficient_M * log_ratio_M.exp()
         ratio = float(log_ratio_M.exp().max()) if log_ratio_M.numel() else 1.0
-    loss, _ = weighted_nll(hidden_MD, weight_VD, target_M, coefficient_M, entropy_coefficient)
+    loss, _ = weighted_nll(hidden_MD, head, target_M, coefficient_M, entropy_coefficient)
     return loss, ratio
 
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from kd_core.losses.divergence_head import Divergence, TeacherStates, divergence_loss
 from kd_core.losses.lm_head import token_log_probs, weighted_nll
 from kd_core.losses.rewards import reward_to_go
-from kd_core.models.policy import Model, decode, head_weight, shift_right, start_tokens
+from kd_core.models.policy import Model, decode, head_of, shift_right, start_tokens
 from kd_core.rollout.mixed_sampling import sample_mixed
 from kd_core.rollout.outputs import Rollout
 from kd_core.rollout.sampling import mixed_seed, sample
@@ -181,20 +181,20 @@ class Pair:
         memory = encode_rows(self.student, self.train.student, part.source_B)
         inputs_BT = shift_right(part.tokens_BT, start_tokens(self.student, memory))
         hidden_MD, layout = decode(self.student, memory, inputs_BT, part.mask_BT)
-        weight_VD, target_M = head_weight(self.student, self.num_tokens), layout.pack(part.tokens_BT)
+        head, target_M = head_of(self.student, self.num_tokens), layout.pack(part.tokens_BT)
         seen = self._teacher_states(part)
-        log_q_M = token_log_probs(hidden_MD, weight_VD, target_M)
-        reward_M = token_log_probs(seen.hidden_ME, seen.weight_VE, target_M) - log_q_M
+        log_q_M = token_log_probs(hidden_MD, head, target_M)
+        reward_M = token_log_probs(seen.hidden_ME, seen.head, target_M) - log_q_M
         ratio_M = (log_q_M - layout.pack(part.log_prob_BT)).exp()
         future_BT = future_return(
             layout.pad(reward_M), part.mask_BT, from_next=settings.single_step, length_norm=settings.length_norm
         )
         future_M = layout.pack(future_BT)
         weight_M = clipped_weight(ratio_M, future_M, settings.ratio_clip)
-        loss, _ = weighted_nll(hidden_MD, weight_VD, target_M, weight_M * future_M / count)
+        loss, _ = weighted_nll(hidden_MD, head, target_M, weight_M * future_M / count)
         of_step = hidden_MD if settings.single_step else hidden_MD.detach()
-        step_weight_VD = weight_VD if settings.single_step else weight_VD.detach()
-        step_loss, step_M = divergence_loss(of_step, step_weight_VD, seen, ratio_M / count, Divergence("reverse_kl"))
+        step_head = head if settings.single_step else head.detach()
+        step_loss, step_M = divergence_loss(of_step, step_head, seen, ratio_M / count, Divergence("reverse_kl"))
         if settings.single_step:
             loss = loss + step_loss
         values = {"reward": reward_M.sum(), "reverse_kl": step_M.sum(), "clipped": (weight_M == 0).sum()}

@@ -10,8 +10,8 @@ import torch
 
 from kd_core.lengths import check_lengths, source_length, target_length
 from kd_core.losses.lm_head import token_log_probs, weighted_nll
-from kd_core.models.gpt_neo import check_length
-from kd_core.models.policy import Model, decode, encode, head_weight, shift_right, start_tokens
+from kd_core.models.backends.pairs import check_fits, num_positions
+from kd_core.models.policy import Model, decode, encode, head_of, shift_right, start_tokens
 from kd_core.models.token_rows import TokenRows
 from kd_core.train.batches import BatchSettings, epoch_updates, updates
 from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState, autocast, dropout_rng
@@ -95,7 +95,7 @@ def train_supervised(
                 hidden_MD, layout = decode(model, memory, inputs, target_mask)
                 target_M = layout.pack(target)
                 weight_M = hidden_MD.new_full(target_M.shape, 1 / num_tokens, dtype=torch.float32)
-                nll, _ = weighted_nll(hidden_MD, head_weight(model), target_M, weight_M)
+                nll, _ = weighted_nll(hidden_MD, head_of(model), target_M, weight_M)
             nll.backward()
             loss += nll.item()
         norm = state.apply(settings.optimizer, steps, loss)
@@ -111,7 +111,7 @@ def train_supervised(
 def check_positions(model: Model, pairs: Pairs, rows: int | None = None) -> None:
     """A causal model has positions for each of the first `rows` pairs but its last token. Raises ValueError if not."""
     if not model.config.is_encoder_decoder and len(pairs.source):
-        check_length(model, int((pairs.source.lengths + pairs.target.lengths)[:rows].max()) - 1)
+        check_fits(int((pairs.source.lengths + pairs.target.lengths)[:rows].max()) - 1, num_positions(model))
 
 
 @torch.no_grad()
@@ -126,6 +126,6 @@ def cross_entropy(model: Model, pairs: Pairs, max_rows: int) -> float:
         memory = encode(model, source, source_mask)
         inputs = shift_right(target, start_tokens(model, memory))
         hidden_MD, layout = decode(model, memory, inputs, mask)
-        total -= token_log_probs(hidden_MD, head_weight(model), layout.pack(target)).sum().item()
+        total -= token_log_probs(hidden_MD, head_of(model), layout.pack(target)).sum().item()
         count += int(mask.sum())
     return total / count

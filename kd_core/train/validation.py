@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kd_core.losses.divergence_head import Divergence, TeacherStates, divergence_loss
 from kd_core.losses.rewards import RewardSettings
-from kd_core.models.policy import Memory, Model, decode, encode, head_weight, shift_right, start_tokens
+from kd_core.models.policy import Memory, Model, decode, encode, head_of, shift_right, start_tokens
 from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.outputs import Rollout
 from kd_core.rollout.sampling import SamplingSettings, greedy, sample
@@ -75,14 +75,14 @@ def validate_divergences(
 ) -> dict[str, float]:
     """Forward and reverse KL per token, in nats, on what the student itself writes: exposure bias and all."""
     totals, count = {"forward_kl": 0.0, "reverse_kl": 0.0}, 0
-    weight_VD = head_weight(student, num_tokens)
+    head = head_of(student, num_tokens)
     for index, memory, sampled in _samples(student, sources, max_new_tokens, max_rows, num_tokens):
         inputs = shift_right(sampled.tokens_BT, start_tokens(student, memory))
         hidden_MD, _ = decode(student, memory, inputs, sampled.mask_BT)
         seen = teacher_states(teacher, encode_rows(teacher, sources.teacher, index), sampled, num_tokens)
         for kind in ("forward_kl", "reverse_kl"):
             ones_M = hidden_MD.new_ones(len(hidden_MD))
-            totals[kind] += float(divergence_loss(hidden_MD, weight_VD, seen, ones_M, Divergence(kind))[0])
+            totals[kind] += float(divergence_loss(hidden_MD, head, seen, ones_M, Divergence(kind))[0])
         count += len(hidden_MD)
     return {f"validation_{kind}": total / count for kind, total in totals.items()}
 
@@ -95,7 +95,7 @@ def teacher_states(teacher: Model, memory: Memory, outputs: Rollout, num_tokens:
     """
     inputs_BT = shift_right(outputs.tokens_BT, start_tokens(teacher, memory))
     hidden_ME, _ = decode(teacher, memory, inputs_BT, outputs.mask_BT)
-    return TeacherStates(hidden_ME, head_weight(teacher, num_tokens))
+    return TeacherStates(hidden_ME, head_of(teacher, num_tokens))
 
 
 def encode_rows(model: Model, sources: TokenRows, rows_B: Tensor) -> Memory:

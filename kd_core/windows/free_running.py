@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_core.losses.lm_head import full_precision
-from kd_core.models.policy import Model, head_weight
+from kd_core.losses.head import full_precision
+from kd_core.models.policy import Model, head_of
 from kd_core.rollout.outputs import check_distribution
 from kd_core.rollout.sampling import SamplingSettings, draw
 from kd_core.windows.cutting import contexts, followers
@@ -50,10 +50,10 @@ def free_run(
     its free-running cross-entropy. Raises NotFiniteError at the end for a model that writes from nan.
     """
     context_BL, log_probs = context_BH, []
-    weight_VD = head_weight(model, num_tokens)
+    head = head_of(model, num_tokens)
     for step in range(true_BT.shape[1]):
         below = trunk(model, context_BL)
-        logits_BV = F.linear(last_hidden(model, below), weight_VD)
+        logits_BV = head.logits(last_hidden(model, below))
         true_B = true_BT[:, step]
         nll_B = F.cross_entropy(full_precision(logits_BV), true_B, reduction="none")
         token_B, log_prob_B = draw(logits_BV, uniform_BT[:, step], settings)

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_core.losses.lm_head import chunk_rows, full_precision
+from kd_core.losses.head import Head, full_precision
+from kd_core.losses.lm_head import chunk_rows
 from kd_core.losses.soft_targets import HiddenLabels, SampledLabels, TeacherLabels, TopKLabels
 from kd_core.rollout.sampling import first_above
 
@@ -46,21 +47,21 @@ class LabelSettings:
 
 
 @torch.no_grad()
-def make_labels(hidden_ME: Tensor, weight_VE: Tensor, settings: LabelSettings, uniform_MN: Tensor) -> TeacherLabels:
+def make_labels(hidden_ME: Tensor, head: Head, settings: LabelSettings, uniform_MN: Tensor) -> TeacherLabels:
     """The labels of M predictions, in chunks over V.
 
-    Shapes: (M, E), (V, E), (M, draws) uniform numbers in [0, 1), read where labels are sampled -> labels of M. Raises
-    ValueError where the numbers of predictions differ.
+    Shapes: (M, E), a head of V, (M, draws) uniform numbers in [0, 1), read where labels are sampled -> labels of M.
+    Raises ValueError where the numbers of predictions differ.
     """
     if len(uniform_MN) != len(hidden_ME):
         raise ValueError(f"there are {len(uniform_MN)} rows of random numbers for {len(hidden_ME)} predictions")
     if settings.kind == "hidden":
-        return HiddenLabels(hidden_ME.half(), weight_VE)
-    num_kept = min(settings.top_k if settings.kind == "topk" else settings.draws, len(weight_VE))
+        return HiddenLabels(hidden_ME.half(), head)
+    num_kept = min(settings.top_k if settings.kind == "topk" else settings.draws, len(head))
     ids_MK = torch.zeros((len(hidden_ME), num_kept), dtype=torch.int32, device=hidden_ME.device)
     value_MK = full_precision(hidden_ME.new_zeros((len(hidden_ME), num_kept)))
-    for rows in chunk_rows(len(hidden_ME), len(weight_VE)):
-        log_p_CV = F.log_softmax(full_precision(F.linear(hidden_ME[rows], weight_VE)), dim=1)
+    for rows in chunk_rows(len(hidden_ME), len(head)):
+        log_p_CV = F.log_softmax(full_precision(head.logits(hidden_ME[rows])), dim=1)
         if settings.kind == "topk":
             value_MK[rows], ids_MK[rows] = _best(log_p_CV, num_kept)
         else:
@@ -100,12 +101,12 @@ class LabelError:
 
 
 @torch.no_grad()
-def label_error(labels: TeacherLabels, hidden_ME: Tensor, weight_VE: Tensor) -> LabelError:
-    """Labels against softmax(hidden @ weight.T). Shapes: labels of M, (M, E), (V, E) -> means over M."""
+def label_error(labels: TeacherLabels, hidden_ME: Tensor, head: Head) -> LabelError:
+    """Labels against softmax(logits). Shapes: labels of M, (M, E), a head of V -> means over M."""
     divergence = missed = 0.0
-    for rows in chunk_rows(len(hidden_ME), len(weight_VE)):
-        log_p_CV = F.log_softmax(full_precision(F.linear(hidden_ME[rows], weight_VE)), dim=1)
-        kept_CV = full_precision(labels.probabilities(rows, len(weight_VE)))
+    for rows in chunk_rows(len(hidden_ME), len(head)):
+        log_p_CV = F.log_softmax(full_precision(head.logits(hidden_ME[rows])), dim=1)
+        kept_CV = full_precision(labels.probabilities(rows, len(head)))
         divergence += float((torch.xlogy(kept_CV, kept_CV) - kept_CV * log_p_CV).sum())
         missed += float((kept_CV - log_p_CV.exp()).abs().sum()) / 2
     return LabelError(divergence / len(hidden_ME), missed / len(hidden_ME))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kd_core.losses.lm_head import token_log_probs
 from kd_core.losses.soft_targets import TeacherLabels, distillation_loss
-from kd_core.models.policy import Model, head_weight
+from kd_core.models.policy import Model, head_of
 from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState, autocast
 from kd_core.windows.gpt_neo import Trunk, last_hidden, trunk
 
@@ -137,8 +137,8 @@ def _update(
     model = state.model
     with autocast(model.device, settings.optimizer.precision):
         hidden_MD, target_M, labels = _batch(model, train, index, with_labels=settings.alpha < 1)
-        weight_VD = head_weight(model, num_tokens)
-        loss, terms = distillation_loss(hidden_MD, weight_VD, target_M, labels, settings.alpha)
+        head = head_of(model, num_tokens)
+        loss, terms = distillation_loss(hidden_MD, head, target_M, labels, settings.alpha)
     loss.backward()
     norm = state.apply(settings.optimizer, per_epoch * settings.epochs, loss.item())
     state.step += 1
@@ -183,14 +183,14 @@ def window_loss(
     """
     _refuse_unlabelled(windows, "a set of windows", alpha)
     total, count = {"loss": 0.0, "nll": 0.0, "kd": 0.0}, windows.target_MP.numel()
-    weight_VD = head_weight(model, num_tokens)
+    head = head_of(model, num_tokens)
     for index in torch.arange(len(windows)).split(batch_rows):
         hidden_MD, target_M, labels = _batch(model, [windows], index, with_labels=alpha < 1)
         if labels is None:
-            nll = -float(token_log_probs(hidden_MD, weight_VD, target_M).sum())
+            nll = -float(token_log_probs(hidden_MD, head, target_M).sum())
             parts = {"loss": nll, "nll": nll, "kd": 0.0}
         else:
-            loss, terms = distillation_loss(hidden_MD, weight_VD, target_M, labels, alpha)
+            loss, terms = distillation_loss(hidden_MD, head, target_M, labels, alpha)
             parts = {"loss": float(loss) * len(target_M)}
             parts |= {"nll": float(terms.nll_M.sum()), "kd": float(terms.kd_M.sum())}
         total = {name: total[name] + value for name, value in parts.items()}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from kd_core.losses.head import Head
 from kd_core.models.loading import (
     DType,
     Model,
@@ -16,6 +17,7 @@ from kd_core.models.loading import (
     load_model,
     load_tokenizer,
 )
+from kd_core.models.policy import head_of
 from kd_core.models.special_ids import vocabulary_size
 from tasks.store.artifacts import Artifact, StoreError
 
@@ -47,10 +49,9 @@ def load_pair(teacher: Artifact, student: Artifact, device: torch.device) -> tup
     return pair
 
 
-def head_of(artifact: Artifact, device: torch.device, num_tokens: int) -> torch.Tensor:
-    """A causal model's head alone, in memory, down to the tokens that both tokenizers name. Shapes: -> (V, E)."""
-    weight: torch.Tensor = load_artifact(artifact, torch.device("cpu")).model.lm_head.weight
-    return weight.detach()[:num_tokens].clone().to(device)
+def lone_head(artifact: Artifact, device: torch.device, num_tokens: int) -> Head:
+    """A model's head without the model, in memory, down to the tokens that both tokenizers name."""
+    return head_of(load_artifact(artifact, torch.device("cpu")).model, num_tokens).copied_to(device)
 
 
 def model_location(artifact: Artifact) -> tuple[str | Path, str | None, DType]:

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from kd_core.models.policy import head_weight
+from kd_core.models.policy import head_of
 from kd_core.rollout.sampling import SamplingSettings, mixed_seed
 from kd_core.windows.cutting import WindowSettings, trajectory_starts
 from kd_core.windows.dad_dagger import Aggregated, aggregate
@@ -70,9 +70,9 @@ def dagger_aggregate(
         writers: list[Writer] = [partial(pq.write_table, table)]
         if teacher_model is not None and labels is not None:
             hidden_ME = _after(teacher_model, part, labels.batch_rows)
-            weight_VE = head_weight(teacher_model.model, teacher_model.num_tokens)
+            head = head_of(teacher_model.model, teacher_model.num_tokens)
             place = table.select(["trajectory", "step"])
-            writers.append(labels_writer(hidden_ME, weight_VE, labels, mixed_seed(seed, number, shard.of), place))
+            writers.append(labels_writer(hidden_ME, head, labels, mixed_seed(seed, number, shard.of), place))
         if features is not None:
             writers += trunk_writers(part.below, features)
         shards.write(shard, *writers)

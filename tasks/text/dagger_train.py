@@ -8,7 +8,7 @@ from kd_core.windows.cutting import WindowSettings
 from kd_core.windows.gpt_neo import Trainable, set_trainable
 from kd_core.windows.train import WindowTrainingSettings, train_windows, updates_per_epoch, window_loss
 from tasks.compute.device import device_of
-from tasks.compute.models import head_of, load_artifact
+from tasks.compute.models import load_artifact, lone_head
 from tasks.compute.teacher_check import STUDENT, warn_if_no_better
 from tasks.compute.training import run_training
 from tasks.store.artifacts import Artifact
@@ -38,13 +38,13 @@ def dagger_train(
     loaded = load_artifact(student, device)
     loaded.model.float()
     set_trainable(loaded.model, trainable)
-    weight_VE = None if teacher is None or labels is None else head_of(teacher, device, loaded.num_tokens)
+    head = None if teacher is None or labels is None else lone_head(teacher, device, loaded.num_tokens)
 
     def kept(artifact: Artifact | None, name: str) -> TeacherLabels | None:
         if labels is None or artifact is None:
             return None
         files, scratch = sorted(artifact.path.glob(f"{name}-*.parquet")), build.checkpoints.dir / "labels"
-        return open_labels(files, scratch, f"{artifact.key}-{name}", weight_VE)
+        return open_labels(files, scratch, f"{artifact.key}-{name}", head)
 
     train = [window_set(corpus, "train", windows, features, kept(labels, "train"))]
     stored = features is not None

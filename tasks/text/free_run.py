@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import torch
 
 from kd_core.losses.lm_head import token_log_probs
-from kd_core.models.policy import head_weight
+from kd_core.models.policy import head_of
 from kd_core.rollout.sampling import SamplingSettings
 from kd_core.windows.cutting import contexts, trajectory_starts, window_targets
 from kd_core.windows.free_running import free_running
@@ -85,11 +85,11 @@ def free_run(build: Build, corpus: Artifact, model: Artifact, settings: FreeRunS
 
 def _told(loaded: LoadedModel, text_N: torch.Tensor, settings: FreeRunSettings) -> Iterator[pa.Table]:
     """-log q of the next token after exact windows of the true text."""
-    weight_VD = head_weight(loaded.model, loaded.num_tokens)
+    head = head_of(loaded.model, loaded.num_tokens)
     targets = window_targets(len(text_N), settings.context, settings.window_stride).to(text_N.device)
     for target_B in targets.split(BATCH_WINDOWS):
         hidden_BD = next_hidden(loaded.model, contexts(text_N, target_B, settings.context))
-        nll_B = -token_log_probs(hidden_BD, weight_VD, text_N[target_B])
+        nll_B = -token_log_probs(hidden_BD, head, text_N[target_B])
         yield pa.table({"position": target_B.cpu().numpy(), "nll": nll_B.float().cpu().numpy()}, schema=WINDOWS)
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from kd_core.losses.lm_head import token_log_probs
-from kd_core.models.policy import head_weight
+from kd_core.models.policy import head_of
 from kd_core.rollout.sampling import mixed_seed
 from kd_core.windows.cutting import WindowSettings
 from kd_core.windows.gpt_neo import last_hidden
@@ -41,7 +41,7 @@ def label(
     `features` are those of the teacher where only its last block was fine-tuned: its frozen part is not run again.
     """
     loaded = load_artifact(teacher, device_of(build.runtime))
-    weight_VE = head_weight(loaded.model, loaded.num_tokens)
+    head = head_of(loaded.model, loaded.num_tokens)
     sets = {split: window_set(corpus, split, windows, features, None) for split in SPLITS}
     targets = {split: windows.targets(len(read_tokens(corpus, split))) for split in SPLITS}
     parts = [
@@ -56,7 +56,7 @@ def label(
         place = pa.table({"position": pa.array(position_M.numpy(), pa.int32())})
         drawn_by = mixed_seed(mixed_seed(seed, SPLITS.index(split)), int(index[0]))
         hidden_ME = _hidden(loaded, sets[split], index, settings.batch_rows)
-        shards.write(shard, labels_writer(hidden_ME, weight_VE, settings, drawn_by, place))
+        shards.write(shard, labels_writer(hidden_ME, head, settings, drawn_by, place))
     predictions = sum(each.target_MP.numel() for each in sets.values())
     build.record(windows=shards.size, bytes_per_token=build.shards.collect(*shards.files) / predictions)
     _measure(build, loaded, sets["validation"], settings, mixed_seed(seed, len(SPLITS)))
@@ -70,13 +70,13 @@ def _hidden(teacher: LoadedModel, windows: Windows, index: Tensor, batch_rows: i
 
 def _measure(build: Build, teacher: LoadedModel, windows: Windows, settings: LabelSettings, seed: int) -> None:
     """The teacher's own cross-entropy on the validation text, and what its labels lose on a slice of it."""
-    weight_VE, total = head_weight(teacher.model, teacher.num_tokens), 0.0
+    head, total = head_of(teacher.model, teacher.num_tokens), 0.0
     for index in torch.arange(len(windows)).split(SHARD_WINDOWS):
         hidden_ME = _hidden(teacher, windows, index, settings.batch_rows)
         target_M = windows.target_MP[index].flatten().to(hidden_ME.device)
-        total -= float(token_log_probs(hidden_ME, weight_VE, target_M).sum())
+        total -= float(token_log_probs(hidden_ME, head, target_M).sum())
     hidden_ME = _hidden(teacher, windows, torch.arange(min(HELD_OUT_WINDOWS, len(windows))), settings.batch_rows)
-    error = label_error(drawn_labels(hidden_ME, weight_VE, settings, seed), hidden_ME, weight_VE)
+    error = label_error(drawn_labels(hidden_ME, head, settings, seed), hidden_ME, head)
     build.record(
         validation_loss=total / windows.target_MP.numel(), kl_to_dense=error.divergence, mass_elsewhere=error.missed
     )

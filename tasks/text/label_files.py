@@ -17,21 +17,22 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from kd_core.losses.head import Head
 from kd_core.losses.soft_targets import HiddenLabels, SampledLabels, TeacherLabels, TopKLabels
 from kd_core.windows.teacher_labels import LabelSettings, make_labels
 from tasks.store.shards import Writer
 
 
-def drawn_labels(hidden_ME: Tensor, weight_VE: Tensor, settings: LabelSettings, seed: int) -> TeacherLabels:
+def drawn_labels(hidden_ME: Tensor, head: Head, settings: LabelSettings, seed: int) -> TeacherLabels:
     """The labels of the teacher's final states; sampled ones are drawn with numbers that the seed alone decides."""
     uniform_MN = torch.rand((len(hidden_ME), settings.draws), generator=torch.Generator().manual_seed(seed))
-    return make_labels(hidden_ME, weight_VE, settings, uniform_MN.to(hidden_ME.device))
+    return make_labels(hidden_ME, head, settings, uniform_MN.to(hidden_ME.device))
 
 
-def labels_writer(hidden_ME: Tensor, weight_VE: Tensor, settings: LabelSettings, seed: int, place: pa.Table) -> Writer:
+def labels_writer(hidden_ME: Tensor, head: Head, settings: LabelSettings, seed: int, place: pa.Table) -> Writer:
     """What writes the labels of the teacher's final states as a Parquet file, beside the columns of `place`."""
-    labels = drawn_labels(hidden_ME, weight_VE, settings, seed)
-    return partial(write_labels, labels=labels, place=place, vocab_size=len(weight_VE))
+    labels = drawn_labels(hidden_ME, head, settings, seed)
+    return partial(write_labels, labels=labels, place=place, vocab_size=len(head))
 
 
 def write_labels(path: Path, labels: TeacherLabels, place: pa.Table, vocab_size: int) -> None:
@@ -61,10 +62,10 @@ def write_labels(path: Path, labels: TeacherLabels, place: pa.Table, vocab_size:
     pq.write_table(table, path, compression="zstd", use_dictionary=False, use_byte_stream_split=split)
 
 
-def open_labels(files: Iterable[Path], scratch: Path, name: str, weight_VE: Tensor | None) -> TeacherLabels:
+def open_labels(files: Iterable[Path], scratch: Path, name: str, head: Head | None) -> TeacherLabels:
     """Labels of all files, one after another, memory-mapped from `scratch`.
 
-    `weight_VE` is the teacher's head, which hidden states need. Raises ValueError for files without labels.
+    `head` is the teacher's head, which hidden states need. Raises ValueError for files without labels.
     """
     files = list(files)
     rows = sum(pq.read_metadata(path).num_rows for path in files)
@@ -72,9 +73,9 @@ def open_labels(files: Iterable[Path], scratch: Path, name: str, weight_VE: Tens
         raise ValueError(f"there are no labels among {len(files)} files")
     columns = pq.read_schema(files[0]).names
     if "hidden" in columns:
-        if weight_VE is None:
+        if head is None:
             raise ValueError("labels that are hidden states need the teacher's head")
-        return HiddenLabels(_mapped(files, "hidden", rows, np.float16, scratch, name), weight_VE)
+        return HiddenLabels(_mapped(files, "hidden", rows, np.float16, scratch, name), head)
     ids_MK = _mapped(files, "token_ids", rows, np.int32, scratch, name)
     if "log_probs" in columns:
         return TopKLabels(ids_MK, _mapped(files, "log_probs", rows, np.float16, scratch, name))

@@ -7,6 +7,7 @@ import torch
 
 from kd_core.losses import divergences, lm_head
 from kd_core.losses.divergence_head import Divergence, TeacherStates, divergence_loss
+from kd_core.losses.head import Head
 
 M, D, E, V = 13, 6, 4, 9
 KINDS = ("forward_kl", "reverse_kl", "js_teacher_term", "js_student_term", "js")
@@ -22,13 +23,13 @@ def normal(*shape: int, seed: int, scale: float = 1.0) -> torch.Tensor:
 
 
 HIDDEN, WEIGHT = normal(M, D, seed=0), normal(V, D, seed=1)
-TEACHER = TeacherStates(normal(M, E, seed=2, scale=2.0), normal(V, E, seed=3))
+TEACHER = TeacherStates(normal(M, E, seed=2, scale=2.0), Head(normal(V, E, seed=3)))
 COEFFICIENT = normal(M, seed=4)
 
 
 def oracle(hidden: torch.Tensor, weight: torch.Tensor, kind: str, beta: float) -> torch.Tensor:
     """(M,) from full logits."""
-    teacher, student = (TEACHER.hidden_ME @ TEACHER.weight_VE.T)[None], (hidden @ weight.T)[None]
+    teacher, student = (TEACHER.hidden_ME @ TEACHER.head.weight_VD.T)[None], (hidden @ weight.T)[None]
     function: Any = getattr(divergences, kind)
     return (function(teacher, student, beta) if kind.startswith("js") else function(teacher, student))[0]
 
@@ -37,7 +38,7 @@ def oracle(hidden: torch.Tensor, weight: torch.Tensor, kind: str, beta: float) -
 @pytest.mark.parametrize("kind", KINDS)
 def test_value_and_gradients_equal_autograd_on_dense_distributions(kind: Any, beta: float) -> None:
     hidden, weight = HIDDEN.clone().requires_grad_(), WEIGHT.clone().requires_grad_()
-    loss, found = divergence_loss(hidden, weight, TEACHER, COEFFICIENT, Divergence(kind, beta))
+    loss, found = divergence_loss(hidden, Head(weight), TEACHER, COEFFICIENT, Divergence(kind, beta))
     ours = torch.autograd.grad(3.0 * loss, (hidden, weight))
     plain = (COEFFICIENT * oracle(hidden, weight, kind, beta)).sum()
     theirs = torch.autograd.grad(3.0 * plain, (hidden, weight))
@@ -51,14 +52,16 @@ def test_value_and_gradients_equal_autograd_on_dense_distributions(kind: Any, be
 def test_gradcheck(kind: Any) -> None:
     inputs = (HIDDEN.clone().requires_grad_(), WEIGHT.clone().requires_grad_())
     chosen = Divergence(kind, 0.3)
-    assert torch.autograd.gradcheck(lambda h, w: divergence_loss(h, w, TEACHER, COEFFICIENT, chosen)[0], inputs)
+    assert torch.autograd.gradcheck(lambda h, w: divergence_loss(h, Head(w), TEACHER, COEFFICIENT, chosen)[0], inputs)
 
 
 def test_the_two_js_terms_add_up_in_value_and_gradient() -> None:
     results = []
     for kinds in (("js",), ("js_teacher_term", "js_student_term")):
         hidden = HIDDEN.clone().requires_grad_()
-        losses = [divergence_loss(hidden, WEIGHT, TEACHER, COEFFICIENT, Divergence(kind, 0.85))[0] for kind in kinds]  # type: ignore[arg-type]
+        losses = [
+            divergence_loss(hidden, Head(WEIGHT), TEACHER, COEFFICIENT, Divergence(kind, 0.85))[0] for kind in kinds
+        ]  # type: ignore[arg-type]
         total = torch.stack(losses).sum()
         results.append((total.detach(), *torch.autograd.grad(total, hidden)))
     torch.testing.assert_close(*results, atol=1e-12, rtol=1e-12)
@@ -67,26 +70,26 @@ def test_the_two_js_terms_add_up_in_value_and_gradient() -> None:
 def test_a_frozen_head_costs_no_gradient_and_gives_the_same() -> None:
     chosen = Divergence("reverse_kl")
     hidden = HIDDEN.clone().requires_grad_()
-    (frozen,) = torch.autograd.grad(divergence_loss(hidden, WEIGHT, TEACHER, COEFFICIENT, chosen)[0], hidden)
+    (frozen,) = torch.autograd.grad(divergence_loss(hidden, Head(WEIGHT), TEACHER, COEFFICIENT, chosen)[0], hidden)
     weight = WEIGHT.clone().requires_grad_()
-    both = torch.autograd.grad(divergence_loss(hidden, weight, TEACHER, COEFFICIENT, chosen)[0], (hidden, weight))
+    both = torch.autograd.grad(divergence_loss(hidden, Head(weight), TEACHER, COEFFICIENT, chosen)[0], (hidden, weight))
     assert torch.equal(frozen, both[0])
-    assert not divergence_loss(HIDDEN, WEIGHT, TEACHER, COEFFICIENT, chosen)[0].requires_grad
+    assert not divergence_loss(HIDDEN, Head(WEIGHT), TEACHER, COEFFICIENT, chosen)[0].requires_grad
 
 
 def test_gkds_ends_are_the_kls() -> None:
     for beta, kind in ((0, "forward_kl"), (0.0, "forward_kl"), (0.5, "js"), (1, "reverse_kl"), (1.0, "reverse_kl")):
         assert Divergence.generalised_jsd(beta).kind == kind
-    _, found = divergence_loss(HIDDEN, WEIGHT, TEACHER, COEFFICIENT, Divergence.generalised_jsd(0.9))
-    teacher, student = (TEACHER.hidden_ME @ TEACHER.weight_VE.T)[None], (HIDDEN @ WEIGHT.T)[None]
+    _, found = divergence_loss(HIDDEN, Head(WEIGHT), TEACHER, COEFFICIENT, Divergence.generalised_jsd(0.9))
+    teacher, student = (TEACHER.hidden_ME @ TEACHER.head.weight_VD.T)[None], (HIDDEN @ WEIGHT.T)[None]
     torch.testing.assert_close(found[None], divergences.generalised_jsd(teacher, student, 0.9), atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(kind: Any) -> None:
-    same = TeacherStates(HIDDEN.float(), WEIGHT.float())
+    same = TeacherStates(HIDDEN.float(), Head(WEIGHT.float()))
     hidden = HIDDEN.float().requires_grad_()
-    loss, found = divergence_loss(hidden, WEIGHT.float(), same, torch.ones(M), Divergence(kind, 0.3))
+    loss, found = divergence_loss(hidden, Head(WEIGHT.float()), same, torch.ones(M), Divergence(kind, 0.3))
     loss.backward()
     assert (found == 0).all()
     torch.testing.assert_close(hidden.grad, torch.zeros(M, D), atol=1e-6, rtol=0)
@@ -94,9 +97,9 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(kind: Any) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_precision_is_computed_in_float32(kind: Any) -> None:
-    half = TeacherStates(TEACHER.hidden_ME.bfloat16(), TEACHER.weight_VE.bfloat16())
+    half = TeacherStates(TEACHER.hidden_ME.bfloat16(), Head(TEACHER.head.weight_VD.bfloat16()))
     hidden, weight = HIDDEN.bfloat16().requires_grad_(), WEIGHT.bfloat16().requires_grad_()
-    loss, found = divergence_loss(hidden, weight, half, COEFFICIENT.float(), Divergence(kind))
+    loss, found = divergence_loss(hidden, Head(weight), half, COEFFICIENT.float(), Divergence(kind))
     loss.backward()
     assert loss.dtype == found.dtype == torch.float32
     assert hidden.grad is not None
@@ -108,8 +111,8 @@ def test_half_precision_is_computed_in_float32(kind: Any) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_far_apart_logits_stay_finite(kind: Any) -> None:
     hidden = (200 * HIDDEN.float()).requires_grad_()
-    far = TeacherStates(200 * TEACHER.hidden_ME.float(), TEACHER.weight_VE.float())
-    loss, _ = divergence_loss(hidden, WEIGHT.float(), far, COEFFICIENT.float(), Divergence(kind, 0.3))
+    far = TeacherStates(200 * TEACHER.hidden_ME.float(), Head(TEACHER.head.weight_VD.float()))
+    loss, _ = divergence_loss(hidden, Head(WEIGHT.float()), far, COEFFICIENT.float(), Divergence(kind, 0.3))
     loss.backward()
     assert loss.isfinite()
     assert hidden.grad is not None
@@ -119,8 +122,8 @@ def test_far_apart_logits_stay_finite(kind: Any) -> None:
 def test_what_does_not_fit_together_is_refused() -> None:
     chosen = Divergence("forward_kl")
     with pytest.raises(ValueError, match="same number of tokens"):
-        divergence_loss(HIDDEN, WEIGHT, TEACHER, COEFFICIENT[:-1], chosen)
+        divergence_loss(HIDDEN, Head(WEIGHT), TEACHER, COEFFICIENT[:-1], chosen)
     with pytest.raises(ValueError, match=r"one vocabulary, got heads of \(8, 9\) tokens"):
-        divergence_loss(HIDDEN, WEIGHT[:-1], TEACHER, COEFFICIENT, chosen)
+        divergence_loss(HIDDEN, Head(WEIGHT[:-1]), TEACHER, COEFFICIENT, chosen)
     with pytest.raises(ValueError, match=r"beta must be in \(0, 1\), got 1.5"):
         Divergence("js", 1.5)

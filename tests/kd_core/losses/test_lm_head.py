@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from kd_core.losses import lm_head
+from kd_core.losses.head import Head
 from kd_core.losses.lm_head import ValueKind, chunk_rows, token_log_probs, token_scores, weighted_nll
 
 M, D, V = 13, 6, 9
@@ -36,20 +37,20 @@ def test_token_scores_equal_full_logits() -> None:
         "softmax": (logits.softmax(1) * logits).sum(1),
     }
     for kind, value in values.items():
-        scores = token_scores(hidden, weight, target, kind)
+        scores = token_scores(hidden, Head(weight), target, kind)
         torch.testing.assert_close(scores.value_M, value, atol=1e-12, rtol=1e-12, msg=kind)
         torch.testing.assert_close(scores.logit_M, logits[torch.arange(M), target], atol=1e-12, rtol=1e-12)
         torch.testing.assert_close(scores.mean_M, logits.mean(1), atol=1e-12, rtol=1e-12)
     log_q = F.log_softmax(logits, 1)[torch.arange(M), target]
-    torch.testing.assert_close(token_log_probs(hidden, weight, target), log_q, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(token_log_probs(hidden, Head(weight), target), log_q, atol=1e-12, rtol=1e-12)
 
 
 def test_large_logits_do_not_overflow() -> None:
     hidden, weight, target, coefficient = tensors(torch.float32)
     log_q = F.log_softmax(1e4 * hidden @ weight.T, dim=1)[torch.arange(M), target]
-    torch.testing.assert_close(token_log_probs(1e4 * hidden, weight, target), log_q, rtol=1e-5, atol=1e-2)
+    torch.testing.assert_close(token_log_probs(1e4 * hidden, Head(weight), target), log_q, rtol=1e-5, atol=1e-2)
     for entropy in (0.0, 0.3):
-        loss, terms = weighted_nll(1e4 * hidden, weight, target, coefficient, entropy)
+        loss, terms = weighted_nll(1e4 * hidden, Head(weight), target, coefficient, entropy)
         assert loss.isfinite()
         torch.testing.assert_close(terms.log_prob_M, log_q, rtol=1e-5, atol=1e-2)
 
@@ -59,7 +60,7 @@ def test_weighted_nll_and_gradients_equal_autograd_on_full_logits(entropy: float
     hidden, weight, target, coefficient = tensors()
     hidden.requires_grad_()
     weight.requires_grad_()
-    loss, terms = weighted_nll(hidden, weight, target, coefficient, entropy)
+    loss, terms = weighted_nll(hidden, Head(weight), target, coefficient, entropy)
     (3.0 * loss).backward()
     ours = hidden.grad, weight.grad
     hidden.grad = weight.grad = None
@@ -79,13 +80,13 @@ def test_weighted_nll_and_gradients_equal_autograd_on_full_logits(entropy: float
 def test_gradcheck() -> None:
     hidden, weight, target, coefficient = tensors()
     inputs = (hidden.requires_grad_(), weight.requires_grad_())
-    assert torch.autograd.gradcheck(lambda h, w: weighted_nll(h, w, target, coefficient, 0.2)[0], inputs)
+    assert torch.autograd.gradcheck(lambda h, w: weighted_nll(h, Head(w), target, coefficient, 0.2)[0], inputs)
 
 
 def test_half_precision_states_are_scored_in_float32() -> None:
     hidden, weight, target, coefficient = tensors(torch.float32)
     half = hidden.bfloat16().requires_grad_()
-    loss, _ = weighted_nll(half, weight.bfloat16(), target, coefficient)
+    loss, _ = weighted_nll(half, Head(weight.bfloat16()), target, coefficient)
     loss.backward()
     assert loss.dtype == torch.float32
     assert half.grad is not None
@@ -95,4 +96,4 @@ def test_half_precision_states_are_scored_in_float32() -> None:
 def test_different_numbers_of_tokens_are_refused() -> None:
     hidden, weight, target, coefficient = tensors()
     with pytest.raises(ValueError, match="same number of tokens"):
-        weighted_nll(hidden, weight, target, coefficient[:-1])
+        weighted_nll(hidden, Head(weight), target, coefficient[:-1])

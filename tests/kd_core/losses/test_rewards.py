@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kd_core.losses.head import Head
 from kd_core.losses.lm_head import token_scores
 from kd_core.losses.rewards import RewardSettings, induced_reward, reward_to_go, scale_and_clip, subtract_baseline
 from kd_core.rollout.scoring import state_value
@@ -27,7 +28,7 @@ def scored(kind: str, *, centre: bool, shift: torch.Tensor | None = None) -> dic
         logits = logits + shift[:, :, None]
     chosen = RewardSettings(value=kind, centre=centre)  # type: ignore[arg-type]
     flat, head = logits.flatten(0, 1), torch.eye(V, dtype=torch.float64)
-    scores = token_scores(flat, head, tokens.flatten(), chosen.value)
+    scores = token_scores(flat, Head(head), tokens.flatten(), chosen.value)
     q_value = scores.logit_M - scores.mean_M if centre else scores.logit_M
     q_value, value = q_value.view(B, T + 1), state_value(scores, chosen).view(B, T + 1)
     return {

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from kd_core.losses import lm_head
+from kd_core.losses.head import Head
 from kd_core.losses.soft_targets import HiddenLabels, SampledLabels, TeacherLabels, TopKLabels, distillation_loss
 
 M, D, E, V = 13, 6, 4, 9
@@ -25,8 +26,8 @@ def normal(*shape: int, seed: int) -> torch.Tensor:
 
 HIDDEN, WEIGHT = normal(M, D, seed=0), normal(V, D, seed=1)
 TARGET = torch.randint(0, V, (M,), generator=rng(2))
-TEACHER = HiddenLabels(2 * normal(M, E, seed=3), normal(V, E, seed=4))
-P = (TEACHER.hidden_ME @ TEACHER.weight_VE.T).softmax(1)
+TEACHER = HiddenLabels(2 * normal(M, E, seed=3), Head(normal(V, E, seed=4)))
+P = (TEACHER.hidden_ME @ TEACHER.head.weight_VD.T).softmax(1)
 
 
 def slow(hidden: torch.Tensor, weight: torch.Tensor, alpha: float) -> torch.Tensor:
@@ -43,7 +44,7 @@ def slow(hidden: torch.Tensor, weight: torch.Tensor, alpha: float) -> torch.Tens
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
 def test_loss_and_gradients_equal_autograd_on_dense_distributions(alpha: float) -> None:
     hidden, weight = HIDDEN.clone().requires_grad_(), WEIGHT.clone().requires_grad_()
-    loss, terms = distillation_loss(hidden, weight, TARGET, TEACHER, alpha)
+    loss, terms = distillation_loss(hidden, Head(weight), TARGET, TEACHER, alpha)
     ours = torch.autograd.grad(3.0 * loss, (hidden, weight))
     plain = slow(hidden, weight, alpha)
     torch.testing.assert_close(loss, plain, atol=1e-12, rtol=1e-12)
@@ -54,13 +55,13 @@ def test_loss_and_gradients_equal_autograd_on_dense_distributions(alpha: float) 
 
 def test_a_frozen_head_costs_no_gradient_and_gives_the_same() -> None:
     hidden = HIDDEN.clone().requires_grad_()
-    (frozen,) = torch.autograd.grad(distillation_loss(hidden, WEIGHT, TARGET, TEACHER, 0.5)[0], hidden)
+    (frozen,) = torch.autograd.grad(distillation_loss(hidden, Head(WEIGHT), TARGET, TEACHER, 0.5)[0], hidden)
     (plain,) = torch.autograd.grad(slow(hidden, WEIGHT, 0.5), hidden)
     torch.testing.assert_close(frozen, plain, atol=1e-12, rtol=1e-12)
 
 
 def test_dad_needs_no_teacher() -> None:
-    loss, terms = distillation_loss(HIDDEN, WEIGHT, TARGET, None, 1.0)
+    loss, terms = distillation_loss(HIDDEN, Head(WEIGHT), TARGET, None, 1.0)
     torch.testing.assert_close(loss, F.cross_entropy(HIDDEN @ WEIGHT.T, TARGET), atol=1e-12, rtol=1e-12)
     assert (terms.kd_M == 0).all()
 
@@ -85,17 +86,19 @@ def test_top_k_keeps_its_k_as_they_are_and_spreads_the_rest_evenly() -> None:
 
 def test_sampled_labels_are_unbiased() -> None:
     # 4,000 label sets of 8 draws: the mean loss lies within 4 standard errors of the dense one but for 1 seed in 15,000
-    exact = float(distillation_loss(HIDDEN, WEIGHT, TARGET, TEACHER, 0.3)[0])
+    exact = float(distillation_loss(HIDDEN, Head(WEIGHT), TARGET, TEACHER, 0.3)[0])
     ids = torch.arange(V, dtype=torch.int32).expand(M, V)
     draws = torch.multinomial(P.repeat(4000, 1), 8, replacement=True, generator=rng(5)).view(4000, M, 8)
     counts = F.one_hot(draws, V).sum(2)
-    losses = torch.stack([distillation_loss(HIDDEN, WEIGHT, TARGET, SampledLabels(ids, c), 0.3)[0] for c in counts])
+    losses = torch.stack(
+        [distillation_loss(HIDDEN, Head(WEIGHT), TARGET, SampledLabels(ids, c), 0.3)[0] for c in counts]
+    )
     assert losses.std() > 0
     assert abs(losses.mean() - exact) < 4 * losses.std() / 4000**0.5
 
 
 def test_top_k_is_biased_and_by_as_much_as_its_divergence_says() -> None:
-    exact, cut = (distillation_loss(HIDDEN, WEIGHT, TARGET, labels, 0.0)[0] for labels in (TEACHER, top_k(2)))
+    exact, cut = (distillation_loss(HIDDEN, Head(WEIGHT), TARGET, labels, 0.0)[0] for labels in (TEACHER, top_k(2)))
     assert abs(cut - exact) > 1e-3
     divergence = (P * (P.log() - top_k(2).probabilities(slice(0, M), V).log())).sum(1)
     assert (divergence > 0).all()
@@ -119,4 +122,4 @@ def test_padding_of_sampled_labels_counts_nothing() -> None:
 )
 def test_bad_alpha_is_refused(labels: TeacherLabels | None, alpha: float, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        distillation_loss(HIDDEN, WEIGHT, TARGET, labels, alpha)
+        distillation_loss(HIDDEN, Head(WEIGHT), TARGET, labels, alpha)

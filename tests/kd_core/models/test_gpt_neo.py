@@ -10,7 +10,7 @@ from kd_core.losses.rewards import RewardSettings
 from kd_core.metrics.excess_error import Reader, prefix_kl
 from kd_core.models.gpt_neo import Memory, decode, encode
 from kd_core.models.gpt_neo_steps import StepDecoder
-from kd_core.models.policy import head_weight, shift_right, start_tokens
+from kd_core.models.policy import head_of, shift_right, start_tokens
 from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.beam_search import BeamSettings, beam_search
 from kd_core.rollout.mixed_sampling import sample_mixed
@@ -50,7 +50,7 @@ def ours(model: Any, prompts: list[list[int]] = PROMPTS, responses: list[list[in
     memory = encode(model, *padded(prompts))
     target, mask = padded(responses)
     hidden, _ = decode(model, memory, shift_right(target, start_tokens(model, memory)), mask)
-    return hidden @ head_weight(model).T
+    return head_of(model).logits(hidden)
 
 
 def stock(model: Any, prompts: list[list[int]] = PROMPTS, responses: list[list[int]] = RESPONSES) -> torch.Tensor:
@@ -112,7 +112,7 @@ def test_padding_never_changes_a_result() -> None:
         target, mask = padded(RESPONSES)
         memory = encode(model, other_fill, padded(PROMPTS)[1])
         filled, _ = decode(model, memory, shift_right(torch.where(mask, target, 18), memory.last_B), mask)
-    assert torch.equal(filled @ head_weight(model).T, whole)
+    assert torch.equal(head_of(model).logits(filled), whole)
 
 
 @pytest.mark.usefixtures("exact_attention")

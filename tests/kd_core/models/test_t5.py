@@ -8,7 +8,7 @@ import torch
 from transformers import MT5Config, MT5ForConditionalGeneration
 
 from kd_core.models.packing import Layout
-from kd_core.models.policy import head_weight, shift_right
+from kd_core.models.policy import head_of, shift_right
 from kd_core.models.t5 import decode, encode
 from kd_core.models.t5_steps import StepDecoder
 
@@ -33,7 +33,7 @@ def test_logits_and_gradients_equal_the_stock_model(make_t5: Make, feed_forward:
     inputs = shift_right(TARGET, 0)
     memory = encode(model, SOURCE, SOURCE_MASK)
     hidden, layout = decode(model, memory, inputs, TARGET_MASK)
-    ours, stock = hidden @ head_weight(model).T, layout.pack(stock_logits(model, inputs))
+    ours, stock = head_of(model).logits(hidden), layout.pack(stock_logits(model, inputs))
     torch.testing.assert_close(ours, stock, atol=1e-10, rtol=1e-10)
 
     direction = torch.randn(ours.shape, dtype=ours.dtype, generator=torch.Generator().manual_seed(1))
@@ -104,4 +104,4 @@ def test_mt5_whose_config_lacks_the_scale_equals_the_stock_model() -> None:
     inputs = shift_right(TARGET, 0)
     hidden, layout = decode(model, encode(model, SOURCE, SOURCE_MASK), inputs, TARGET_MASK)
     stock = layout.pack(stock_logits(model, inputs))
-    torch.testing.assert_close(hidden @ head_weight(model).T, stock, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(head_of(model).logits(hidden), stock, atol=1e-6, rtol=1e-6)

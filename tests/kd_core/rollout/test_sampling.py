@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kd_core.models.policy import decode, encode, head_weight, shift_right
+from kd_core.models.policy import decode, encode, head_of, shift_right
 from kd_core.rollout.sampling import SamplingSettings, draw, first_above, greedy, reshape_logits, sample
 
 Make = Callable[..., Any]
@@ -150,7 +150,7 @@ def test_rollout_log_probabilities_are_the_models_own(make_t5: Make) -> None:
     rollout = sample(model, memory, SamplingSettings(max_new_tokens=6), rng())
     with torch.no_grad():
         hidden, layout = decode(model, memory, shift_right(rollout.tokens_BT, 0), rollout.mask_BT)
-    log_q = F.log_softmax(hidden @ head_weight(model).T, dim=1)
+    log_q = F.log_softmax(head_of(model).logits(hidden), dim=1)
     chosen = log_q.gather(1, layout.pack(rollout.tokens_BT)[:, None]).squeeze(1)
     torch.testing.assert_close(layout.pack(rollout.log_prob_BT), chosen, atol=1e-9, rtol=1e-9)
     assert (rollout.log_prob_BT[~rollout.mask_BT] == 0).all()
@@ -172,7 +172,7 @@ def test_a_row_does_not_depend_on_which_others_have_ended(make_t5: Make) -> None
                 inputs = torch.tensor([history])
                 alone = encode(model, SOURCE[row : row + 1], SOURCE_MASK[row : row + 1])
                 hidden, _ = decode(model, alone, inputs, torch.ones_like(inputs, dtype=torch.bool))
-            token = int(draw(hidden[-1:] @ head_weight(model).T, uniform[row, t : t + 1], settings)[0])
+            token = int(draw(head_of(model).logits(hidden[-1:]), uniform[row, t : t + 1], settings)[0])
             assert token == together.tokens_BT[row, t]
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from kd_core.losses.soft_targets import HiddenLabels
+from kd_core.models.policy import head_of
 from kd_core.train.state import OptimizerSettings, TrainState
 from kd_core.windows.cutting import contexts, followers, trajectory_starts, window_targets
 from kd_core.windows.dad_dagger import Aggregated, aggregate
@@ -65,7 +66,7 @@ def literal(student: Any, teacher: Any) -> tuple[Triplets, list[float]]:
 
 def ready(student: Any, teacher: Any, seen: torch.Tensor, true: torch.Tensor, below: Trunk | None = None) -> Windows:
     with torch.no_grad():
-        labels = HiddenLabels(next_hidden(teacher, seen, true.shape[1]), teacher.lm_head.weight)
+        labels = HiddenLabels(next_hidden(teacher, seen, true.shape[1]), head_of(teacher))
     return Windows(below or trunk(student, seen, true.shape[1]), true, labels)
 
 

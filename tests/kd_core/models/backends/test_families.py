@@ -1,127 +1,173 @@
-"""Every decoder-only family on packed tokens: states, gradients and steps equal those of the stock forward pass.
+"""Family by family: logits, likelihoods and their gradients, samples, greedy and beam search are the stock model's.
 
-The oracle is the stock model on each row alone, without padding, in float64; rotary families compute their angles in
-float32, so 1e-6 is what can be asked.
+The oracle reads each row alone, without padding; ours reads uneven prompts and responses at once.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from kd_core.models.backends.decoder_only import decode, encode
-from kd_core.models.backends.decoder_only_steps import StepDecoder
+from kd_core.losses.lm_head import weighted_nll
+from kd_core.models.policy import backend_of, decode, encode, head_of, shift_right, start_tokens, step_decoder
+from kd_core.rollout.beam_search import BeamSettings, beam_search
+from kd_core.rollout.sampling import SamplingSettings, draw, greedy, sample
+from tests.kd_core.models.backends.families import FAMILIES, Family, ragged, stock_logits, stock_rows, tiny
 
-SIZES = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
-GROUPED = SIZES | {"num_key_value_heads": 2, "head_dim": 8}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": GROUPED,
-    "qwen2": GROUPED,
-    "qwen3": GROUPED,
-    "mistral": GROUPED | {"sliding_window": 4},
-    "gemma": GROUPED,
-    "gemma2": GROUPED | {"sliding_window": 4, "query_pre_attn_scalar": 8},
-    "gemma3_text": GROUPED | {"sliding_window": 4, "query_pre_attn_scalar": 8},
-    "phi": SIZES,
-    "phi3": GROUPED | {"pad_token_id": 0},
-    "olmo2": GROUPED,
-    "smollm3": GROUPED | {"pad_token_id": 0},
-    "gpt_neox": SIZES,
-    "opt": SIZES | {"ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 64},
-    "gpt2": {"vocab_size": 61, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64},
-}
-PROMPTS, RESPONSES = [5, 1, 9], [4, 6, 2]
+PROMPTS, RESPONSES = (5, 1, 9), (4, 6, 2)
+every_family = pytest.mark.parametrize("name", FAMILIES)
 
 
-@pytest.fixture(params=FAMILIES)
-def model(request: pytest.FixtureRequest) -> Any:
-    config = AutoConfig.for_model(request.param, **FAMILIES[request.param])
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config).double().eval()
+def of(name: str) -> tuple[Any, Family]:
+    return tiny(name), FAMILIES[name]
 
 
-def ragged(lengths: list[int], seed: int) -> tuple[Tensor, Tensor]:
-    ids = torch.randint(3, 61, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(seed))
-    return ids, torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-
-
-def packed_logits(model: Any, prompts: tuple[Tensor, Tensor], responses: tuple[Tensor, Tensor]) -> Tensor:
+def states(model: Any, prompts: tuple[Tensor, Tensor], responses: tuple[Tensor, Tensor]) -> Tensor:
     memory = encode(model, *prompts)
-    inputs = torch.cat([memory.last_B[:, None], responses[0][:, :-1]], dim=1)
-    states, _ = decode(model, memory, inputs, responses[1])
-    return head(model, states)
+    hidden, _ = decode(model, memory, shift_right(responses[0], start_tokens(model, memory)), responses[1])
+    return hidden
 
 
-def head(model: Any, states: Tensor) -> Tensor:
-    """The stock head, with what Gemma2 does after it."""
-    logits: Tensor = model.lm_head(states) if hasattr(model, "lm_head") else model.embed_out(states)
-    cap = getattr(model.config, "final_logit_softcapping", None)
-    return logits if cap is None else cap * torch.tanh(logits / cap)
+@contextmanager
+def ending_in(model: Any, token: int) -> Iterator[None]:
+    """A model that ends in a token that it writes, and in no other."""
+    before = model.config.eos_token_id
+    model.config.eos_token_id = model.generation_config.eos_token_id = token
+    yield
+    model.config.eos_token_id = model.generation_config.eos_token_id = before
 
 
-def stock_logits(model: Any, prompts: tuple[Tensor, Tensor], responses: tuple[Tensor, Tensor]) -> Tensor:
-    rows = []
-    for (prompt, p_mask), (response, r_mask) in zip(
-        zip(*prompts, strict=True), zip(*responses, strict=True), strict=True
-    ):
-        whole = torch.cat([prompt[p_mask], response[r_mask]])
-        start = int(p_mask.sum()) - 1
-        rows.append(model(whole[None], use_cache=False).logits[0, start : start + int(r_mask.sum())])
-    return torch.cat(rows)
+@every_family
+def test_it_runs_on_the_fastest_backend_that_serves_it(name: str) -> None:
+    model, family = of(name)
+    assert backend_of(model).name == family.backend
 
 
-def test_logits_of_uneven_prompts_and_responses_are_the_stock_models(model: Any) -> None:
+@every_family
+def test_logits_are_the_stock_models(name: str) -> None:
+    model, family = of(name)
     prompts, responses = ragged(PROMPTS, 1), ragged(RESPONSES, 2)
     with torch.no_grad():
-        ours, stock = packed_logits(model, prompts, responses), stock_logits(model, prompts, responses)
-    torch.testing.assert_close(ours, stock, atol=1e-6, rtol=1e-6)
+        ours = head_of(model).logits(states(model, prompts, responses))
+        torch.testing.assert_close(ours, stock_rows(model, prompts, responses), atol=family.within, rtol=family.within)
 
 
-def test_gradients_through_prompts_and_responses_are_the_stock_models(model: Any) -> None:
+@every_family
+def test_a_weighted_likelihood_has_the_stock_models_gradients(name: str) -> None:
+    model, family = of(name)
     prompts, responses = ragged(PROMPTS, 3), ragged(RESPONSES, 4)
-    weight = torch.randn((sum(RESPONSES), 61), generator=torch.Generator().manual_seed(5)).double()
-    gradients = []
-    for logits in (packed_logits, stock_logits):
-        model.zero_grad()
-        (logits(model, prompts, responses).log_softmax(dim=1) * weight).sum().backward()
-        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
-    ours, stock = gradients
-    assert ours.keys() == stock.keys()
-    for name in stock:
-        torch.testing.assert_close(ours[name], stock[name], atol=1e-5, rtol=1e-5, msg=name)
+    target = responses[0][responses[1]]
+    weight = torch.randn(len(target), generator=torch.Generator().manual_seed(5)).to(family.dtype)
+    ours, _ = weighted_nll(states(model, prompts, responses), head_of(model), target, weight)
+    picked = stock_rows(model, prompts, responses).log_softmax(dim=1).gather(1, target[:, None]).squeeze(1)
+    stock = -(weight * picked).sum()
+    torch.testing.assert_close(ours, stock.to(ours.dtype), atol=family.within, rtol=family.within)
+    named = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    found, expected = (torch.autograd.grad(x, list(named.values()), allow_unused=True) for x in (ours, stock))
+    for key, mine, theirs in zip(named, found, expected, strict=True):
+        assert (mine is None) == (theirs is None), key
+        torch.testing.assert_close(mine, theirs, atol=10 * family.within, rtol=10 * family.within, msg=key)
+    assert sum(bool(gradient.abs().max() > 1e-3) for gradient in found if gradient is not None) > len(named) / 2
 
 
-def test_greedy_steps_write_what_generate_writes_row_by_row(model: Any) -> None:
-    prompts = ragged(PROMPTS, 6)
+@every_family
+def test_samples_are_those_of_a_slow_loop_with_the_same_numbers(name: str) -> None:
+    model, family = of(name)
+    prompts, settings = ragged(PROMPTS, 6), SamplingSettings(max_new_tokens=5)
     with torch.no_grad():
+        whole = sample(model, encode(model, *prompts), settings, torch.Generator().manual_seed(8))
+        end = int(whole.tokens_BT[0, 2])  # the first row ends at its third token, others go on
+        uniform = torch.rand((3, 5), generator=torch.Generator().manual_seed(8))
+        with ending_in(model, end):
+            ours = sample(model, encode(model, *prompts), settings, torch.Generator().manual_seed(8))
+        for row, (ids, there) in enumerate(zip(*prompts, strict=True)):
+            written = torch.empty(0, dtype=torch.long)
+            for t in range(5):
+                logits = stock_logits(model, ids[there], torch.cat([written, written.new_zeros(1)]))[-1:]
+                token, log_prob = draw(logits, uniform[row, t : t + 1], settings)
+                torch.testing.assert_close(
+                    ours.log_prob_BT[row, t], log_prob[0].to(ours.log_prob_BT.dtype), atol=family.within, rtol=1e-5
+                )
+                written = torch.cat([written, token])
+                if int(token) == end:
+                    break
+            assert written.tolist() == ours.tokens_BT[row][ours.mask_BT[row]].tolist()
+    assert ours.mask_BT.sum(dim=1).unique().numel() > 1
+
+
+@every_family
+def test_greedy_writes_what_generate_writes(name: str) -> None:
+    model, _ = of(name)
+    prompts = ragged(PROMPTS, 9)
+    with torch.no_grad():
+        end = int(greedy(model, encode(model, *prompts), 6).tokens_BT[2, 3])
+        with ending_in(model, end):
+            ours = greedy(model, encode(model, *prompts), 6)
+            for row, (ids, there) in enumerate(zip(*prompts, strict=True)):
+                stock = generated(model, ids[there], max_new_tokens=6)
+                assert ours.tokens_BT[row][ours.mask_BT[row]].tolist() == stock
+    assert not ours.truncated_B.all()
+
+
+@every_family
+def test_beams_are_those_of_generate(name: str) -> None:
+    model, _ = of(name)
+    prompts, settings = ragged(PROMPTS, 10), BeamSettings(num_beams=3, max_new_tokens=5, no_repeat_ngram_size=0)
+    with torch.no_grad():
+        end = int(greedy(model, encode(model, *prompts), 5).tokens_BT[0, 2])
+        with ending_in(model, end):
+            found = beam_search(model, encode(model, *prompts), settings)
+            for row, (ids, there) in enumerate(zip(*prompts, strict=True)):
+                stock = generated(model, ids[there], max_new_tokens=5, num_beams=3, early_stopping=False)
+                assert found.tokens_BT[row, : len(stock)].tolist() == stock
+
+
+def generated(model: Any, prompt: Tensor, **settings: Any) -> list[int]:
+    """What stock `generate` writes after one prompt."""
+    ones = torch.ones_like(prompt[None])
+    out = model.generate(prompt[None], attention_mask=ones, do_sample=False, pad_token_id=0, **settings)[0]
+    tokens: list[int] = out[1 if model.config.is_encoder_decoder else len(prompt) :].tolist()
+    return tokens
+
+
+@every_family
+def test_rows_that_are_dropped_and_reordered_keep_their_history(name: str) -> None:
+    model, family = of(name)
+    prompts, tokens = ragged(PROMPTS, 7), torch.randint(3, 61, (6, 4), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        plain, moved = (step_decoder(model, encode(model, *prompts), 4, num_beams=2) for _ in range(2))
+        for t in range(3):
+            plain.step(tokens[:, t])
+            moved.step(tokens[:, t])
+        moved.reorder(torch.tensor([1, 0, 2, 3, 5, 5]))
+        moved.keep(torch.tensor([0, 2]))
+        rows = torch.tensor([1, 0, 5, 5])
+        expected = plain.step(tokens[:, 3])[rows]
+        torch.testing.assert_close(moved.step(tokens[rows, 3]), expected, atol=family.within, rtol=family.within)
+
+
+@every_family
+def test_prompts_of_one_token_alone(name: str) -> None:
+    model, family = of(name)
+    prompts, responses = ragged((1, 1), 11), ragged((3, 2), 12)
+    with torch.no_grad():
+        hidden = states(model, prompts, responses)
+        stock = stock_rows(model, prompts, responses)
+        torch.testing.assert_close(head_of(model).logits(hidden), stock, atol=family.within, rtol=family.within)
         memory = encode(model, *prompts)
-        steps, tokens = StepDecoder(model, memory, 8), [memory.last_B]
-        for _ in range(8):
-            tokens.append(head(model, steps.step(tokens[-1])).argmax(dim=1))
-        ours = torch.stack(tokens[1:], dim=1)
-        for row, (ids, mask) in enumerate(zip(*prompts, strict=True)):
-            stock = model.generate(
-                ids[mask][None], max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0, use_cache=False
-            )
-            assert ours[row].tolist() == stock[0, int(mask.sum()) :].tolist()
+        steps, inputs = step_decoder(model, memory, 3), shift_right(responses[0], start_tokens(model, memory))
+        stepped = torch.stack([steps.step(token) for token in inputs.unbind(dim=1)], dim=1)
+        torch.testing.assert_close(stepped[responses[1]], hidden, atol=family.within, rtol=family.within)
 
 
-def test_rows_that_end_are_dropped_and_change_nothing_for_the_others(model: Any) -> None:
-    prompts = ragged(PROMPTS, 7)
-    token = torch.tensor([7, 8, 9])
-    with torch.no_grad():
-        whole, fewer = (StepDecoder(model, encode(model, *prompts), 4) for _ in range(2))
-        whole.step(token)
-        fewer.step(token)
-        fewer.keep(torch.tensor([0, 2]))
-        expected = whole.step(token)[[0, 2]]
-        torch.testing.assert_close(fewer.step(token[[0, 2]]), expected, atol=1e-9, rtol=1e-9)
-
-
-def test_the_config_says_afterwards_what_it_said_before(model: Any) -> None:
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.backend == "packed"])
+def test_a_packed_model_is_left_as_it_was(name: str) -> None:
+    model, _ = of(name)
     before = model.config._attn_implementation
     with torch.no_grad():
         encode(model, *ragged(PROMPTS, 8))
-    assert model.config._attn_implementation == before
+    assert model.config._attn_implementation == before != "distill_rows"
+    assert "distill" not in str(model.config.to_dict())

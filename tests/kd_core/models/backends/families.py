@@ -1,0 +1,127 @@
+"""Tiny models of many families, float64 where the stock model can be, random in every weight."""
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+VOCABULARY = 61
+SIZES = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+HEADS = {"num_attention_heads": 4, "max_position_embeddings": 64}
+GROUPED = SIZES | HEADS | {"num_key_value_heads": 2, "head_dim": 8}
+WINDOWED = GROUPED | {"num_hidden_layers": 3, "sliding_window": 4}
+BART = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "max_position_embeddings": 64,
+    "dropout": 0.0,
+    "forced_eos_token_id": None,
+    "vocab_size": VOCABULARY,
+}
+T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model type, and what is asked of it."""
+
+    backend: str
+    sizes: dict[str, Any] = field(default_factory=dict)
+    within: float = 1e-9  # of the stock logits; gradients within ten times that
+    dtype: torch.dtype = torch.float64
+
+
+# Gemma, Cohere, GPT-J and T5 compute angles, norms or softmax in float32, whatever the weights are (mT5, whose head is
+# not scaled, has the largest logits); test_t5.py and test_gpt_neo.py compare to 1e-10
+FAMILIES = {
+    "llama": Family("packed", GROUPED),
+    "qwen2": Family("packed", GROUPED),
+    "qwen3": Family("packed", GROUPED),
+    "mistral": Family("packed", WINDOWED),
+    "gemma": Family("packed", GROUPED, within=1e-6),
+    "gemma2": Family("packed", WINDOWED | {"query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0}, within=1e-6),
+    "gemma3_text": Family("packed", WINDOWED | {"query_pre_attn_scalar": 8, "sliding_window_pattern": 2}, within=1e-6),
+    "phi": Family("packed", SIZES | HEADS),
+    "phi3": Family("packed", WINDOWED),
+    "olmo2": Family("packed", GROUPED),
+    "smollm3": Family("packed", GROUPED),
+    "gpt_neox": Family("packed", SIZES | HEADS),
+    "opt": Family("packed", SIZES | HEADS | {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+    "gpt2": Family("packed", {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}),
+    "granite": Family("packed", GROUPED | {"logits_scaling": 3.0}),
+    "cohere": Family("packed", GROUPED | {"logit_scale": 0.25}, within=1e-6),
+    "gpt_neo": Family(
+        "gpt_neo",
+        {"num_layers": 2, "hidden_size": 32, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}
+        | {"window_size": 4, "vocab_size": VOCABULARY, "max_position_embeddings": 64},
+        within=1e-6,
+    ),
+    "falcon": Family(
+        "padded", {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "alibi": False} | HEADS
+    ),
+    "bloom": Family(
+        "padded", {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 2, "n_head": 4}, 1e-4, torch.float32
+    ),
+    "gptj": Family(
+        "padded",
+        {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 8, "n_positions": 64},
+        within=1e-6,
+    ),
+    "bart": Family("padded", BART),
+    "pegasus": Family("padded", BART),
+    "marian": Family("padded", BART),
+    "mbart": Family("padded", BART),
+    "t5": Family("t5", T5 | {"vocab_size": VOCABULARY}, within=1e-6),
+    "mt5": Family("t5", T5 | {"vocab_size": VOCABULARY, "tie_word_embeddings": False}, within=1e-4),
+    "umt5": Family("padded", T5 | {"vocab_size": VOCABULARY}, within=1e-6),
+}
+
+
+@cache
+def tiny(name: str) -> Any:
+    """One model for all tests: they leave it as it is."""
+    family = FAMILIES[name]
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = AutoConfig.for_model(name, **(special | family.sizes))
+    auto = AutoModelForCausalLM
+    if config.is_encoder_decoder:
+        auto, config.decoder_start_token_id = AutoModelForSeq2SeqLM, 1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = auto.from_config(config).to(family.dtype).eval()
+        for parameter in model.parameters():
+            parameter.data += 0.2 * torch.randn_like(parameter)
+        if "final_logits_bias" in dict(model.named_buffers()):
+            model.final_logits_bias += torch.randn_like(model.final_logits_bias)
+    return model
+
+
+def ragged(lengths: tuple[int, ...], seed: int) -> tuple[Tensor, Tensor]:
+    """Right-padded random words with their mask."""
+    ids = torch.randint(3, VOCABULARY, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(seed))
+    return ids, torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+
+
+def stock_logits(model: Any, prompt: Tensor, response: Tensor) -> Tensor:
+    """What predicts each token of a response, by the stock model on one row. Shapes: (S,), (T,) -> (T, V)."""
+    if model.config.is_encoder_decoder:
+        inputs = torch.cat([response.new_tensor([model.config.decoder_start_token_id]), response[:-1]])
+        out = model(input_ids=prompt[None], decoder_input_ids=inputs[None], use_cache=False)
+        return out.logits[0]  # type: ignore[no-any-return]
+    whole = torch.cat([prompt, response])[None]
+    out = model(input_ids=whole, attention_mask=torch.ones_like(whole), use_cache=False)
+    return out.logits[0, len(prompt) - 1 : -1]  # type: ignore[no-any-return]
+
+
+def stock_rows(model: Any, prompts: tuple[Tensor, Tensor], responses: tuple[Tensor, Tensor]) -> Tensor:
+    """The same of all rows, one after another: (M, V)."""
+    rows = zip(*prompts, *responses, strict=True)
+    return torch.cat([stock_logits(model, ids[there], words[real]) for ids, there, words, real in rows])
