@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 ModelKind = Literal["seq2seq", "causal"]
-FAMILIES: dict[str, ModelKind] = {"t5": "seq2seq", "mt5": "seq2seq", "gpt_neo": "causal"}
+OWN: dict[str, ModelKind] = {"t5": "seq2seq", "mt5": "seq2seq", "gpt_neo": "causal"}  # run by code of ours
+SEQ2SEQ, CAUSAL = ("ForConditionalGeneration", "MTModel"), ("ForCausalLM", "LMHeadModel")  # how their classes end
 TOKENIZERS = (("tokenizer.json",), ("spiece.model",), ("vocab.json", "merges.txt"))  # any of them will do
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -20,7 +21,7 @@ NEEDED = (
 
 
 def check_model_files(directory: Path) -> ModelKind:
-    """A T5-family or GPT-Neo model with whole weights in safetensors and a tokenizer; returns which kind of the two.
+    """A language model with whole weights in safetensors and a tokenizer; returns which kind.
 
     Raises ValueError if it is not that.
     """
@@ -31,23 +32,34 @@ def check_model_files(directory: Path) -> ModelKind:
 
 
 def check_config(directory: Path) -> ModelKind:
-    """config.json is there, asks for no code of its own, and names a model that is known here; returns its kind."""
-    path = directory / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{directory} has no config.json\n{NEEDED}")
-    config = _read_json(path)
+    """config.json is there, asks for no code of its own, and names a model that writes text; returns its kind.
+
+    Whether the model can be run here is seen when it is loaded (`policy.backend_of`).
+    """
+    path, config = directory / "config.json", read_config(directory)
     if config.get("auto_map"):
         raise ValueError(
             f"{path} asks for code of its own (auto_map), and code that comes with weights is never run here\n"
-            "use a stock T5 or GPT-Neo, or take auto_map out if the weights are those of one"
+            "use a model that transformers has itself, or take auto_map out if the weights are those of one"
         )
-    family = config.get("model_type")
-    if family not in FAMILIES:
-        raise ValueError(
-            f"{path} describes a model of type {family!r}, neither of the T5 family nor GPT-Neo\n"
-            "use T5, T5 v1.1, T0, Flan-T5 or mT5, or GPT-Neo for running text"
-        )
-    return FAMILIES[str(family)]
+    family, classes = config.get("model_type"), config.get("architectures") or []
+    if family in OWN:
+        return OWN[family]
+    if config.get("is_encoder_decoder") and any(str(name).endswith(SEQ2SEQ) for name in classes):
+        return "seq2seq"
+    if any(str(name).endswith(CAUSAL) for name in classes):
+        return "causal"
+    raise ValueError(
+        f"{path} describes {' and '.join(map(str, classes)) or f'a model of type {family!r}'}, which writes no text\n"
+        "take a model with a head over its vocabulary: …ForCausalLM, …LMHeadModel, …ForConditionalGeneration"
+    )
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """What config.json says. Raises ValueError if it is not there, or not JSON."""
+    if not (directory / "config.json").is_file():
+        raise ValueError(f"{directory} has no config.json\n{NEEDED}")
+    return _read_json(directory / "config.json")
 
 
 def check_weights(directory: Path) -> None:
@@ -139,7 +151,7 @@ def _pickled(directory: Path) -> str:
         return ""
     return (
         "its weights are pickled (*.bin), and a pickle can run any code: it is never loaded here; convert it once "
-        "where you trust it: T5ForConditionalGeneration.from_pretrained(OLD).save_pretrained(NEW)"
+        "where you trust it: AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW), or AutoModelForSeq2SeqLM"
     )
 
 

@@ -26,7 +26,7 @@ MIXED = "config.json and weights belong to different models, or a part is gone: 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """A model: `name` (a hub id or a local directory) or `shape` (a small T5 or GPT-Neo made here)."""
+    """A language model: `name` (a hub id or a local directory) or `shape` (a small T5 or GPT-Neo made here)."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
 
@@ -155,7 +155,7 @@ def load_model(
     device: str | torch.device = "cpu",
     tokenizer: Tokenizer | None = None,
 ) -> Model:
-    """A T5-family or GPT-Neo model in evaluation mode. A head of its own (T5 v1.1, T0) stays one.
+    """A language model in evaluation mode. A head of its own (T5 v1.1, T0) stays one.
 
     What its files say of special tokens is settled (`special_ids`), with its `tokenizer` where it is given.
     Raises ValueError in one line for a missing, corrupt, incomplete or different kind of model, or tokenizer.

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_core.models.gpt_neo import Model, attend, finish, layer_norm, project, unpadded_states, visible
+from kd_core.models.gpt_neo import Model, attend, finish, layer_norm, project, stack_of, unpadded_states, visible
 
 Trainable = Literal["all", "last_block"]
 
@@ -55,7 +55,7 @@ def set_trainable(model: Model, what: Trainable) -> list[torch.nn.Parameter]:
         raise ValueError(f"trainable must be all or last_block, got {what!r}")
     model.requires_grad_(what == "all")
     if what == "last_block":
-        for module in (model.transformer.h[-1], model.transformer.ln_f):
+        for module in (stack_of(model).h[-1], stack_of(model).ln_f):
             module.requires_grad_(True)
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
@@ -66,7 +66,7 @@ def trunk(model: Model, ids_BL: Tensor, predictions: int = 1) -> Trunk:
     Where these blocks are frozen, no gradient is recorded. Raises ValueError for a context longer than the model has
     positions.
     """
-    *below, last = model.transformer.h
+    *below, last = stack_of(model).h
     x_BLD, norm = unpadded_states(model, ids_BL, len(below)), last.ln_1
     return Trunk(F.layer_norm(x_BLD, norm.normalized_shape, eps=norm.eps), x_BLD[:, -predictions:])
 

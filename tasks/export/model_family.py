@@ -1,8 +1,8 @@
-"""How a student is described and used once it is exported: an encoder–decoder of the T5 family, or a causal GPT-Neo."""
+"""How a student is described and used once it is exported: an encoder–decoder, or a causal model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from kd_core.models.files import ModelKind, check_config
+from kd_core.models.files import OWN, ModelKind, check_config, read_config
 from tasks.store.artifacts import Artifact
 
 
@@ -56,4 +56,9 @@ FAMILIES: dict[ModelKind, Family] = {
 
 def family_of(student: Artifact) -> Family:
     """The family of the model that a stage has made."""
-    return FAMILIES[check_config(student.path / "model")]
+    family = FAMILIES[check_config(student.path / "model")]
+    name = str(read_config(student.path / "model")["model_type"])
+    if name in OWN:
+        return family
+    what = "A sequence-to-sequence model" if family.auto_class == "AutoModelForSeq2SeqLM" else "A causal language model"
+    return replace(family, tag=name, description=f"{what} ({name})")

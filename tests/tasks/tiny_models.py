@@ -1,4 +1,4 @@
-"""Model directories as T5, T5 v1.1, T0 and GPT-Neo ship them, a few kilobytes each: safetensors and tokenizer."""
+"""Model directories as T5, T5 v1.1, T0, GPT-Neo, Llama and BART ship them: a few kilobytes of safetensors each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from typing import Any
 import sentencepiece
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2TokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    GPT2TokenizerFast,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from kd_core.models.shapes import GPTNeoShape, build_gpt_neo
 
@@ -78,6 +86,63 @@ def write_model(directory: Path, *, own_head: bool, seed: int = 0) -> Path:
 
 def write_causal(directory: Path, *, seed: int = 0) -> Path:
     """A tiny GPT-Neo with a byte-level tokenizer: it appends no end of sequence, and neither knows any padding."""
+    tokenizer = write_byte_level(directory)
+    model = build_gpt_neo(GPTNeoShape(hidden_size=16, num_heads=2), 320, seed, eos_id=tokenizer.eos_token_id)
+    model.config.pad_token_id = None  # as the published ones
+    model.save_pretrained(directory)
+    return directory
+
+
+def write_llama(directory: Path, *, seed: int = 0, vocab_size: int = 320) -> Path:
+    """A tiny Llama with grouped keys and a byte-level tokenizer; it names two ends of sequence and no padding."""
+    end = write_byte_level(directory).eos_token_id
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        bos_token_id=end,
+        eos_token_id=[end, 5],
+    )
+    _save(LlamaForCausalLM, config, directory, seed)
+    return directory
+
+
+def write_bart(directory: Path, *, seed: int = 0) -> Path:
+    """A tiny BART with a byte-level tokenizer; its targets start with the end of sequence."""
+    end = write_byte_level(directory).eos_token_id
+    config = BartConfig(
+        vocab_size=320,
+        d_model=16,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=24,
+        decoder_ffn_dim=24,
+        max_position_embeddings=128,
+        dropout=0.0,
+        pad_token_id=end,
+        eos_token_id=end,
+        bos_token_id=end,
+        decoder_start_token_id=end,
+        forced_eos_token_id=None,
+    )
+    _save(BartForConditionalGeneration, config, directory, seed)
+    return directory
+
+
+def _save(made: Any, config: Any, directory: Path, seed: int) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made(config).eval().save_pretrained(directory)
+
+
+def write_byte_level(directory: Path) -> Any:
+    """A tokenizer like GPT-2's, saved; returns it."""
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer, trained.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -89,7 +154,4 @@ def write_causal(directory: Path, *, seed: int = 0) -> Path:
     trained.train_from_iterator(TEXTS, trainer)
     tokenizer = GPT2TokenizerFast(tokenizer_object=trained, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
     tokenizer.save_pretrained(directory)
-    model = build_gpt_neo(GPTNeoShape(hidden_size=16, num_heads=2), 320, seed, eos_id=tokenizer.eos_token_id)
-    model.config.pad_token_id = None  # as the published ones
-    model.save_pretrained(directory)
-    return directory
+    return tokenizer

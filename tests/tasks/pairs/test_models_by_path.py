@@ -135,7 +135,12 @@ def without_a_shard(directory: Path) -> None:
 
 REFUSED: list[tuple[Callable[[Path], object], str, str]] = [
     (pickled, "has no model.safetensors", "pickled"),
-    (lambda d: change_config(d, model_type="gpt2"), "type 'gpt2', neither of the T5 family nor GPT-Neo", "use T5"),
+    (
+        lambda d: change_config(d, model_type="bert", architectures=["BertModel"]),
+        "BertModel, which writes no",
+        "take a",
+    ),
+    (lambda d: change_config(d, model_type="gpt2", architectures=None), "a model of type 'gpt2', which", "take a"),
     (lambda d: change_config(d, auto_map={"AutoModelForSeq2SeqLM": "m.M"}), "code of its own", "never run here"),
     (lambda d: truncate(d / "model.safetensors"), r"model.safetensors is damaged: \d+ bytes", "again"),
     (lambda d: (d / "model.safetensors").write_bytes(b"x" * 99), "header cannot be read", "again"),

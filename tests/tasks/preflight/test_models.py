@@ -18,7 +18,7 @@ from kd_core.models.shapes import GPTNeoShape, T5Shape
 from kd_core.train.supervised import SupervisedSettings
 from tasks.pairs.teacher import TeacherSettings
 from tasks.preflight.models import check_models
-from tests.tasks.tiny_models import TEXTS, write_causal, write_model, write_spiece
+from tests.tasks.tiny_models import TEXTS, write_causal, write_llama, write_model, write_spiece
 
 SMALL = ModelSettings(shape=T5Shape())
 
@@ -42,6 +42,13 @@ def test_a_model_of_another_kind_than_the_method_needs_is_refused(tmp_path: Path
         check_models(SMALL, ModelSettings(shape=GPTNeoShape()), "seq2seq")
     with pytest.raises(ValueError, match=r"teacher\.name: .*another kind of model\nuse a causal language model"):
         check_models(named(write_model(tmp_path, own_head=True)), ModelSettings(shape=GPTNeoShape()), "causal")
+
+
+def test_running_text_is_not_given_to_a_causal_model_that_cannot_read_it_in_windows(tmp_path: Path) -> None:
+    llama = named(write_llama(tmp_path))
+    check_models(llama, ModelSettings(shape=GPTNeoShape()))
+    with pytest.raises(ValueError, match=r"^teacher\.name: .* describes a llama, .* GPT-Neo alone\nuse a GPT-Neo"):
+        check_models(llama, ModelSettings(shape=GPTNeoShape()), "causal")
 
 
 def test_where_either_kind_will_do_both_models_are_of_the_same(tmp_path: Path) -> None:
@@ -89,7 +96,7 @@ BROKEN: list[tuple[Callable[[Path], object], str]] = [
     (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), "has no model.safetensors\n.*pickled"),
     (lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:-1]), "is damaged: "),
     *((pointer(n), f"{n} is a Git LFS pointer") for n in ("model.safetensors", "spiece.model", "config.json")),
-    (lambda d: change_config(d, model_type="llama"), "neither of the T5 family nor GPT-Neo"),
+    (lambda d: change_config(d, model_type="llama", architectures=["LlamaModel"]), "LlamaModel, which writes no text"),
     (lambda d: change_config(d, num_decoder_layers=2), "decoder.block.1.* is missing"),
     (lambda d: change_config(d, d_ff=32), r"has the size \[24, 16\], not \[32, 16\]"),
     (lambda d: change_config(d, vocab_size=200), r"weight has the size \[192, 16\], not \[200, 16\]"),

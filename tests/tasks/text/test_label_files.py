@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from kd_core.losses.head import Head
 from kd_core.losses.soft_targets import HiddenLabels, SampledLabels, TopKLabels
 from kd_core.windows.teacher_labels import LabelKind, LabelSettings, make_labels
 from tasks.text.label_files import open_labels, write_labels
@@ -15,12 +16,12 @@ M, E, V = 1200, 16, 50_257
 MOST = {"topk": 120, "sampled": 40}  # bytes a token
 
 
-def made(kind: LabelKind, sharpness: float, tokens: int = V, rows: int = M) -> tuple[object, torch.Tensor]:
+def made(kind: LabelKind, sharpness: float, tokens: int = V, rows: int = M) -> tuple[object, Head]:
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn((tokens, E), generator=generator)
+    head = Head(torch.randn((tokens, E), generator=generator))
     hidden = sharpness * torch.randn((rows, E), generator=generator)
     settings = LabelSettings(kind=kind)
-    return make_labels(hidden, weight, settings, torch.rand((rows, settings.draws), generator=generator)), weight
+    return make_labels(hidden, head, settings, torch.rand((rows, settings.draws), generator=generator)), head
 
 
 def place(rows: int) -> pa.Table:
@@ -39,13 +40,13 @@ def test_a_token_takes_no_more_than_promised_at_gpt_neos_vocabulary(
 
 @pytest.mark.parametrize("kind", ["topk", "sampled", "hidden"])
 def test_what_is_read_is_what_was_written_across_files(tmp_path: Path, kind: LabelKind) -> None:
-    labels, weight = made(kind, 1.0, tokens=300, rows=90)
+    labels, head = made(kind, 1.0, tokens=300, rows=90)
     index = torch.arange(90)
     files = []
     for number, part in enumerate(index.split(40)):
         files.append(tmp_path / f"{number}.parquet")
         write_labels(files[-1], labels.of(part), place(len(part)), 300)  # type: ignore[attr-defined]
-    found = open_labels(files, tmp_path / "scratch", "x", weight)
+    found = open_labels(files, tmp_path / "scratch", "x", head)
     assert type(found) is type(labels)
     for rows in (slice(0, 90), slice(35, 45)):
         expected = labels.probabilities(rows, 300)  # type: ignore[attr-defined]
