@@ -14,7 +14,6 @@ from flows.evaluation import System, evaluate_systems, measure_exposure
 from flows.methods import Method, train
 from flows.outlines import Outline
 from kd_core.lengths import Lengths
-from kd_core.models.loading import ModelSettings
 from kd_core.train.llmr import LLMRSettings
 from kd_core.train.supervised import SupervisedSettings
 from tasks.pairs.evaluate import EvaluationSettings
@@ -22,6 +21,7 @@ from tasks.pairs.exposure import ExposureSettings
 from tasks.pairs.prepare import prepare
 from tasks.pairs.prompting_student import PromptingStudentSettings, prompting_student
 from tasks.pairs.score import ScoreSettings
+from tasks.pairs.student import StudentSettings
 from tasks.pairs.teacher import TeacherSettings
 from tasks.preflight.models import check_models
 from tasks.preflight.positions import check_room, needs
@@ -31,7 +31,7 @@ from tasks.store.artifacts import Artifact
 def pipeline(
     dataset: DatasetSettings,
     teacher: TeacherSettings,
-    student: ModelSettings,
+    student: StudentSettings,
     lengths: Lengths = Lengths(),  # noqa: B008 (frozen)
     score: ScoreSettings = ScoreSettings(),  # noqa: B008 (frozen)
     pre_distill: SupervisedSettings = SupervisedSettings(),  # noqa: B008 (frozen)
@@ -50,7 +50,7 @@ def pipeline(
     Args:
         dataset: the pairs that are distilled on, and how they are cleaned and split
         teacher: a model by name with its prompt, or a small T5 that is fitted here
-        student: a model by name, or a small T5 over the teacher's tokenizer
+        student: a model by name, a small T5 over the teacher's tokenizer, or the teacher's own weights
         lengths: how many tokens every stage reads and writes that does not say otherwise
         score: how the teacher writes the outputs that the student first learns from
         pre_distill: the student's training on the teacher's outputs (SeqKD)

@@ -47,10 +47,15 @@ def validate(known: Mapping[str, tuple[Any, Any]], parameters: Mapping[str, Any]
 
 def jsonable(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Validated parameters as plain JSON values, complete with defaults, for the record of a run."""
+    from pydantic import TypeAdapter
     from pydantic_core import to_jsonable_python
 
-    result: dict[str, Any] = to_jsonable_python(dict(parameters))
-    return result
+    return {  # settings by their class, which knows that `from_` is called `from`
+        name: TypeAdapter(type(value)).dump_python(value, mode="json", by_alias=True)
+        if dataclasses.is_dataclass(value)
+        else to_jsonable_python(value)
+        for name, value in parameters.items()
+    }
 
 
 def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
@@ -123,7 +128,7 @@ def _inside(hint: Any, tag: int | str | None = None) -> dict[str, Any]:
     if not dataclasses.is_dataclass(hint):
         return {}
     hints = typing.get_type_hints(hint, include_extras=True)
-    return {field.name: hints[field.name] for field in dataclasses.fields(hint)}
+    return {field.name.removesuffix("_"): hints[field.name] for field in dataclasses.fields(hint)}
 
 
 def _short(value: Any) -> str:

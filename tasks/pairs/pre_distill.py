@@ -2,7 +2,7 @@
 
 import torch
 
-from kd_core.models.loading import ModelSettings, check_same_tokenizer, load_model, load_tokenizer
+from kd_core.models.loading import check_same_tokenizer, load_model, load_tokenizer
 from kd_core.models.shapes import build_model
 from kd_core.models.special_ids import vocabulary_size
 from kd_core.train.supervised import Pairs, SupervisedSettings, cross_entropy, num_updates, train_supervised
@@ -12,6 +12,7 @@ from tasks.compute.reference import remark_on
 from tasks.compute.teacher_check import STUDENT, warn_if_no_better
 from tasks.compute.training import run_training
 from tasks.pairs.inputs import prompt_rows, read_split, reference_pairs, seqkd_pairs
+from tasks.pairs.student import StudentSettings
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
 
@@ -22,7 +23,7 @@ def pre_distill(
     corpus: Artifact,
     teacher: Artifact,
     outputs: Artifact,
-    student: ModelSettings,
+    student: StudentSettings,
     prompt: str,
     settings: SupervisedSettings,
     seed: int,
@@ -53,11 +54,14 @@ def pre_distill(
     warn_if_no_better(build, teacher_nll, {STUDENT: after} | losses, "validation references")
 
 
-def untrained_student(settings: ModelSettings, teacher: Artifact, seed: int, device: torch.device) -> LoadedModel:
-    """The untrained student: loaded, or made to its shape over the teacher's tokenizer. It trains in float32.
+def untrained_student(settings: StudentSettings, teacher: Artifact, seed: int, device: torch.device) -> LoadedModel:
+    """The untrained student: loaded, made to its shape over the teacher's tokenizer, or the teacher's. In float32.
 
     Raises ValueError if it reads other tokens than the teacher.
     """
+    if settings.from_ is not None:
+        loaded = load_artifact(teacher, device)
+        return LoadedModel(loaded.model.float(), loaded.tokenizer)
     location, revision, _ = model_location(teacher)
     tokenizer = load_tokenizer(location, revision)
     if settings.shape is not None:

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from kd_core.models.loading import ModelSettings, save_model
+from kd_core.models.loading import save_model
 from tasks.compute.device import device_of
 from tasks.compute.reference import refer
 from tasks.pairs.pre_distill import untrained_student
+from tasks.pairs.student import StudentSettings
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
 
@@ -21,9 +22,9 @@ class PromptingStudentSettings:
 
 
 @stage
-def prompting_student(build: Build, teacher: Artifact, student: ModelSettings, seed: int) -> None:
+def prompting_student(build: Build, teacher: Artifact, student: StudentSettings, seed: int) -> None:
     """Write reference.json (a named student) or model/ (a described one, with the random weights it starts from)."""
-    if student.shape is None:
+    if student.name is not None:
         refer(build, student)
         return
     loaded = untrained_student(student, teacher, seed, device_of(build.runtime))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,8 +19,11 @@ SHOWN = 3  # differences in a line
 def key_record(stage: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> KeyRecord:
     """Stage, settings, inputs and code as plain JSON. Artifacts (and dicts of them) are inputs; all else is a setting.
 
+    What a stage was given later than artifacts were made has a default, and is left out where it has it: they stay.
     Raises TypeError for an argument that has no canonical form, ValueError for a number that some library cannot hold.
     """
+    defaults = {name: each.default for name, each in inspect.signature(function).parameters.items()}
+    arguments = {name: value for name, value in arguments.items() if value != defaults[name]}
     inputs = {name: each.key for name, each in inputs_of(arguments).items()}
     settings = {name: canonical(value, name) for name, value in arguments.items() if not _inputs(name, value)}
     for name, value in settings.items():
@@ -47,12 +51,15 @@ def key_of(record: KeyRecord) -> str:
 
 
 def canonical(value: Any, where: str) -> Any:
-    """Plain JSON for a setting. A settings object with an `identity()` is that; a float field is a float, 1 or 1.0."""
+    """Plain JSON for a setting. A settings object with an `identity()` is that; a float field is a float, 1 or 1.0.
+
+    A field that a class was given `later` (in its metadata) is left out where it has its default, as in `key_record`.
+    """
     if hasattr(value, "identity") and not isinstance(value, type):
         return canonical(value.identity(), where)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         hints = get_type_hints(type(value))
-        pairs = ((f.name, getattr(value, f.name), hints[f.name]) for f in dataclasses.fields(value))
+        pairs = ((f.name, getattr(value, f.name), hints[f.name]) for f in dataclasses.fields(value) if _told(f, value))
         return {name: canonical(_as_declared(item, hint), f"{where}.{name}") for name, item, hint in pairs}
     if isinstance(value, Mapping):
         return {str(name): canonical(item, f"{where}.{name}") for name, item in value.items()}
@@ -63,6 +70,10 @@ def canonical(value: Any, where: str) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"{where} cannot be part of a stage's key: {type(value).__name__}")
+
+
+def _told(field: dataclasses.Field[Any], value: Any) -> bool:
+    return not field.metadata.get("later") or getattr(value, field.name) != field.default
 
 
 def _as_declared(value: Any, hint: Any) -> Any:

@@ -16,9 +16,9 @@ from flows.methods import Method
 from flows.outlines import execute
 from flows.settings import jsonable
 from flows.settings import validate as validated
-from kd_core.models.loading import ModelSettings
 from kd_core.train.llmr import LLMRSettings
 from tasks.export.export import export_run
+from tasks.pairs.student import StudentSettings
 from tasks.pairs.teacher import TeacherSettings
 from tasks.store.artifacts import Artifact, Store
 from tasks.store.progress import NullReporter
@@ -107,7 +107,7 @@ def run(store: Store, chosen: Any) -> tuple[RunRecord, Artifact]:
         last = pipeline(
             dataset=write_pairs(store.root / "pairs.csv"),
             teacher=TeacherSettings(name=str(store.root.parent / "t0"), prompt="say {source}"),
-            student=ModelSettings(name=str(store.root.parent / "t5")),
+            student=StudentSettings(name=str(store.root.parent / "t5")),
             score=SCORE,
             pre_distill=TRAINING,
             method=chosen,
@@ -159,7 +159,7 @@ def test_the_prompted_student_is_the_student_as_it_came_and_reads_the_prompt(sto
         same = pipeline(
             dataset=write_pairs(store.root / "pairs.csv"),
             teacher=other,
-            student=ModelSettings(name=str(store.root.parent / "t0")),
+            student=StudentSettings(name=str(store.root.parent / "t0")),
             method=method(kind="prompting_student"),
             evaluation=EVALUATION,
         )

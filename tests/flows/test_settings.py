@@ -9,6 +9,7 @@ import pytest
 
 from flows import settings
 from flows.outlines import MODULES, outline_of
+from tasks.pairs.student import StudentSettings
 from tasks.ranges import OF_NAME, SEEDS
 
 
@@ -127,3 +128,15 @@ def _numbers(hints: dict[str, Any], prefix: str = "") -> Iterator[str]:
         if int in (hint, *typing.get_args(hint)):
             yield prefix + name
         yield from _numbers(settings._inside(hint), f"{prefix}{name}.")
+
+
+def test_a_setting_whose_name_is_a_word_of_python_is_told_and_recorded_by_it() -> None:
+    known = {"student": (StudentSettings, StudentSettings(from_="teacher"))}
+    run = settings.validate(known, {"student": {"from": "teacher"}})
+    assert run["student"].from_ == "teacher"
+    assert settings.jsonable(run)["student"]["from"] == "teacher"
+    assert settings.validate(known, settings.jsonable(run)) == run
+    with pytest.raises(ValueError, match=r"there is no setting student\.form; did you mean student\.from\?"):
+        settings.validate(known, {"student": {"form": "teacher"}})
+    with pytest.raises(ValueError, match="neither name, revision nor shape"):
+        settings.validate(known, {"student": {"from": "teacher", "name": "a/b"}})

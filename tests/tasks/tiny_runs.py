@@ -8,7 +8,6 @@ from pathlib import Path
 from data.reading.specs import DatasetSettings
 from flows.evaluation import System, evaluate_systems
 from kd_core.losses.rewards import RewardSettings
-from kd_core.models.loading import ModelSettings
 from kd_core.rollout.beam_search import BeamSettings
 from kd_core.rollout.sampling import SamplingSettings
 from kd_core.train.batches import BatchSettings
@@ -20,6 +19,7 @@ from tasks.pairs.llmr import llmr
 from tasks.pairs.pre_distill import pre_distill
 from tasks.pairs.prepare import prepare
 from tasks.pairs.score import ScoreSettings, score
+from tasks.pairs.student import StudentSettings
 from tasks.pairs.teacher import TeacherSettings, teacher
 from tasks.store.artifacts import Artifact, Store
 from tasks.store.stage import Run, RuntimeSettings, open_run
@@ -55,7 +55,7 @@ def write_pairs(path: Path) -> DatasetSettings:
 
 
 def run_llmr(
-    store: Store, teacher_settings: TeacherSettings, student: ModelSettings, *, name: str = "tiny"
+    store: Store, teacher_settings: TeacherSettings, student: StudentSettings, *, name: str = "tiny"
 ) -> tuple[Run, dict[str, Artifact]]:
     """Every stage of a run, and what each has made."""
     made: dict[str, Artifact] = {}

@@ -16,9 +16,10 @@ import torch
 import yaml
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from kd_core.models.loading import ModelSettings, load_model, load_tokenizer
+from kd_core.models.loading import load_model, load_tokenizer
 from tasks.export.export import export_run
 from tasks.export.markdown import escape, fenced
+from tasks.pairs.student import StudentSettings
 from tasks.pairs.teacher import TeacherSettings
 from tasks.store.artifacts import Artifact, Store
 from tasks.store.files import read_json, write_json
@@ -39,7 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     run, artifacts = run_llmr(
         store,
         TeacherSettings(name=str(teacher), prompt=PROMPT),
-        ModelSettings(name=str(student)),
+        StudentSettings(name=str(student)),
         name="a|run <script>`x`",
     )
     return store, run.record, artifacts

@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, pipeline
 
-from kd_core.models.loading import ModelSettings, load_model, load_tokenizer
+from kd_core.models.loading import load_model, load_tokenizer
 from kd_core.models.policy import backend_of
 from tasks.export.export import export_run
+from tasks.pairs.student import StudentSettings
 from tasks.pairs.teacher import TeacherSettings
 from tasks.preflight.models import check_models
 from tasks.store.artifacts import Store
@@ -25,7 +26,7 @@ torch.set_num_threads(1)  # tensors this small only lose by being shared out
 @pytest.mark.parametrize("write", [write_llama, write_bart])
 def test_a_teacher_and_a_student_by_path_go_through_every_stage(tmp_path: Path, write: Callable[..., Path]) -> None:
     guide, other = write(tmp_path / "a"), write(tmp_path / "b", seed=1)
-    teacher, student = TeacherSettings(name=str(guide), prompt="say {source}:"), ModelSettings(name=str(other))
+    teacher, student = TeacherSettings(name=str(guide), prompt="say {source}:"), StudentSettings(name=str(other))
     check_models(teacher, student)
     run, made = run_llmr(Store(tmp_path / "store"), teacher, student)
     assert {each.outcome for each in run.stages} == {"built"}
@@ -44,7 +45,7 @@ def test_a_teacher_and_a_student_by_path_go_through_every_stage(tmp_path: Path, 
 
 def test_an_exported_llama_writes_in_transformers_own_pipeline(tmp_path: Path) -> None:
     guide, other = write_llama(tmp_path / "a"), write_llama(tmp_path / "b", seed=1)
-    teacher, student = TeacherSettings(name=str(guide)), ModelSettings(name=str(other))
+    teacher, student = TeacherSettings(name=str(guide)), StudentSettings(name=str(other))
     run, _ = run_llmr(Store(tmp_path / "store"), teacher, student)
     export_run(Store(tmp_path / "store"), run.record, tmp_path / "out")
     write = pipeline("text-generation", model=str(tmp_path / "out"))
@@ -54,7 +55,7 @@ def test_an_exported_llama_writes_in_transformers_own_pipeline(tmp_path: Path) -
 
 def test_vocabularies_padded_to_different_sizes_are_cut_to_what_the_tokenizer_names(tmp_path: Path) -> None:
     guide, other = write_llama(tmp_path / "a", vocab_size=330), write_llama(tmp_path / "b", seed=1)
-    teacher, student = TeacherSettings(name=str(guide)), ModelSettings(name=str(other))
+    teacher, student = TeacherSettings(name=str(guide)), StudentSettings(name=str(other))
     _, made = run_llmr(Store(tmp_path / "store"), teacher, student)
     outputs = pq.read_table(made["score"].path / "outputs-00000.parquet")["token_ids"].to_pylist()
     assert max(max(ids) for ids in outputs) < 300

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from flows.evaluation import measure_exposure
-from kd_core.models.loading import ModelSettings, load_model, load_tokenizer
+from kd_core.models.loading import load_model, load_tokenizer
 from kd_core.models.policy import encode
 from kd_core.models.shapes import GPTNeoShape
 from kd_core.models.token_rows import TokenRows
@@ -22,6 +22,7 @@ from tasks.compute.models import LoadedModel, load_artifact
 from tasks.export.export import export_run
 from tasks.pairs.exposure import ExposureSettings
 from tasks.pairs.inputs import prompt_rows
+from tasks.pairs.student import StudentSettings
 from tasks.pairs.teacher import TeacherSettings
 from tasks.store.artifacts import Store
 from tasks.store.stage import open_run
@@ -77,7 +78,7 @@ def test_a_model_without_padding_is_given_its_end_of_sequence(tmp_path: Path) ->
 
 def test_described_causal_models_go_through_every_stage(tmp_path: Path) -> None:
     described = TeacherSettings(shape=SHAPE, fit=TRAINING, vocab_size=60)
-    run, made = run_llmr(Store(tmp_path), described, ModelSettings(shape=SHAPE))
+    run, made = run_llmr(Store(tmp_path), described, StudentSettings(shape=SHAPE))
     assert {each.outcome for each in run.stages} == {"built"}
     start, end = (load_artifact(made[name], torch.device("cpu")).model for name in ("seqkd", "llmr"))
     assert end.config.model_type == "gpt_neo"
@@ -93,7 +94,7 @@ def test_described_causal_models_go_through_every_stage(tmp_path: Path) -> None:
     assert curve["length"].to_pylist() == [1, 2, 3]
     assert curve["value"][0].as_py() == pytest.approx(0, abs=1e-5)  # before the first token there is no prefix
     assert curve["d_student"][2].as_py() > curve["d_student"][0].as_py() > 0
-    _, same = run_llmr(Store(tmp_path / "again"), described, ModelSettings(shape=SHAPE))
+    _, same = run_llmr(Store(tmp_path / "again"), described, StudentSettings(shape=SHAPE))
     for name in ("teacher", "seqkd", "llmr"):
         first, second = (each[name].path / "model" / "model.safetensors" for each in (made, same))
         assert first.read_bytes() == second.read_bytes(), name
@@ -102,7 +103,7 @@ def test_described_causal_models_go_through_every_stage(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", [None, SHAPE], ids=["by path", "described"])
 def test_a_causal_teacher_by_path_teaches_a_causal_student(tmp_path: Path, shape: GPTNeoShape | None) -> None:
     by_path, other = write_causal(tmp_path / "a"), write_causal(tmp_path / "b", seed=1)
-    student = ModelSettings(shape=shape) if shape is not None else ModelSettings(name=str(other))
+    student = StudentSettings(shape=shape) if shape is not None else StudentSettings(name=str(other))
     teacher = TeacherSettings(name=str(by_path), prompt="reply to [ {source} ]:")
     _, made = run_llmr(Store(tmp_path / "store"), teacher, student)
     outputs = pq.read_table(made["score"].path / "outputs-00000.parquet")["token_ids"].to_pylist()
@@ -113,7 +114,7 @@ def test_a_causal_teacher_by_path_teaches_a_causal_student(tmp_path: Path, shape
 
 def test_a_causal_student_is_exported_with_code_that_runs(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
-    run, made = run_llmr(store, TeacherSettings(shape=SHAPE, fit=TRAINING, vocab_size=60), ModelSettings(shape=SHAPE))
+    run, made = run_llmr(store, TeacherSettings(shape=SHAPE, fit=TRAINING, vocab_size=60), StudentSettings(shape=SHAPE))
     assert export_run(store, run.record, tmp_path / "out") == "AutoModelForCausalLM"
     card = (tmp_path / "out" / "README.md").read_text()
     assert "pipeline_tag: text-generation" in card

@@ -15,7 +15,6 @@ from kd_core.losses.rewards import RewardSettings
 from kd_core.metrics.bleu import SacreBleuSettings
 from kd_core.metrics.bootstrap import Resamples
 from kd_core.metrics.rouge import RougeSettings
-from kd_core.models.loading import ModelSettings
 from kd_core.rollout.sampling import SamplingSettings
 from tasks.catalog.database import query
 from tasks.compute.measured import read_replicates
@@ -25,6 +24,7 @@ from tasks.pairs.evaluate import EvaluationSettings
 from tasks.pairs.exposure import ExposureSettings
 from tasks.pairs.measure import MeasureSettings, measure
 from tasks.pairs.prepare import prepare
+from tasks.pairs.student import StudentSettings
 from tasks.pairs.teacher import TeacherSettings
 from tasks.store.artifacts import Artifact, Store
 from tasks.store.stage import Run, open_run
@@ -42,7 +42,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     root = tmp_path_factory.mktemp("evaluate")
     teacher, student = write_model(root / "t0", own_head=True), write_model(root / "t5", own_head=False, seed=1)
     store = Store(root / "store")
-    _, artifacts = run_llmr(store, TeacherSettings(name=str(teacher), prompt=PROMPT), ModelSettings(name=str(student)))
+    _, artifacts = run_llmr(
+        store, TeacherSettings(name=str(teacher), prompt=PROMPT), StudentSettings(name=str(student))
+    )
     return store, artifacts
 
 

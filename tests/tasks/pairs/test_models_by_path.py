@@ -13,11 +13,12 @@ import sentencepiece
 import torch
 from tokenizers import Tokenizer
 
-from kd_core.models.loading import ModelSettings, load_model, load_tokenizer, save_model
+from kd_core.models.loading import load_model, load_tokenizer, save_model
 from kd_core.models.tokenizer import train_tokenizer
 from tasks.compute.models import LoadedModel, load_artifact
 from tasks.pairs.pre_distill import untrained_student
 from tasks.pairs.prepare import prepare
+from tasks.pairs.student import StudentSettings
 from tasks.pairs.teacher import TeacherSettings, teacher
 from tasks.store.artifacts import Artifact, Store
 from tasks.store.stage import open_run
@@ -169,7 +170,7 @@ def test_a_broken_or_foreign_model_is_refused_in_two_lines(
 
 def test_a_missing_path_is_refused_in_two_lines(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"does not exist\ngive a directory"):
-        _ = ModelSettings(name=str(tmp_path / "nowhere")).directory
+        _ = StudentSettings(name=str(tmp_path / "nowhere")).directory
     with pytest.raises(ValueError, match=r"nowhere.*\n.*give the directory"):
         load_model(tmp_path / "nowhere")
 
@@ -196,7 +197,7 @@ def test_a_teacher_and_a_student_by_path_go_through_every_stage(tmp_path: Path) 
     run, made = run_llmr(
         Store(tmp_path / "store"),
         TeacherSettings(name=str(by_path), prompt="reply to [ {source} ]:", dtype="bfloat16"),
-        ModelSettings(name=str(student)),
+        StudentSettings(name=str(student)),
     )
     assert [each.outcome for each in run.stages] == ["built"] * 12
     outputs = pq.read_table(made["score"].path / "outputs-00000.parquet")["token_ids"].to_pylist()
@@ -211,7 +212,7 @@ def test_a_teacher_and_a_student_by_path_go_through_every_stage(tmp_path: Path) 
 def test_a_student_trains_in_float32_whatever_it_was_loaded_as(tmp_path: Path) -> None:
     directory = write_model(tmp_path / "t5", own_head=True)
     teacher_model = refer(Store(tmp_path / "store"), directory)
-    named = ModelSettings(name=str(directory), dtype="bfloat16")
+    named = StudentSettings(name=str(directory), dtype="bfloat16")
     model = untrained_student(named, teacher_model, 0, torch.device("cpu")).model
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     rounded = load_model(directory).lm_head.weight.bfloat16().float()

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from kd_core.models.loading import ModelSettings, load_model, load_tokenizer
+from kd_core.models.loading import load_model, load_tokenizer
 from kd_core.models.policy import shift_right
 from kd_core.models.revisions import commit_of
 from kd_core.models.shapes import T5Shape
@@ -24,6 +24,7 @@ from tasks.pairs import score as score_stage
 from tasks.pairs.pre_distill import pre_distill
 from tasks.pairs.prepare import prepare
 from tasks.pairs.score import ScoreSettings, score
+from tasks.pairs.student import StudentSettings
 from tasks.pairs.teacher import TeacherSettings, teacher
 from tasks.store.artifacts import Artifact, Store
 from tasks.store.progress import NullReporter
@@ -68,7 +69,7 @@ def fitted(steps: int) -> TeacherSettings:
 
 
 def distil(
-    corpus: Artifact, teacher_model: Artifact, student: ModelSettings, training: SupervisedSettings = TRAINING
+    corpus: Artifact, teacher_model: Artifact, student: StudentSettings, training: SupervisedSettings = TRAINING
 ) -> dict[str, Any]:
     """What pre_distill has recorded."""
     outputs = score(corpus=corpus, teacher=teacher_model, prompt="{source}", settings=SCORE)
@@ -107,7 +108,7 @@ def test_fitted_twice_it_is_byte_identical(tmp_path: Path) -> None:
 
 
 def test_a_better_teacher_is_not_warned_about(run: Artifact, ear: Ear) -> None:
-    stats = distil(run, teacher(corpus=run, settings=fitted(40), seed=0), ModelSettings(shape=SHAPE))
+    stats = distil(run, teacher(corpus=run, settings=fitted(40), seed=0), StudentSettings(shape=SHAPE))
     assert stats["teacher_validation_loss"] < stats["validation_loss"] - 0.5
     assert "warnings" not in stats
     assert ear.heard == []
@@ -116,7 +117,7 @@ def test_a_better_teacher_is_not_warned_about(run: Artifact, ear: Ear) -> None:
 def test_a_teacher_that_learned_next_to_nothing_is_warned_about(run: Artifact, ear: Ear) -> None:
     well = teacher(corpus=run, settings=fitted(40), seed=0)
     badly = teacher(corpus=run, settings=fitted(1), seed=0)
-    stats = distil(run, badly, ModelSettings(name=str(well.path / "model")))
+    stats = distil(run, badly, StudentSettings(name=str(well.path / "model")))
     assert [text for text in ear.heard if text.startswith(NO_BETTER)] == stats["warnings"]
     best = min(stats["validation_loss_before"], stats["validation_loss"])
     numbers = f"{stats['teacher_validation_loss']:.3f} against {best:.3f} nats per token"
@@ -125,7 +126,7 @@ def test_a_teacher_that_learned_next_to_nothing_is_warned_about(run: Artifact, e
 
 def test_a_teacher_that_is_its_own_student_is_warned_about(run: Artifact, ear: Ear) -> None:
     teacher_model = teacher(corpus=run, settings=fitted(40), seed=0)
-    stats = distil(run, teacher_model, ModelSettings(name=str(teacher_model.path / "model")))
+    stats = distil(run, teacher_model, StudentSettings(name=str(teacher_model.path / "model")))
     assert stats["teacher_validation_loss"] == stats["validation_loss_before"]
     assert len(stats["warnings"]) == 1
     assert stats["warnings"][0].startswith(NO_BETTER)
@@ -135,7 +136,7 @@ def test_a_teacher_that_is_its_own_student_is_warned_about(run: Artifact, ear: E
 def test_a_student_that_was_better_before_it_was_taught_is_warned_about(run: Artifact) -> None:
     teacher_model = teacher(corpus=run, settings=fitted(40), seed=0)
     ruinous = replace(TRAINING, optimizer=OptimizerSettings(learning_rate=0.5))
-    stats = distil(run, teacher_model, ModelSettings(name=str(teacher_model.path / "model")), ruinous)
+    stats = distil(run, teacher_model, StudentSettings(name=str(teacher_model.path / "model")), ruinous)
     assert stats["validation_loss_before"] == stats["teacher_validation_loss"] < stats["validation_loss"]
     assert stats["warnings"][0].startswith(f"{NO_BETTER} (before it was taught anything): ")
 

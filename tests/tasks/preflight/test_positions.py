@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from flows.distill_outline import pipeline
-from kd_core.models.loading import ModelSettings, load_tokenizer
+from kd_core.models.loading import load_tokenizer
 from kd_core.models.shapes import GPTNeoShape, T5Shape, build_model
 from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.beam_search import BeamSettings
@@ -23,6 +23,7 @@ from tasks.pairs.inputs import read_split
 from tasks.pairs.prepare import prepare
 from tasks.pairs.score import ScoreSettings
 from tasks.pairs.seqkd import SeqKDSettings
+from tasks.pairs.student import StudentSettings
 from tasks.pairs.teacher import TeacherSettings, teacher
 from tasks.preflight.positions import Need, check_room, needs
 from tasks.store.artifacts import Artifact, Store
@@ -46,9 +47,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
         yield store, corpus, teacher_model
 
 
-def sized(positions: int) -> tuple[TeacherSettings, ModelSettings]:
+def sized(positions: int) -> tuple[TeacherSettings, StudentSettings]:
     shape = replace(SHAPE, max_position_embeddings=positions)
-    return TeacherSettings(shape=shape, fit=TRAINING), ModelSettings(shape=shape)
+    return TeacherSettings(shape=shape, fit=TRAINING), StudentSettings(shape=shape)
 
 
 def longest(made: Made, split: str, prompt: str) -> int:
@@ -77,7 +78,7 @@ def test_judging_takes_one_position_more_than_sampling(made: Made, prompt: str, 
     said = rf"method: the teacher has {just - 1} positions, and {what} up to {just} tokens at once\nlower lengths\."
     with pytest.raises(ValueError, match=said):
         check_room(*made[1:], *sized(just - 1), prompt, need)
-    check_room(*made[1:], TeacherSettings(name="some/t5"), ModelSettings(shape=T5Shape()), prompt, need)
+    check_room(*made[1:], TeacherSettings(name="some/t5"), StudentSettings(shape=T5Shape()), prompt, need)
 
 
 def test_a_bound_that_the_settings_keep_needs_no_look_at_the_texts(made: Made, tmp_path: Path) -> None:
@@ -155,7 +156,7 @@ def test_a_run_is_refused_before_its_teacher_writes(made: Made, tmp_path: Path) 
     ):
         pipeline(
             teacher=TeacherSettings(shape=shape, fit=TRAINING, vocab_size=60, prompt=PROMPT),
-            student=ModelSettings(shape=SHAPE),
+            student=StudentSettings(shape=SHAPE),
             method=METHOD,
             evaluation=replace(EVALUATION, decoding=replace(EVALUATION.decoding, max_new_tokens=1)),
             **arguments,

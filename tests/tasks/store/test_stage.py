@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,6 +16,7 @@ import pytest
 
 from tasks.store import maintenance
 from tasks.store.artifacts import MANIFEST, Artifact, Store, StoreError
+from tasks.store.keys import difference, key_record
 from tasks.store.progress import NullReporter
 from tasks.store.runs import RunRecord, StageRun, read_runs
 from tasks.store.stage import Build, Run, RuntimeSettings, open_run, stage
@@ -117,6 +118,21 @@ def test_the_nearest_artifact_explains_a_miss(store: Store) -> None:
 def test_what_has_no_canonical_form_is_refused(store: Store) -> None:
     with open_run(store, name="mine"), pytest.raises(TypeError, match="seed cannot be part of a stage's key: object"):
         first(settings=Settings(), seed=object())
+
+
+def test_what_is_told_later_leaves_keys_alone_at_its_default() -> None:
+    @dataclass(frozen=True)
+    class Grown(Settings):
+        more: int = field(default=3, metadata={"later": True})
+
+    def before(build: Build, settings: Settings) -> None: ...
+    def after(build: Build, settings: Settings, extra: str = "") -> None: ...
+
+    old = key_record("s", before, {"settings": Settings(name="x")})
+    same = key_record("s", after, {"settings": Grown(name="x"), "extra": ""})
+    assert (old["settings"], old["inputs"]) == (same["settings"], same["inputs"])
+    other = key_record("s", after, {"settings": Grown(name="x", more=4), "extra": "e"})
+    assert difference(old, other)[:2] == ["setting: extra null → 'e'", "setting: settings.more null → 4"]
 
 
 def test_outside_a_run_a_stage_does_nothing(store: Store) -> None:
