@@ -132,7 +132,7 @@ def test_what_is_told_later_leaves_keys_alone_at_its_default() -> None:
     same = key_record("s", after, {"settings": Grown(name="x"), "extra": ""})
     assert (old["settings"], old["inputs"]) == (same["settings"], same["inputs"])
     other = key_record("s", after, {"settings": Grown(name="x", more=4), "extra": "e"})
-    assert difference(old, other)[:2] == ["setting: extra null → 'e'", "setting: settings.more null → 4"]
+    assert difference(old, other)[:2] == ['setting: extra null → "e"', "setting: settings.more null → 4"]
 
 
 def test_outside_a_run_a_stage_does_nothing(store: Store) -> None:
