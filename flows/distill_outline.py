@@ -14,6 +14,7 @@ from flows.evaluation import System, evaluate_systems, measure_exposure
 from flows.methods import Method, train
 from flows.outlines import Outline
 from kd_core.lengths import Lengths
+from kd_core.models.prompts import Prompts
 from kd_core.train.llmr import LLMRSettings
 from kd_core.train.supervised import SupervisedSettings
 from tasks.pairs.evaluate import EvaluationSettings
@@ -23,7 +24,7 @@ from tasks.pairs.prompting_student import PromptingStudentSettings, prompting_st
 from tasks.pairs.score import ScoreSettings
 from tasks.pairs.student import StudentSettings
 from tasks.pairs.teacher import TeacherSettings
-from tasks.preflight.models import check_models
+from tasks.preflight.models import check_chat, check_models
 from tasks.preflight.positions import check_room, needs
 from tasks.store.artifacts import Artifact
 
@@ -63,7 +64,7 @@ def pipeline(
     """
     teacher, score, pre_distill = lengths.fill(teacher), lengths.fill(score), lengths.fill(pre_distill)
     method, evaluation, exposure = lengths.fill(method), lengths.fill(evaluation), lengths.fill(exposure)
-    prompt = teacher.prompt
+    prompt = Prompts(teacher.reads, student.reads)
     corpus = prepare(dataset=dataset, seed=data_seed, limit=limit)
     teacher_model = tasks.pairs.teacher.teacher(corpus=corpus, settings=teacher, seed=data_seed)
     wanted = needs(score, pre_distill, method, evaluation, exposure)
@@ -74,7 +75,7 @@ def pipeline(
         untrained = prompting_student(teacher=teacher_model, student=student, seed=seed)
         systems[method.kind] = System(untrained, prompted=True)
     else:
-        outputs = tasks.pairs.score.score(corpus=corpus, teacher=teacher_model, prompt=prompt, settings=score)
+        outputs = tasks.pairs.score.score(corpus=corpus, teacher=teacher_model, prompt=prompt.teacher, settings=score)
         pre_distilled = tasks.pairs.pre_distill.pre_distill(
             corpus=corpus,
             teacher=teacher_model,
@@ -95,8 +96,11 @@ def pipeline(
 
 
 def check(settings: Mapping[str, Any]) -> list[str]:
-    """Models are of one kind, whole, and of one vocabulary. Returns remarks on what is odd about them."""
-    return check_models(settings["teacher"], settings["student"])
+    """Models are of one kind, whole, of one vocabulary, and chat where they are to. Returns remarks on oddities."""
+    remarks = check_models(settings["teacher"], settings["student"])
+    for role in ("teacher", "student"):
+        check_chat(role, settings[role], settings[role].reads)
+    return remarks
 
 
 OUTLINE = Outline("flows/distill.py:distill", pipeline, check)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kd_core.losses.rewards import RewardSettings
+from kd_core.models.prompts import Prompts
 from tasks.pairs.decode import decode
 from tasks.pairs.evaluate import EvaluationSettings, evaluate
 from tasks.pairs.exposure import ExposureSettings, exposure
@@ -13,7 +14,7 @@ from tasks.store.artifacts import Artifact
 
 @dataclass(frozen=True)
 class System:
-    """A model that is evaluated, and whether it reads the prompt (the teacher does) or the bare source."""
+    """A model that is evaluated, and whether it reads what the teacher does, or what the student does."""
 
     model: Artifact
     prompted: bool = False
@@ -23,7 +24,7 @@ def evaluate_systems(
     corpus: Artifact,
     teacher: Artifact,
     systems: Mapping[str, System],
-    prompt: str,
+    prompt: Prompts,
     settings: EvaluationSettings,
 ) -> Artifact:
     """Outputs and metrics of each system, shared between comparisons, and their differences: the last stage."""
@@ -33,7 +34,7 @@ def evaluate_systems(
             corpus=corpus,
             teacher=teacher,
             writer=system.model,
-            prompt=prompt,
+            prompt=Prompts(prompt.teacher) if system.prompted else prompt,
             prompted=system.prompted,
             reward=settings.reward,
             settings=settings.decode,
@@ -47,7 +48,7 @@ def measure_exposure(
     teacher: Artifact,
     name: str,
     student: Artifact,
-    prompt: str,
+    prompt: Prompts,
     reward: RewardSettings,
     settings: ExposureSettings,
 ) -> Artifact:
@@ -59,7 +60,7 @@ def measure_exposure(
                 corpus=corpus,
                 teacher=teacher,
                 writer=system.model,
-                prompt=prompt,
+                prompt=Prompts(prompt.teacher) if system.prompted else prompt,
                 prompted=system.prompted,
                 reward=reward,
                 settings=settings.decode(sample),

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag
 
+from kd_core.models.prompts import Prompts
 from kd_core.train.divergence import ForwardKLSettings, GKDSettings, JSSettings, ReverseKLSettings
 from kd_core.train.llmr import LLMRSettings
 from kd_core.train.minillm import MiniLLMSettings
@@ -45,14 +46,20 @@ Method = Annotated[
 
 
 def train(
-    method: Method, corpus: Artifact, teacher: Artifact, outputs: Artifact, student: Artifact, prompt: str, seed: int
+    method: Method,
+    corpus: Artifact,
+    teacher: Artifact,
+    outputs: Artifact,
+    student: Artifact,
+    prompt: Prompts,
+    seed: int,
 ) -> Artifact:
     """Train the pre-distilled student by the method."""
     match method:
         case LLMRSettings():
             return llmr(corpus=corpus, teacher=teacher, student=student, prompt=prompt, settings=method, seed=seed)
         case SeqKDSettings():
-            return seqkd(corpus=corpus, outputs=outputs, student=student, settings=method, seed=seed)
+            return seqkd(corpus=corpus, outputs=outputs, student=student, prompt=prompt, settings=method, seed=seed)
         case MiniLLMSettings():
             return minillm(corpus=corpus, teacher=teacher, student=student, prompt=prompt, settings=method, seed=seed)
         case _:

@@ -5,13 +5,13 @@ end token to the tokenizer and forgets config.json. What is only odd is decided 
 work is a ValueError of two lines. The rules [ours]:
 
 - End of sequence: the tokenizer's, since it ends the rows that are learnt from; where it names none, config.json's,
-  then generation_config.json's. Several ends at once are not supported: the tokenizer's must be among them.
+  then generation_config.json's. Where one of these names several (Llama 3, Gemma, Qwen), what is written ends at any.
 - Decoder start (encoder–decoders): config.json's, then generation_config.json's, then the padding, as all T5s have it.
 - Padding: any token that is no word will do, since masks say where a row ends; config.json's, else the end of sequence.
 - Every token of the tokenizer has a row in the embedding. (More rows than tokens are padding, and common.)
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +24,15 @@ Named = int | list[int] | None  # as a config has it
 class SpecialIds:
     """What is believed of a model, and the remarks where its files say different things."""
 
-    end: int
+    ends: tuple[int, ...]  # any of them ends a text; the first is what rows that are learnt from end in
     pad: int
     decoder_start: int | None  # None: a causal model has none
     remarks: tuple[str, ...] = ()
+
+    @property
+    def as_config(self) -> int | list[int]:
+        """The ends as a config has them."""
+        return self.ends[0] if len(self.ends) == 1 else list(self.ends)
 
 
 def vocabulary_size(tokenizer: Tokenizer) -> int:
@@ -49,9 +54,10 @@ def special_ids(config: Any, generation: Mapping[str, Any], tokenizer: Tokenizer
             f"{where}: the tokenizer has {size} tokens, and the embedding rows for {rows}: {size - rows} have none\n"
             "resize the embedding (resize_token_embeddings) and save both again, or take the model's own tokenizer"
         )
-    end, remarks = _end(config, generation, tokenizer, where)
+    ends, remarks = _ends(config, generation, tokenizer, where)
+    end = ends[0]
     pad = config.pad_token_id
-    if pad is None or (tokenizer is not None and pad != end and pad not in tokenizer.all_special_ids):
+    if pad is None or (tokenizer is not None and pad not in ends and pad not in tokenizer.all_special_ids):
         if pad is not None:
             remarks.append(f"{where}: config.json pads with {_shown(pad, tokenizer)}, a word; the end is taken instead")
         pad = end
@@ -59,34 +65,46 @@ def special_ids(config: Any, generation: Mapping[str, Any], tokenizer: Tokenizer
     if config.is_encoder_decoder:
         start, said = _decoder_start(config, generation, tokenizer, where)
         remarks += said
-    for name, number in (("end of sequence", end), ("decoder start token", start)):
+    for name, number in (*(("end of sequence", each) for each in ends), ("decoder start token", start)):
         if number is not None and not 0 <= number < rows:
             raise ValueError(f"{where}: its {name} is {number}, and the embedding has {rows} rows\ncorrect config.json")
     if tokenizer is not None:
         remarks += _frame(tokenizer, end, where)
-    return SpecialIds(end, pad, start, tuple(remarks))
+    return SpecialIds(ends, pad, start, tuple(remarks))
 
 
 def settle(model: Model, tokenizer: Tokenizer | None, where: str) -> None:
     """Make a loaded model's configs say what is believed of it. Raises ValueError as `special_ids` does."""
     config, generation = model.config, model.generation_config
     believed = special_ids(config, generation.to_dict(), tokenizer, where)
-    config.eos_token_id, config.pad_token_id = believed.end, believed.pad
+    config.eos_token_id, config.pad_token_id = believed.as_config, believed.pad
     if believed.decoder_start is not None:
         config.decoder_start_token_id = believed.decoder_start
     if believed.remarks:  # what is saved later must not contradict itself again
-        generation.eos_token_id, generation.pad_token_id = believed.end, believed.pad
+        generation.eos_token_id, generation.pad_token_id = believed.as_config, believed.pad
         generation.decoder_start_token_id = believed.decoder_start
+
+
+def also_ends(model: Model, ends: Sequence[int]) -> None:
+    """Let what a student writes end where its teacher's texts do: a base model does not know the end of a turn."""
+    own = model.config.eos_token_id
+    own = own if isinstance(own, list) else [own]
+    if set(ends) <= set(own):
+        return
+    both = list(dict.fromkeys([*own, *ends]))
+    model.config.eos_token_id = model.generation_config.eos_token_id = both
 
 
 def settle_tokenizer(tokenizer: Tokenizer, config: Any, generation: Mapping[str, Any], where: str) -> None:
     """Tell a tokenizer without an end of sequence the one that its model names."""
     if tokenizer.eos_token_id is None:
-        end = special_ids(config, generation, tokenizer, where).end
+        end = special_ids(config, generation, tokenizer, where).ends[0]
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
 
 
-def _end(config: Any, generation: Mapping[str, Any], tokenizer: Tokenizer | None, where: str) -> tuple[int, list[str]]:
+def _ends(
+    config: Any, generation: Mapping[str, Any], tokenizer: Tokenizer | None, where: str
+) -> tuple[tuple[int, ...], list[str]]:
     own = None if tokenizer is None else tokenizer.eos_token_id
     said = {"config.json": config.eos_token_id, "generation_config.json": generation.get("eos_token_id")}
     named = {file: _as_list(ids) for file, ids in said.items()}
@@ -96,26 +114,21 @@ def _end(config: Any, generation: Mapping[str, Any], tokenizer: Tokenizer | None
             f"{where} names no end of sequence, neither in config.json nor in its tokenizer\n"
             "set eos_token_id in config.json, or eos_token in tokenizer_config.json"
         )
-    if len(candidates) > 1 and own not in candidates:
-        raise ValueError(
-            f"{where}: config.json names several ends of sequence, {candidates}, and the tokenizer "
-            f"{'none' if own is None else f'another, {own}'}\n"
-            "only one is supported: keep the one that your texts end in"
-        )
     end = candidates[0] if own is None else own
     if own is None and tokenizer is not None and tokenizer.convert_ids_to_tokens(end) is None:
         raise ValueError(
             f"{where}: the end of sequence {end} of config.json is no token of its tokenizer, which names none\n"
             "set eos_token in tokenizer_config.json"
         )
-    odd = [f"{file} names {ids}" for file, ids in said.items() if named[file] not in ([], [end])]
+    several = [number for ids in named.values() if len(ids) > 1 for number in ids]
+    odd = [f"{file} names {said[file]}" for file, ids in named.items() if ids and end not in ids]
     if not named["config.json"]:
         odd.append("config.json names none")
     if tokenizer is not None and own is None:
         odd.append("the tokenizer names none")
     whose = "the tokenizer's" if own is not None else "that of the model"
     what = f"{where}: as the end of sequence {' and '.join(odd)}; {_shown(end, tokenizer)}, {whose}, is taken"
-    return end, [what] if odd else []
+    return tuple(dict.fromkeys([end, *several])), [what] if odd else []
 
 
 def _decoder_start(

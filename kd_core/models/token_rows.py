@@ -33,11 +33,12 @@ class TokenRows:
         return cls.of(token_lists(tokenizer, texts, max_tokens, ends=ends))
 
     @classmethod
-    def targets(cls, tokenizer: Any, texts: Sequence[str], max_tokens: int) -> "TokenRows":
-        """Texts as a model is to write them: nothing that a tokenizer puts in front, and the end of sequence."""
+    def targets(cls, tokenizer: Any, texts: Sequence[str], max_tokens: int, end: int | None = None) -> "TokenRows":
+        """Texts as a model is to write them: nothing that a tokenizer puts in front, and `end` (of sequence)."""
         require_length("max_target_tokens", max_tokens)
         rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        return cls.of([[*row[: max_tokens - 1], tokenizer.eos_token_id] for row in rows])
+        end = tokenizer.eos_token_id if end is None else end
+        return cls.of([[*row[: max_tokens - 1], end] for row in rows])
 
     def __len__(self) -> int:
         return self.offset_R1.numel() - 1

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kd_core.lengths import check_lengths, target_length
 from kd_core.models.policy import Memory, Model, head_of, start_tokens, step_decoder
-from kd_core.rollout.outputs import check_distribution
+from kd_core.rollout.outputs import Ends, check_distribution, is_end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ def beam_search(model: Model, memory: Memory, settings: BeamSettings, *, num_tok
     LLMR section 3 uses it.
     """
     num_sources, num_beams, limit = memory.layout.mask_BS.shape[0], settings.num_beams, settings.max_new_tokens
-    eos_id, pad_id, device = model.config.eos_token_id, model.config.pad_token_id, memory.layout.mask_BS.device
+    ends, pad_id, device = model.config.eos_token_id, model.config.pad_token_id, memory.layout.mask_BS.device
     head = head_of(model, num_tokens)
     out_BT = torch.full((num_sources, limit), pad_id, device=device)
     out_log_prob_B = torch.zeros(num_sources, device=device)
@@ -78,7 +78,7 @@ def beam_search(model: Model, memory: Memory, settings: BeamSettings, *, num_tok
         last_R = beams.running_BKT[:, :, position].flatten()
         log_q_RV = F.log_softmax(head.logits(decoder.step(last_R)).float(), dim=1)
         _ban_repeats(log_q_RV, beams.running_BKT[:, :, : position + 1].flatten(0, 1), settings.no_repeat_ngram_size)
-        parents_R = _advance(beams, log_q_RV.unflatten(0, (-1, num_beams)), position, eos_id, settings)
+        parents_R = _advance(beams, log_q_RV.unflatten(0, (-1, num_beams)), position, ends, settings)
         decoder.reorder(parents_R)
         decided_B = _decided(beams, position + 1, settings) | (position + 1 == limit)
         if decided_B.any():
@@ -107,16 +107,17 @@ def _start(start_B: Tensor, num_beams: int, limit: int, pad_id: int) -> _Beams:
     )
 
 
-def _advance(beams: _Beams, log_q_BKV: Tensor, position: int, eos_id: int, settings: BeamSettings) -> Tensor:
+def _advance(beams: _Beams, log_q_BKV: Tensor, position: int, ends: Ends, settings: BeamSettings) -> Tensor:
     """Extend every beam by one token, move ended ones to `finished`; return each new beam's parent row."""
     num_sources, num_beams, vocab_size = log_q_BKV.shape
     total_BKV = log_q_BKV + beams.running_score_BK[:, :, None]
-    score_BC, flat_BC = total_BKV.flatten(1).topk(min(2 * num_beams, num_beams * vocab_size), dim=1)
+    num_candidates = num_beams * max(2, 1 + (1 if isinstance(ends, int) else len(ends)))  # K go on, whatever ends
+    score_BC, flat_BC = total_BKV.flatten(1).topk(min(num_candidates, num_beams * vocab_size), dim=1)
     parent_BC, token_BC = flat_BC // vocab_size, flat_BC % vocab_size
     tokens_BCT = beams.running_BKT.gather(1, parent_BC[:, :, None].expand(-1, -1, beams.running_BKT.shape[2]))
     tokens_BCT[:, :, position + 1] = token_BC
     length, last = position + 1, position + 1 == settings.max_new_tokens
-    ended_BC = (token_BC == eos_id) | last  # at the limit, what runs is cut off and counts as it is
+    ended_BC = is_end(token_BC, ends) | last  # at the limit, what runs is cut off and counts as it is
     _finish(beams, tokens_BCT, score_BC, ended_BC, length, settings)
 
     going_BC = score_BC.masked_fill(ended_BC, -1e9)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kd_core.losses.head import full_precision
 from kd_core.models.policy import Memory, Model, head_of, start_tokens, step_decoder
-from kd_core.rollout.outputs import Rollout, check_distribution, mask_through_eos, truncated_rows
+from kd_core.rollout.outputs import Rollout, check_distribution, is_end, mask_through_eos, truncated_rows
 from kd_core.rollout.sampling import SamplingSettings, draw
 
 
@@ -37,7 +37,7 @@ def sample_mixed(
         raise ValueError(f"teacher_mix must be in (0, 1) to be a mixture, got {teacher_mix}")
     num_sources, limit, device = memory.layout.mask_BS.shape[0], settings.max_new_tokens, memory.layout.mask_BS.device
     uniform_BT = torch.rand((num_sources, limit), generator=generator, device=generator.device).to(device)
-    eos_id = student.config.eos_token_id
+    ends = student.config.eos_token_id
     pair = [
         _Writer(model, states, limit, num_tokens) for model, states in ((student, memory), (teacher, teacher_memory))
     ]
@@ -51,7 +51,7 @@ def sample_mixed(
         token_R, log_prob_R = draw(log_mixture_RV, uniform_BT[rows_R, position], settings)
         tokens_BT[rows_R, position] = token_R
         log_prob_BT[rows_R, position] = log_prob_R.to(log_prob_BT.dtype)
-        going_on = (token_R != eos_id).nonzero().squeeze(1)
+        going_on = (~is_end(token_R, ends)).nonzero().squeeze(1)
         if going_on.numel() == 0:
             break
         if going_on.numel() < rows_R.numel():
@@ -61,8 +61,8 @@ def sample_mixed(
         read = [token_R, token_R]
     tokens_BT, log_prob_BT = tokens_BT[:, : position + 1], log_prob_BT[:, : position + 1]
     check_distribution(log_prob_BT)
-    mask_BT = mask_through_eos(tokens_BT, eos_id)
-    return Rollout(tokens_BT, mask_BT, log_prob_BT, truncated_rows(tokens_BT, mask_BT, eos_id))
+    mask_BT = mask_through_eos(tokens_BT, ends)
+    return Rollout(tokens_BT, mask_BT, log_prob_BT, truncated_rows(tokens_BT, mask_BT, ends))
 
 
 class _Writer:

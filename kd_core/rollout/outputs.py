@@ -7,9 +7,12 @@ and GPT-Neo's pad is its end of sequence. It ends at the first end-of-sequence t
 action that is learned and scored like any other.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
+
+Ends = int | Sequence[int]  # the token that ends a text, or several of which any does, as a model's config has them
 
 
 @dataclass(frozen=True)
@@ -22,22 +25,32 @@ class Rollout:
     truncated_B: Tensor  # True where the limit came before the end of sequence
 
 
-def mask_through_eos(tokens_BT: Tensor, eos_id: int) -> Tensor:
+def is_end(tokens: Tensor, ends: Ends) -> Tensor:
+    """Where a text ends. Shapes: (…) ids -> (…) bool."""
+    if isinstance(ends, int):
+        return tokens == ends
+    found = tokens == ends[0]
+    for end in ends[1:]:
+        found |= tokens == end
+    return found
+
+
+def mask_through_eos(tokens_BT: Tensor, ends: Ends) -> Tensor:
     """True up to and including the first end-of-sequence token of each row.
 
     Shapes: (B, T) -> (B, T) bool. A row without end of sequence is True throughout (it was truncated).
     """
-    is_eos_BT = tokens_BT == eos_id
+    is_eos_BT = is_end(tokens_BT, ends)
     ended_before_BT = is_eos_BT.cumsum(dim=1) - is_eos_BT.long()
     return ended_before_BT == 0
 
 
-def truncated_rows(tokens_BT: Tensor, mask_BT: Tensor, eos_id: int) -> Tensor:
+def truncated_rows(tokens_BT: Tensor, mask_BT: Tensor, ends: Ends) -> Tensor:
     """True for rows whose unmasked part holds no end of sequence: they hit the length limit and have no terminal state.
 
     Shapes: (B, T), (B, T) -> (B,) bool.
     """
-    return ~((tokens_BT == eos_id) & mask_BT).any(dim=1)
+    return ~(is_end(tokens_BT, ends) & mask_BT).any(dim=1)
 
 
 class NotFiniteError(ValueError):

@@ -17,7 +17,7 @@ from torch import Tensor
 from kd_core.lengths import check_lengths, target_length
 from kd_core.losses.head import full_precision
 from kd_core.models.policy import Memory, Model, head_of, start_tokens, step_decoder
-from kd_core.rollout.outputs import Rollout, check_distribution, mask_through_eos, truncated_rows
+from kd_core.rollout.outputs import Rollout, check_distribution, is_end, mask_through_eos, truncated_rows
 
 BLOCK = 128  # tokens of the vocabulary that are summed before any is looked at
 Choose = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]  # logits, rows, position -> tokens, log-probabilities
@@ -149,7 +149,7 @@ def reshape_logits(logits_RV: Tensor, settings: SamplingSettings) -> tuple[Tenso
 
 
 def _roll_out(model: Model, memory: Memory, max_new_tokens: int, choose: Choose, num_tokens: int | None) -> Rollout:
-    eos_id, pad_id = model.config.eos_token_id, model.config.pad_token_id
+    ends, pad_id = model.config.eos_token_id, model.config.pad_token_id
     num_sources, device = memory.layout.mask_BS.shape[0], memory.layout.mask_BS.device
     head = head_of(model, num_tokens)
     tokens_BT = torch.full((num_sources, max_new_tokens), pad_id, device=device)
@@ -161,7 +161,7 @@ def _roll_out(model: Model, memory: Memory, max_new_tokens: int, choose: Choose,
         token_R, log_prob_R = choose(head.logits(decoder.step(token_R)), rows_R, position)
         tokens_BT[rows_R, position] = token_R
         log_prob_BT[rows_R, position] = log_prob_R
-        going_on = (token_R != eos_id).nonzero().squeeze(1)
+        going_on = (~is_end(token_R, ends)).nonzero().squeeze(1)
         if going_on.numel() == 0:
             break
         if going_on.numel() < rows_R.numel():
@@ -169,8 +169,8 @@ def _roll_out(model: Model, memory: Memory, max_new_tokens: int, choose: Choose,
             rows_R, token_R = rows_R[going_on], token_R[going_on]
     tokens_BT, log_prob_BT = tokens_BT[:, : position + 1], log_prob_BT[:, : position + 1]
     check_distribution(log_prob_BT)
-    mask_BT = mask_through_eos(tokens_BT, eos_id)
-    return Rollout(tokens_BT, mask_BT, log_prob_BT, truncated_rows(tokens_BT, mask_BT, eos_id))
+    mask_BT = mask_through_eos(tokens_BT, ends)
+    return Rollout(tokens_BT, mask_BT, log_prob_BT, truncated_rows(tokens_BT, mask_BT, ends))
 
 
 def mixed_seed(*parts: int) -> int:

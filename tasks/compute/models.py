@@ -29,6 +29,11 @@ class LoadedModel:
     model: Model
     tokenizer: Tokenizer
 
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether sources are read by an encoder; else they are the beginning of what is written."""
+        return bool(self.model.config.is_encoder_decoder)
+
     @cached_property
     def num_tokens(self) -> int:
         """Size of the vocabulary that the tokenizer can name; an embedding may be padded beyond it."""

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kd_core.models.prompts import PLACEHOLDER, Chat, Prompt, Prompts
 from tasks.export import card
 from tasks.export.markdown import escape, fenced, table
 from tasks.export.model_family import Family, family_of
+from tasks.export.usage import usage
 from tasks.formatting import count, short
 from tasks.store.artifacts import Artifact, Manifest, Store
 from tasks.store.runs import RunRecord
@@ -40,10 +42,10 @@ def pairs_card(store: Store, record: RunRecord, student: Artifact) -> str:
     sections = {
         "What it is": _what(record, manifests, method, family),
         "Data": _data(record, manifests.get("prepare")),
-        "Teacher": _teacher(record, manifests),
+        "Teacher": _teacher(record, manifests, family),
         "Method and settings": f"{METHOD_TEXT[kind]}\n\n{card.settings_text(manifests)}",
         "Metrics": card.metrics_text(found.get("evaluate"), manifests.get("evaluate"), own),
-        "How to use": _usage(manifests, family),
+        "How to use": _usage(manifests, family, student),
         "How it was made": card.making_text(store, record, manifests, student),
     }
     return card.written_card(record, method, family, _front_matter(manifests), sections)
@@ -86,7 +88,7 @@ def _data(record: RunRecord, manifest: Manifest | None) -> str:
     return f"Source: {source}.{lowered}\n\n{table(['split', 'pairs', 'dialogues'], rows)}"
 
 
-def _teacher(record: RunRecord, manifests: Mapping[str, Manifest]) -> str:
+def _teacher(record: RunRecord, manifests: Mapping[str, Manifest], family: Family) -> str:
     manifest = manifests.get("teacher")
     if manifest is None:
         return card.ABSENT
@@ -94,10 +96,37 @@ def _teacher(record: RunRecord, manifests: Mapping[str, Manifest]) -> str:
     fitted = (
         f" Fitted on the training references, to {short(loss)} nats a token on validation." if loss is not None else ""
     )
-    score = manifests.get("score")
-    prompt = f"\n\nIt reads:\n\n{fenced(score.key_record['settings']['prompt'])}" if score else ""
-    described = f"The teacher is {card.model_text(settings, record, 'teacher')}.{fitted}{prompt}"
-    return f"{described}\n\nThe student reads the source alone."
+    described = f"The teacher is {card.model_text(settings, record, 'teacher')}.{fitted}"
+    prompts = _prompts(manifests)
+    if prompts is None:
+        return described
+    student = _student_reads(prompts, family)
+    if student in (PLACEHOLDER, prompts.teacher):
+        reads = " the source alone." if student == PLACEHOLDER else " the same."
+    else:
+        reads = f":\n\n{_shown(student)}"
+    return f"{described}\n\nIt reads:\n\n{_shown(prompts.teacher)}\n\nThe student reads{reads}"
+
+
+def _student_reads(prompts: Prompts, family: Family) -> Prompt:
+    return prompts.of_student(is_encoder_decoder=family.auto_class == "AutoModelForSeq2SeqLM")
+
+
+def _prompts(manifests: Mapping[str, Manifest]) -> Prompts | None:
+    """What teacher and student read, as the stage that taught the student first has it in its key."""
+    told = card.settings_of(manifests, "pre_distill", "prompt")
+    if not told:
+        return None
+    both = told if isinstance(told, dict) and "teacher" in told else {"teacher": told}
+    return Prompts(*(Chat(**each) if isinstance(each, dict) else each for each in both.values()))
+
+
+def _shown(prompt: Prompt) -> str:
+    if isinstance(prompt, str):
+        return fenced(prompt)
+    said = [f"{message['role']}: {message['content']}" for message in prompt.messages()]
+    options = [f"({name}: {value})" for name, value in prompt.options.items()]
+    return f"A chat, by its own template:\n\n{fenced(chr(10).join([*said, *options]))}"
 
 
 def _own_system(store: Store, record: RunRecord, student: Artifact) -> str:
@@ -110,7 +139,7 @@ def _own_system(store: Store, record: RunRecord, student: Artifact) -> str:
     return ""
 
 
-def _usage(manifests: Mapping[str, Manifest], family: Family) -> str:
+def _usage(manifests: Mapping[str, Manifest], family: Family, student: Artifact) -> str:
     settings = card.settings_of(manifests, "decode", "settings")
     decoding = settings.get("decoding", {})
     chosen = {
@@ -119,4 +148,5 @@ def _usage(manifests: Mapping[str, Manifest], family: Family) -> str:
     limit = settings.get("max_source_tokens")
     cut = f", truncation=True, max_length={int(limit)}" if limit else ""
     arguments = ", ".join(f"{name}={int(value)}" for name, value in (chosen or {"max_new_tokens": 64}).items())
-    return fenced(family.usage.format(cut=cut, decoding=arguments), "python")
+    reads = _student_reads(_prompts(manifests) or Prompts(PLACEHOLDER), family)
+    return fenced(usage(student.path / "model", family.auto_class, reads, cut, arguments), "python")

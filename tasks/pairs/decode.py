@@ -13,7 +13,7 @@ from torch import Tensor
 from kd_core.lengths import check_lengths, source_length
 from kd_core.losses.rewards import RewardSettings
 from kd_core.models.policy import encode
-from kd_core.models.prompts import PLACEHOLDER
+from kd_core.models.prompts import Prompts
 from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.beam_search import BeamSettings, beam_search
 from kd_core.rollout.outputs import mask_through_eos, truncated_rows
@@ -21,7 +21,7 @@ from kd_core.rollout.sampling import SamplingSettings, greedy, mixed_seed, sampl
 from kd_core.rollout.scoring import judge
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_artifact
-from tasks.pairs.inputs import prompt_rows, read_split
+from tasks.pairs.inputs import prompt_rows, read_split, student_rows
 from tasks.store.artifacts import Artifact
 from tasks.store.shards import Shard, Sharded
 from tasks.store.stage import Build, stage
@@ -73,12 +73,12 @@ def decode(
     corpus: Artifact,
     teacher: Artifact,
     writer: Artifact,
-    prompt: str,
+    prompt: Prompts,
     prompted: bool,
     reward: RewardSettings,
     settings: DecodeSettings,
 ) -> None:
-    """Write outputs.parquet of the model `writer`, which reads the prompt if it is `prompted`.
+    """Write outputs.parquet of the model `writer`, which reads what the teacher does if it is `prompted`.
 
     The reward is the one that LLMR was trained on, unscaled; here a truncated output is bootstrapped, never dropped.
     """
@@ -87,8 +87,12 @@ def decode(
     teacher_model = load_artifact(teacher, device)
     writer_model = teacher_model if writer.key == teacher.key else load_artifact(writer, device)
     limit = settings.max_source_tokens
-    judged = prompt_rows(teacher_model, prompt, split["source"], limit)
-    sources = prompt_rows(writer_model, prompt if prompted else PLACEHOLDER, split["source"], limit)
+    judged = prompt_rows(teacher_model, prompt.teacher, split["source"], limit)
+    sources = (
+        prompt_rows(writer_model, prompt.teacher, split["source"], limit)
+        if prompted
+        else student_rows(writer_model, prompt, split["source"], limit)
+    )
 
     order = sources.lengths.argsort(stable=True)
     parts = (

@@ -1,11 +1,12 @@
 """The stage `divergence`: forward KL, reverse KL, JS or GKD, on the teacher's outputs and the student's own."""
 
+from kd_core.models.prompts import Prompts
 from kd_core.models.token_rows import TokenRows
 from kd_core.train.divergence import DivergenceSettings, Transfer, reads_outputs, train_divergence
 from tasks.compute.device import device_of
 from tasks.compute.models import load_pair
 from tasks.compute.training import last_validation, mean_of_last_tenth, run_training
-from tasks.pairs.inputs import prompted_sources, read_sources, written_outputs
+from tasks.pairs.inputs import both_read, read_sources, written_outputs
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
 
@@ -17,19 +18,19 @@ def divergence(
     teacher: Artifact,
     outputs: Artifact,
     student: Artifact,
-    prompt: str,
+    prompt: Prompts,
     settings: DivergenceSettings,
     seed: int,
 ) -> None:
     """Train the pre-distilled student to the teacher's distributions: model/ and training_log.parquet."""
-    teacher_model, student_model = load_pair(teacher, student, device_of(build.runtime))
+    teacher_model, student_model = pair = load_pair(teacher, student, device_of(build.runtime))
     limit = settings.max_source_tokens
     if reads_outputs(settings):
         texts, written = written_outputs(corpus, outputs)
-        train = Transfer(prompted_sources(student_model, prompt, texts, limit), TokenRows.of(written))
+        train = Transfer(both_read(pair, prompt, texts, limit), TokenRows.of(written))
     else:
-        train = Transfer(read_sources(corpus, "train", student_model, prompt, limit), None)
-    validation = read_sources(corpus, "validation", student_model, prompt, limit, settings.validation_rows)
+        train = Transfer(read_sources(corpus, "train", pair, prompt, limit), None)
+    validation = read_sources(corpus, "validation", pair, prompt, limit, settings.validation_rows)
     num_tokens = student_model.num_tokens
     log = run_training(
         build,

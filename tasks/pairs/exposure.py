@@ -16,12 +16,13 @@ from kd_core.lengths import check_lengths, source_length, target_length
 from kd_core.metrics.bootstrap import Resamples
 from kd_core.metrics.excess_error import Reader, excess_error, prefix_kl
 from kd_core.metrics.intervals import Floats
+from kd_core.models.prompts import Prompts
 from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.sampling import SamplingSettings
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_pair
 from tasks.pairs.decode import DecodeSettings
-from tasks.pairs.inputs import prompt_rows, read_split
+from tasks.pairs.inputs import prompt_rows, read_split, student_rows
 from tasks.ranges import SEEDS
 from tasks.store.artifacts import Artifact
 from tasks.store.shards import Shard, Sharded
@@ -85,15 +86,15 @@ def exposure(
     student: Artifact,
     student_outputs: Mapping[str, Artifact],
     teacher_outputs: Mapping[str, Artifact],
-    prompt: str,
+    prompt: Prompts,
     settings: ExposureSettings,
 ) -> None:
-    """Write excess_error.parquet from the samples (`decode` artifacts) of both; the teacher reads the prompt."""
+    """Write excess_error.parquet from the samples (`decode` artifacts) of both, which read what `prompt` says."""
     teacher_model, student_model = load_pair(teacher, student, device_of(build.runtime))
     sources = read_split(corpus, settings.split, ("source",), settings.rows)["source"]
     read = (
-        _Read(teacher_model, prompt_rows(teacher_model, prompt, sources, settings.max_source_tokens)),
-        _Read(student_model, TokenRows.encode(student_model.tokenizer, sources, settings.max_source_tokens)),
+        _Read(teacher_model, prompt_rows(teacher_model, prompt.teacher, sources, settings.max_source_tokens)),
+        _Read(student_model, student_rows(student_model, prompt, sources, settings.max_source_tokens)),
     )
     sides = {"student": student_outputs, "teacher": teacher_outputs}
     parts = (Shard((f"{side}-{i}.npy",), each) for side, outputs in sides.items() for i, each in outputs.items())

@@ -6,13 +6,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kd_core.models.loading import Tokenizer
-from kd_core.models.prompts import PLACEHOLDER, wrapped_rows
+from kd_core.models.prompts import PLACEHOLDER, Prompt, Prompts, response_end, wrapped_rows
 from kd_core.models.token_rows import TokenRows
 from kd_core.train.batches import Sources
 from kd_core.train.supervised import Pairs, SupervisedSettings
 from tasks.compute.models import LoadedModel
 from tasks.store.artifacts import Artifact
+
+Pair = tuple[LoadedModel, LoadedModel]  # teacher and student
 
 
 def read_split(corpus: Artifact, split: str, columns: Sequence[str], rows: int | None = None) -> dict[str, list[Any]]:
@@ -21,27 +22,35 @@ def read_split(corpus: Artifact, split: str, columns: Sequence[str], rows: int |
     return dict(table.slice(0, rows).to_pydict())
 
 
-def prompt_rows(reader: LoadedModel, prompt: str, sources: Sequence[str], max_tokens: int) -> TokenRows:
-    """What a teacher reads of each source: the prompt's own words are never cut, and come on top of `max_tokens`.
+def prompt_rows(reader: LoadedModel, prompt: Prompt, sources: Sequence[str], max_tokens: int) -> TokenRows:
+    """What a model reads of each source: the prompt's own words are never cut, and come on top of `max_tokens`.
 
-    Every row ends in the end of sequence, with one exception: a causal model goes straight on writing where the prompt
-    has words after the source, which are the separator then.
+    Every row ends in the end of sequence, with two exceptions: a causal model goes straight on writing where the prompt
+    has words after the source, which are the separator then; and a chat is as its template has it.
     """
-    open_end = not reader.model.config.is_encoder_decoder and not prompt.endswith(PLACEHOLDER)
+    open_end = isinstance(prompt, str) and not reader.is_encoder_decoder and not prompt.endswith(PLACEHOLDER)
     return wrapped_rows(reader.tokenizer, prompt, sources, max_tokens, ends=not open_end)
 
 
-def prompted_sources(student: LoadedModel, prompt: str, texts: Sequence[str], max_tokens: int) -> Sources:
+def student_rows(student: LoadedModel, prompts: Prompts, sources: Sequence[str], max_tokens: int) -> TokenRows:
+    """What the student reads of each source."""
+    prompt = prompts.of_student(is_encoder_decoder=student.is_encoder_decoder)
+    return prompt_rows(student, prompt, sources, max_tokens)
+
+
+def both_read(pair: Pair, prompts: Prompts, texts: Sequence[str], max_tokens: int) -> Sources:
     """The texts as the student reads them, and as the teacher does."""
-    raw = TokenRows.encode(student.tokenizer, texts, max_tokens)
-    return Sources(raw, prompt_rows(student, prompt, texts, max_tokens))
+    teacher, student = pair
+    return Sources(
+        student_rows(student, prompts, texts, max_tokens), prompt_rows(teacher, prompts.teacher, texts, max_tokens)
+    )
 
 
 def read_sources(
-    corpus: Artifact, split: str, student: LoadedModel, prompt: str, max_tokens: int, rows: int | None = None
+    corpus: Artifact, split: str, pair: Pair, prompts: Prompts, max_tokens: int, rows: int | None = None
 ) -> Sources:
     """The sources of a split, its first `rows`, as the student reads them, and as the teacher does."""
-    return prompted_sources(student, prompt, read_split(corpus, split, ("source",), rows)["source"], max_tokens)
+    return both_read(pair, prompts, read_split(corpus, split, ("source",), rows)["source"], max_tokens)
 
 
 def written_outputs(corpus: Artifact, outputs: Artifact) -> tuple[list[str], list[list[int]]]:
@@ -56,16 +65,22 @@ def written_outputs(corpus: Artifact, outputs: Artifact) -> tuple[list[str], lis
     return [by_id[number] for number in written["id"].to_pylist()], written["token_ids"].to_pylist()
 
 
-def seqkd_pairs(tokenizer: Tokenizer, corpus: Artifact, outputs: Artifact, settings: SupervisedSettings) -> Pairs:
-    """Raw sources with the teacher's outputs."""
+def seqkd_pairs(
+    student: LoadedModel, prompts: Prompts, corpus: Artifact, outputs: Artifact, settings: SupervisedSettings
+) -> Pairs:
+    """The sources, as the student reads them, with the teacher's outputs."""
     sources, written = written_outputs(corpus, outputs)
     targets = [ids[: settings.max_target_tokens] for ids in written]
-    return Pairs(TokenRows.encode(tokenizer, sources, settings.max_source_tokens), TokenRows.of(targets))
+    return Pairs(student_rows(student, prompts, sources, settings.max_source_tokens), TokenRows.of(targets))
 
 
-def reference_pairs(tokenizer: Tokenizer, split: dict[str, list[str]], settings: SupervisedSettings) -> Pairs:
-    """Raw sources with the references."""
+def reference_pairs(
+    student: LoadedModel, prompts: Prompts, split: dict[str, list[str]], settings: SupervisedSettings
+) -> Pairs:
+    """The sources, as the student reads them, with the references."""
+    prompt = prompts.of_student(is_encoder_decoder=student.is_encoder_decoder)
+    end = response_end(student.tokenizer, prompt)
     return Pairs(
-        TokenRows.encode(tokenizer, split["source"], settings.max_source_tokens),
-        TokenRows.targets(tokenizer, split["target"], settings.max_target_tokens),
+        prompt_rows(student, prompt, split["source"], settings.max_source_tokens),
+        TokenRows.targets(student.tokenizer, split["target"], settings.max_target_tokens, end),
     )

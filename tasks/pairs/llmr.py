@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kd_core.models.prompts import Prompts
 from kd_core.train.llmr import Experience, LLMRSettings, train_llmr
 from kd_core.train.state import StepMetrics
 from tasks.compute.device import device_of
@@ -41,15 +42,15 @@ def llmr(
     corpus: Artifact,
     teacher: Artifact,
     student: Artifact,
-    prompt: str,
+    prompt: Prompts,
     settings: LLMRSettings,
     seed: int,
 ) -> None:
     """Train the pre-distilled student by LLMR: model/, training_log.parquet and rollouts.parquet."""
-    teacher_model, student_model = load_pair(teacher, student, device_of(build.runtime))
+    teacher_model, student_model = pair = load_pair(teacher, student, device_of(build.runtime))
     limit = settings.max_source_tokens
-    train = read_sources(corpus, "train", student_model, prompt, limit)
-    validation = read_sources(corpus, "validation", student_model, prompt, limit, settings.validation_rows)
+    train = read_sources(corpus, "train", pair, prompt, limit)
+    validation = read_sources(corpus, "validation", pair, prompt, limit, settings.validation_rows)
     seen: list[Experience] = []
     log = run_training(
         build,

@@ -1,5 +1,6 @@
 """The stage `minillm`: policy gradient of the reverse KL between whole outputs."""
 
+from kd_core.models.prompts import Prompts
 from kd_core.train.minillm import MiniLLMSettings, train_minillm
 from tasks.compute.device import device_of
 from tasks.compute.models import load_pair
@@ -15,15 +16,15 @@ def minillm(
     corpus: Artifact,
     teacher: Artifact,
     student: Artifact,
-    prompt: str,
+    prompt: Prompts,
     settings: MiniLLMSettings,
     seed: int,
 ) -> None:
     """Train the pre-distilled student by MiniLLM: model/ and training_log.parquet."""
-    teacher_model, student_model = load_pair(teacher, student, device_of(build.runtime))
+    teacher_model, student_model = pair = load_pair(teacher, student, device_of(build.runtime))
     limit = settings.max_source_tokens
-    train = read_sources(corpus, "train", student_model, prompt, limit)
-    validation = read_sources(corpus, "validation", student_model, prompt, limit, settings.validation_rows)
+    train = read_sources(corpus, "train", pair, prompt, limit)
+    validation = read_sources(corpus, "validation", pair, prompt, limit, settings.validation_rows)
     num_tokens = student_model.num_tokens
     log = run_training(
         build,

@@ -2,9 +2,10 @@
 
 import torch
 
-from kd_core.models.loading import check_same_tokenizer, load_model, load_tokenizer
+from kd_core.models.loading import check_same_tokenizer, load_model, load_tokenizer, read_configs
+from kd_core.models.prompts import Prompts
 from kd_core.models.shapes import build_model
-from kd_core.models.special_ids import vocabulary_size
+from kd_core.models.special_ids import also_ends, special_ids, vocabulary_size
 from kd_core.train.supervised import Pairs, SupervisedSettings, cross_entropy, num_updates, train_supervised
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_artifact, model_location
@@ -24,17 +25,17 @@ def pre_distill(
     teacher: Artifact,
     outputs: Artifact,
     student: StudentSettings,
-    prompt: str,
+    prompt: Prompts,
     settings: SupervisedSettings,
     seed: int,
 ) -> None:
-    """Train the student on the teacher's outputs: model/ and training_log.parquet. The student reads the raw source."""
+    """Train the student on the teacher's outputs: model/ and training_log.parquet."""
     device = device_of(build.runtime)
     loaded = untrained_student(student, teacher, seed, device)
     remark_on(build, student)
-    pairs = seqkd_pairs(loaded.tokenizer, corpus, outputs, settings)
+    pairs = seqkd_pairs(loaded, prompt, corpus, outputs, settings)
     held_out = read_split(corpus, "validation", ("source", "target"), settings.validation_rows)
-    validation = reference_pairs(loaded.tokenizer, held_out, settings)
+    validation = reference_pairs(loaded, prompt, held_out, settings)
     losses: dict[str, float] = {}
     if student.name is not None:  # a described one starts at random; this one may be as good as its teacher already
         before = cross_entropy(loaded.model, validation, settings.validation_rows)
@@ -48,8 +49,9 @@ def pre_distill(
         num_updates(pairs, settings, seed),
     )
     after = log[-1].values["validation_loss"]
-    prompted = Pairs(prompt_rows(loaded, prompt, held_out["source"], settings.max_source_tokens), validation.target)
-    teacher_nll = cross_entropy(load_artifact(teacher, device).model, prompted, settings.validation_rows)
+    teacher_model = load_artifact(teacher, device)
+    prompted = prompt_rows(teacher_model, prompt.teacher, held_out["source"], settings.max_source_tokens)
+    teacher_nll = cross_entropy(teacher_model.model, Pairs(prompted, validation.target), settings.validation_rows)
     build.record(parameters=loaded.model.num_parameters(), validation_loss=after, teacher_validation_loss=teacher_nll)
     warn_if_no_better(build, teacher_nll, {STUDENT: after} | losses, "validation references")
 
@@ -71,4 +73,8 @@ def untrained_student(settings: StudentSettings, teacher: Artifact, seed: int, d
     assert name is not None  # the settings' own check
     own = load_tokenizer(name, settings.commit)
     check_same_tokenizer(tokenizer, own)
-    return LoadedModel(load_model(name, settings.commit, settings.dtype, device, own).float(), own)
+    if not own.chat_template:  # a base model that is to read what its teacher does
+        own.chat_template = tokenizer.chat_template
+    model = load_model(name, settings.commit, settings.dtype, device, own).float()
+    also_ends(model, special_ids(*read_configs(location, revision), tokenizer, str(location)).ends)
+    return LoadedModel(model, own)

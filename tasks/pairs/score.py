@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kd_core.lengths import check_lengths, source_length
 from kd_core.models.policy import encode
+from kd_core.models.prompts import Prompt
 from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.beam_search import BeamSettings, beam_search
 from kd_core.rollout.outputs import mask_through_eos, truncated_rows
@@ -53,7 +54,7 @@ class ScoreSettings:
 
 
 @stage
-def score(build: Build, corpus: Artifact, teacher: Artifact, prompt: str, settings: ScoreSettings) -> None:
+def score(build: Build, corpus: Artifact, teacher: Artifact, prompt: Prompt, settings: ScoreSettings) -> None:
     """Write outputs-*.parquet (and labels-*.parquet), shard by shard; finished shards survive a kill."""
     train = read_split(corpus, "train", ("id", "source"), settings.max_rows)
     kinds = ("outputs", "labels") if settings.labels == "topk" else ("outputs",)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from kd_core.models.prompts import PLACEHOLDER, Prompts
 from kd_core.train.budget import Budget
 from kd_core.train.supervised import SupervisedSettings, train_supervised
 from tasks.compute.device import device_of
@@ -12,6 +13,8 @@ from tasks.pairs.inputs import read_split, reference_pairs, seqkd_pairs
 from tasks.settings import part_of
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
+
+BARE = Prompts(PLACEHOLDER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +37,13 @@ def seqkd(
     student: Artifact,
     settings: SeqKDSettings,
     seed: int,
+    prompt: Prompts = BARE,
 ) -> None:
-    """Train the student further: model/ and training_log.parquet. It reads the raw source."""
+    """Train the student further: model/ and training_log.parquet."""
     loaded, limits = load_artifact(student, device_of(build.runtime)), settings.supervised()
-    train = seqkd_pairs(loaded.tokenizer, corpus, outputs, limits)
+    train = seqkd_pairs(loaded, prompt, corpus, outputs, limits)
     held_out = read_split(corpus, "validation", ("source", "target"), settings.validation_rows)
-    validation = reference_pairs(loaded.tokenizer, held_out, limits)
+    validation = reference_pairs(loaded, prompt, held_out, limits)
     log = run_training(
         build,
         loaded,

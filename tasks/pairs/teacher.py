@@ -11,7 +11,7 @@ from kd_core.models.loading import (
     Tokenizer,
     load_tokenizer,
 )
-from kd_core.models.prompts import PLACEHOLDER
+from kd_core.models.prompts import PLACEHOLDER, Chat, Prompt, Prompts, check_prompt
 from kd_core.models.shapes import build_model
 from kd_core.models.tokenizer import train_tokenizer
 from kd_core.train.supervised import SupervisedSettings, num_updates, train_supervised
@@ -31,20 +31,27 @@ class TeacherSettings(ModelSettings):
     """The teacher: a model by `name`, prompted and never trained; or a `shape`, fitted on the training references."""
 
     prompt: str = PLACEHOLDER  # what the teacher reads; {source} stands for the input
+    chat: Chat | None = None  # in place of it: a turn of a chat, by the model's own chat template
     vocab_size: int = 4096  # of the tokenizer trained on the corpus, for a described teacher
     fit: SupervisedSettings | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.prompt.count(PLACEHOLDER) != 1:
-            raise ValueError(f"prompt must hold {PLACEHOLDER} exactly once, got {self.prompt!r}")
+        check_prompt(self.prompt)
+        if self.chat is not None and self.prompt != PLACEHOLDER:
+            raise ValueError("a teacher reads either a prompt or a chat, got both")
         if (self.shape is None) != (self.fit is None):
             raise ValueError("a teacher described by shape needs fit, and one with a name is never fitted")
         if self.vocab_size < 16:
             raise ValueError(f"vocab_size must be at least 16, got {self.vocab_size}")
 
+    @property
+    def reads(self) -> Prompt:
+        """What it reads of a source."""
+        return self.prompt if self.chat is None else self.chat
+
     def identity(self) -> dict[str, object]:
-        """What the artifact depends on. Not the prompt: that is an argument of the stages that use it."""
+        """What the artifact depends on. Not what it reads: that is an argument of the stages that use it."""
         if self.fit is None:
             return super().identity()
         return super().identity() | {"vocab_size": self.vocab_size, "fit": asdict(self.fit)}
@@ -60,12 +67,13 @@ def teacher(build: Build, corpus: Artifact, settings: TeacherSettings, seed: int
     train = read_split(corpus, "train", ("source", "target"))
     validation = read_split(corpus, "validation", ("source", "target"))
     tokenizer = corpus_tokenizer(build, [*train["source"], *train["target"]], settings.vocab_size)
-    pairs, held_out = (reference_pairs(tokenizer, split, fit) for split in (train, validation))
     assert settings.shape is not None  # the settings' own check
     model = build_model(settings.shape, len(tokenizer), seed, eos_id=tokenizer.eos_token_id).to(device)
+    fitted = LoadedModel(model, tokenizer)
+    pairs, held_out = (reference_pairs(fitted, Prompts(PLACEHOLDER), split, fit) for split in (train, validation))
     log = run_training(
         build,
-        LoadedModel(model, tokenizer),
+        fitted,
         fit.optimizer,
         lambda state: train_supervised(state, pairs, held_out, fit, seed),
         num_updates(pairs, fit, seed),

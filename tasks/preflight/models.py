@@ -24,6 +24,7 @@ from kd_core.models.files import (
 
 if TYPE_CHECKING:
     from kd_core.models.loading import ModelSettings
+    from kd_core.models.prompts import Prompt
 
 
 TIED = {
@@ -56,6 +57,22 @@ def check_models(teacher: ModelSettings, student: ModelSettings, wanted: ModelKi
 
         check_same_tokenizer(*map(load_tokenizer, readers.values()))
     return remarks
+
+
+def check_chat(role: str, settings: ModelSettings, reads: Prompt | None) -> None:
+    """A chat can be written by the template of a model that is on this machine. Raises ValueError if it cannot."""
+    if reads is None or isinstance(reads, str) or settings.name is None:
+        return
+    from kd_core.models.loading import load_tokenizer
+    from kd_core.models.prompts import rendered
+
+    directory = settings.directory or _cached(settings)
+    if directory is None or not has_tokenizer(directory):
+        return
+    try:
+        rendered(load_tokenizer(directory), reads)
+    except ValueError as error:
+        raise ValueError(f"{role}.chat: {error}") from None
 
 
 def check_positions(role: str, settings: ModelSettings, tokens: int) -> None:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Literal
 
 from kd_core.models.loading import ModelSettings, Tokenizer, load_tokenizer
-from kd_core.models.prompts import PLACEHOLDER, wrapped_rows
+from kd_core.models.prompts import PLACEHOLDER, Chat, Prompts, wrapped_rows
 from kd_core.models.token_rows import TokenRows
 from kd_core.train.budget import Budget
 from kd_core.train.llmr import LLMRSettings
@@ -92,7 +92,7 @@ def check_room(
     teacher_model: Artifact,
     teacher: ModelSettings,
     student: ModelSettings,
-    prompt: str,
+    prompt: Prompts,
     *wanted: Need,
 ) -> None:
     """Both models have positions for every need. The texts are read only where the settings alone do not make it sure.
@@ -103,9 +103,11 @@ def check_room(
     if set(positions.values()) == {None} or current_run().planning:
         return
     location, revision, _ = model_location(teacher_model)
-    tokenizer = load_tokenizer(location, revision)
+    readers = dict.fromkeys(("teacher", "student"), load_tokenizer(location, revision))
+    if isinstance(prompt.student, Chat) and student.directory is not None:
+        readers["student"] = load_tokenizer(student.directory)  # same tokens, a chat template of its own
     for need in wanted:
-        most = positions[need.role]
+        most, tokenizer = positions[need.role], readers[need.role]
         if most is None or _bound(need, tokenizer, prompt) <= most:
             continue
         tokens = _longest(need, corpus, tokenizer, prompt)
@@ -117,12 +119,12 @@ def check_room(
             )
 
 
-def _bound(need: Need, tokenizer: Tokenizer, prompt: str) -> int:
+def _bound(need: Need, tokenizer: Tokenizer, prompt: Prompts) -> int:
     template = len(_read(need, tokenizer, prompt, [""]).flat)
     return need.max_source_tokens - 1 + template + need.tokens - 1 + need.judged
 
 
-def _longest(need: Need, corpus: Artifact, tokenizer: Tokenizer, prompt: str) -> int:
+def _longest(need: Need, corpus: Artifact, tokenizer: Tokenizer, prompt: Prompts) -> int:
     """Positions that the longest row takes."""
     rows = read_split(corpus, need.split, ("source", "target"), need.rows)
     if not rows["source"]:
@@ -135,7 +137,8 @@ def _longest(need: Need, corpus: Artifact, tokenizer: Tokenizer, prompt: str) ->
     return int(lengths.max()) - 1 + need.judged
 
 
-def _read(need: Need, tokenizer: Tokenizer, prompt: str, sources: list[str]) -> TokenRows:
+def _read(need: Need, tokenizer: Tokenizer, prompt: Prompts, sources: list[str]) -> TokenRows:
     """The rows as a causal model reads them."""
-    prompt = prompt if need.prompted else PLACEHOLDER
-    return wrapped_rows(tokenizer, prompt, sources, need.max_source_tokens, ends=prompt.endswith(PLACEHOLDER))
+    read = prompt.teacher if need.prompted else prompt.of_student(is_encoder_decoder=False)
+    ends = isinstance(read, str) and read.endswith(PLACEHOLDER)
+    return wrapped_rows(tokenizer, read, sources, need.max_source_tokens, ends=ends)

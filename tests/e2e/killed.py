@@ -1,6 +1,6 @@
 """A program that runs a tiny recipe again and again in one store, each time killed (SIGKILL) at another point.
 
-    python -m tests.e2e.killed RECIPE FOLDER NAME=POINT,… …      (RECIPE: pairs, causal or text)
+    python -m tests.e2e.killed RECIPE FOLDER NAME=POINT,… …      (RECIPE: pairs, causal, chat or text)
 
 First an undisturbed run in the store FOLDER/undisturbed/home, then for every NAME one run a POINT and a last one that
 ends, in the store FOLDER/NAME/home. A POINT is EVENT:STAGE:COUNT, or flip:STAGE, truncate:STAGE or delete:STAGE, which
@@ -33,6 +33,7 @@ from tasks.store.progress import NullReporter
 from tasks.store.shards import HASH
 from tasks.store.stage import Build
 from tests.e2e.damage import HOWS, damage
+from tests.tasks.tiny_models import write_chat
 from tests.tasks.tiny_texts import text_parameters
 
 RECIPES = Path(__file__).parent / "prefect.yaml"
@@ -52,6 +53,12 @@ CHANGES = [
 
 CAUSAL = '{"hidden_size": 16, "num_layers": 2, "num_heads": 2, "window_size": 8, "max_position_embeddings": 128}'
 CAUSAL_CHANGES = [*CHANGES, f"teacher.shape={CAUSAL}", f"student.shape={CAUSAL}"]
+CHAT_CHANGES = [
+    *(change for change in CHANGES if not change.startswith("teacher.fit")),
+    'teacher={"name": "NAME/teacher", "chat": {"system": "reply", "user": "say {source} now"}}',
+    'student={"name": "NAME/student"}',
+    "lengths.target=12",
+]
 TEXT_CHANGES = [
     "runtime.checkpoint_seconds=0",
     "method.rounds=2",
@@ -67,7 +74,8 @@ def recipe_of(name: str, home: Path) -> tuple[Outline, dict[str, Any]]:
         home.mkdir(parents=True, exist_ok=True)
         return TEXT_OUTLINE, text_parameters(home.parent, *TEXT_CHANGES)
     recipe = load_catalogue(RECIPES)["tiny"]
-    changes = CAUSAL_CHANGES if name == "causal" else CHANGES
+    changes = {"causal": CAUSAL_CHANGES, "chat": CHAT_CHANGES}.get(name, CHANGES)
+    changes = [change.replace("NAME", str(home.parents[1])) for change in changes]
     return OUTLINE, validate(OUTLINE.parameters, override(recipe.parameters, changes))
 
 
@@ -203,6 +211,9 @@ def preload(recipe: str, home: Path) -> None:
 
 def main(recipe: str, folder: Path, points: dict[str, list[str]]) -> None:
     """The undisturbed run, then the others."""
+    if recipe == "chat":
+        for seed, role in enumerate(("teacher", "student")):
+            write_chat(folder / role, seed=seed)
     for name, of_name in {"undisturbed": [], **points}.items():
         home = folder / name / "home"
         home.parent.mkdir(parents=True)

@@ -65,6 +65,9 @@ CAUSAL_POINTS = [
 ]
 
 
+CHAT_POINTS = ["shard:score:4", "progress:pre_distill:4", "rollouts:llmr:1", "progress:llmr:3", "checkpoint:llmr:2"]
+
+
 SPOILT = [  # killed, spoilt and killed again, until the stage has met every kind of damage
     *("checkpoint:teacher:3", "flip:teacher", "checkpoint:teacher:3", "truncate:teacher"),
     *("shard:score:3", "flip:score", "shard:score:3", "truncate:score", "shard:score:3", "delete:score"),
@@ -178,6 +181,12 @@ def test_causal_models_killed_while_they_learn_and_write_end_byte_for_byte_the_s
     causal = run("causal", tmp_path, killed=CAUSAL_POINTS)
     causal.must_be_as_if_undisturbed("killed", CAUSAL_POINTS)
     assert {"teacher", "score", "pre_distill", "llmr"} <= stages(causal.home("killed"))
+
+
+def test_models_that_chat_killed_while_they_learn_and_write_end_byte_for_byte_the_same(tmp_path: Path) -> None:
+    chat = run("chat", tmp_path, killed=CHAT_POINTS)
+    chat.must_be_as_if_undisturbed("killed", CHAT_POINTS)
+    assert {"teacher", "score", "pre_distill", "llmr"} <= stages(chat.home("killed"))
 
 
 def test_what_a_killed_build_has_kept_is_looked_at_before_it_is_trusted(pairs: Ended, text: Ended) -> None:

@@ -93,6 +93,26 @@ def write_causal(directory: Path, *, seed: int = 0) -> Path:
     return directory
 
 
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if brief %}Shortly: {% endif %}{% endif %}"
+)
+
+
+def write_chat(directory: Path, *, seed: int = 0) -> Path:
+    """A tiny Llama that chats: a template with a begin of its own; a turn ends in another token than a text does."""
+    write_llama(directory, seed=seed)
+    tokenizer = GPT2TokenizerFast.from_pretrained(directory)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(directory)
+    path = directory / "generation_config.json"
+    turn_end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    record = json.loads(path.read_text()) | {"eos_token_id": [tokenizer.eos_token_id, turn_end]}
+    path.write_text(json.dumps(record))
+    return directory
+
+
 def write_llama(directory: Path, *, seed: int = 0, vocab_size: int = 320) -> Path:
     """A tiny Llama with grouped keys and a byte-level tokenizer; it names two ends of sequence and no padding."""
     end = write_byte_level(directory).eos_token_id

@@ -8,6 +8,7 @@ from pathlib import Path
 from data.reading.specs import DatasetSettings
 from flows.evaluation import System, evaluate_systems
 from kd_core.losses.rewards import RewardSettings
+from kd_core.models.prompts import Prompts
 from kd_core.rollout.beam_search import BeamSettings
 from kd_core.rollout.sampling import SamplingSettings
 from kd_core.train.batches import BatchSettings
@@ -59,27 +60,28 @@ def run_llmr(
 ) -> tuple[Run, dict[str, Artifact]]:
     """Every stage of a run, and what each has made."""
     made: dict[str, Artifact] = {}
+    prompts = Prompts(teacher_settings.reads, student.reads)
     with open_run(store, name=name, runtime=RUNTIME) as run:
         made["corpus"] = corpus = prepare(dataset=write_pairs(store.root / "pairs.csv"), seed=0, limit=None)
         made["teacher"] = model = teacher(corpus=corpus, settings=teacher_settings, seed=0)
-        made["score"] = outputs = score(corpus=corpus, teacher=model, prompt=teacher_settings.prompt, settings=SCORE)
+        made["score"] = outputs = score(corpus=corpus, teacher=model, prompt=teacher_settings.reads, settings=SCORE)
         made["seqkd"] = start = pre_distill(
             corpus=corpus,
             teacher=model,
             outputs=outputs,
             student=student,
-            prompt=teacher_settings.prompt,
+            prompt=prompts,
             settings=TRAINING,
             seed=0,
         )
         made["llmr"] = trained = llmr(
-            corpus=corpus, teacher=model, student=start, prompt=teacher_settings.prompt, settings=METHOD, seed=0
+            corpus=corpus, teacher=model, student=start, prompt=prompts, settings=METHOD, seed=0
         )
         made["evaluate"] = evaluate_systems(
             corpus=corpus,
             teacher=model,
             systems={"teacher": System(model, prompted=True), "pre_distilled": System(start), "llmr": System(trained)},
-            prompt=teacher_settings.prompt,
+            prompt=prompts,
             settings=EVALUATION,
         )
     return run, made

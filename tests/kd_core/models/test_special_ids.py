@@ -98,13 +98,10 @@ ODD: list[tuple[str, Change, tuple[int, int, int | None], str]] = [
     ("causal", no_eos, (0, 0, None), "the tokenizer names none; 0 .<.endoftext.>., that of the model, is taken"),
     ("causal", config(eos_token_id=None), (0, 0, None), "config.json names none; 0 .*, the tokenizer's, is taken"),
     ("causal", both(no_eos, config(eos_token_id=None)), (0, 0, None), "config.json names none and the tokenizer"),
-    ("causal", config(eos_token_id=[0, 5]), (0, 0, None), r"config.json names \[0, 5\]; 0 .*is taken"),
-    ("causal", generation(eos_token_id=[0, 5]), (0, 0, None), r"generation_config.json names \[0, 5\]; 0 .*is taken"),
     ("causal", other_eos, (300, 300, None), "config.json names 0 and generation_config.json names 0; 300 .*im_end"),
     ("causal", config(pad_token_id=9), (0, 0, None), r"config.json pads with 9 .*, a word"),
     ("causal", begins, (0, 0, None), "adds 0 .* to every text; sources are read with it"),
     ("t5", other_eos, (160, 0, 0), "config.json names 1 and generation_config.json names 1; 160 .*im_end"),
-    ("t5", config(eos_token_id=[5, 1]), (1, 0, 0), r"config.json names \[5, 1\]; 1 .</s>., the tokenizer's"),
     ("t5", config(decoder_start_token_id=...), (1, 0, 0), "no decoder start token; generation_config.json's 0 .<pad>."),
     (
         "t5",
@@ -137,6 +134,31 @@ def test_what_is_only_odd_is_settled_and_said(
         assert remarks(tmp_path / "saved") == ()
 
 
+SEVERAL: list[tuple[str, Change, tuple[int, ...], str]] = [
+    ("causal", config(eos_token_id=[0, 5]), (0, 5), ""),
+    ("causal", generation(eos_token_id=[7, 0]), (0, 7), ""),
+    ("causal", both(config(eos_token_id=[0, 5]), generation(eos_token_id=[7, 0])), (0, 5, 7), ""),
+    ("causal", config(eos_token_id=[4, 5]), (0, 4, 5), r"config.json names \[4, 5\]; 0 .*, the tokenizer's, is taken"),
+    ("causal", both(no_eos, config(eos_token_id=[4, 5])), (4, 5), "the tokenizer names none; 4"),
+    ("t5", config(eos_token_id=[5, 1]), (1, 5), ""),
+]
+
+
+@pytest.mark.parametrize(("kind", "change", "ends", "said"), SEVERAL)
+def test_what_is_written_ends_in_any_of_several(
+    tmp_path: Path, kind: str, change: Change, ends: tuple[int, ...], said: str
+) -> None:
+    directory = written(tmp_path / "several", kind)
+    change(directory)
+    assert [re.search(said, remark) is not None for remark in remarks(directory)] == [True] * bool(said)
+    tokenizer = load_tokenizer(directory)
+    model = load_model(directory, tokenizer=tokenizer)
+    assert tuple(model.config.eos_token_id) == ends
+    assert TokenRows.targets(tokenizer, ["the cat"], 50).flat.tolist()[-1] == ends[0]
+    save_model(model, tokenizer, tmp_path / "saved")
+    assert tuple(load_model(tmp_path / "saved").config.eos_token_id) == ends
+
+
 REFUSED: list[tuple[str, Change, str]] = [
     ("causal", outgrown, "tokenizer has 321 tokens, and the embedding rows for 320: 1 have none\nresize"),
     ("t5", outgrown, "tokenizer has 193 tokens, and the embedding rows for 192: 1 have none\nresize"),
@@ -145,12 +167,7 @@ REFUSED: list[tuple[str, Change, str]] = [
         both(no_eos, config(eos_token_id=None), generation(eos_token_id=...)),
         "no end of sequence, neither in config.json nor in its tokenizer\nset",
     ),
-    (
-        "causal",
-        both(no_eos, config(eos_token_id=[4, 5])),
-        r"several ends of sequence, \[4, 5\], and the tokenizer none",
-    ),
-    ("causal", config(eos_token_id=[4, 5]), r"several ends of sequence, \[4, 5\], and the tokenizer another, 0\nonly"),
+    ("causal", generation(eos_token_id=[0, 999]), "its end of sequence is 999, and the embedding has 320 rows"),
     ("causal", both(no_eos, config(eos_token_id=310)), "310 of config.json is no token of its tokenizer"),
     ("t5", config(decoder_start_token_id=400), "decoder start token is 400, and the embedding has 192 rows"),
     (

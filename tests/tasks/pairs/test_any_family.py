@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,14 +15,17 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, pipeline
 
 from kd_core.models.loading import load_model, load_tokenizer
-from kd_core.models.policy import backend_of
+from kd_core.models.policy import backend_of, encode
+from kd_core.models.prompts import Chat, wrapped_rows
+from kd_core.rollout.sampling import greedy
+from tasks.compute.models import load_artifact
 from tasks.export.export import export_run
 from tasks.pairs.student import StudentSettings
 from tasks.pairs.teacher import TeacherSettings
 from tasks.preflight.models import check_models
 from tasks.store.artifacts import Store
-from tests.tasks.tiny_models import write_bart, write_llama
-from tests.tasks.tiny_runs import run_llmr
+from tests.tasks.tiny_models import write_bart, write_chat, write_llama
+from tests.tasks.tiny_runs import METHOD, run_llmr
 
 torch.set_num_threads(1)  # tensors this small only lose by being shared out
 
@@ -41,6 +48,35 @@ def test_a_teacher_and_a_student_by_path_go_through_every_stage(tmp_path: Path, 
     exported = {"AutoModelForCausalLM": AutoModelForCausalLM, "AutoModelForSeq2SeqLM": AutoModelForSeq2SeqLM}[auto]
     assert torch.equal(exported.from_pretrained(tmp_path / "out").lm_head.weight, end.lm_head.weight)
     assert end.config.model_type in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_model_that_chats_teaches_one_that_reads_the_same_chat(tmp_path: Path) -> None:
+    guide, other = write_chat(tmp_path / "a"), write_llama(tmp_path / "b", seed=1)
+    tokenizer = load_tokenizer(guide)
+    chat = Chat(system="reply", user="say {source} now", options={"brief": True})
+    tokenizer.chat_template, template = None, tokenizer.chat_template
+    tokenizer.save_pretrained(other)  # a base model of the family: same tokens, no template, one end
+    (other / "chat_template.jinja").unlink(missing_ok=True)
+    teacher, student = TeacherSettings(name=str(guide), chat=chat), StudentSettings(name=str(other))
+    run, made = run_llmr(Store(tmp_path / "store"), teacher, student)
+    trained = load_artifact(made["llmr"], torch.device("cpu"))
+    assert trained.tokenizer.chat_template == template
+    assert set(trained.model.config.eos_token_id) >= {tokenizer.convert_tokens_to_ids("<|im_end|>"), 0}
+    export_run(Store(tmp_path / "store"), run.record, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "system: reply\nuser: say {source} now\n(brief: True)" in card
+    assert "The student reads the same." in card
+    (code,) = re.findall(r"```python\n(.*?)\n```", card, re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "out", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = wrapped_rows(trained.tokenizer, chat, ["hello , how are you ?"], 50)
+    with torch.no_grad():
+        memory = encode(trained.model, *rows.batch(torch.tensor([0]), 0))
+        written = greedy(trained.model, memory, METHOD.sampling.max_new_tokens, num_tokens=trained.num_tokens)
+    assert ast.literal_eval(done.stdout) == trained.tokenizer.batch_decode(written.tokens_BT, skip_special_tokens=True)
+    write = pipeline("text-generation", model=str(tmp_path / "out"))
+    (found,) = write(chat.messages("the cat"), max_new_tokens=4, do_sample=False)
+    assert found["generated_text"][-1]["role"] == "assistant"
 
 
 def test_an_exported_llama_writes_in_transformers_own_pipeline(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from flows.evaluation import measure_exposure
 from kd_core.models.loading import load_model, load_tokenizer
 from kd_core.models.policy import encode
+from kd_core.models.prompts import Prompts
 from kd_core.models.shapes import GPTNeoShape
 from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.sampling import greedy
@@ -89,7 +90,7 @@ def test_described_causal_models_go_through_every_stage(tmp_path: Path) -> None:
         settings = ExposureSettings(rows=4, max_length=3, max_source_tokens=40, resamples=20)
         models = made["corpus"], made["teacher"], "llmr", made["llmr"]
         curve = pq.read_table(
-            measure_exposure(*models, "{source}", METHOD.reward, settings).path / "excess_error.parquet"
+            measure_exposure(*models, Prompts("{source}"), METHOD.reward, settings).path / "excess_error.parquet"
         )
     assert curve["length"].to_pylist() == [1, 2, 3]
     assert curve["value"][0].as_py() == pytest.approx(0, abs=1e-5)  # before the first token there is no prefix

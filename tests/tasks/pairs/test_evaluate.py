@@ -15,6 +15,7 @@ from kd_core.losses.rewards import RewardSettings
 from kd_core.metrics.bleu import SacreBleuSettings
 from kd_core.metrics.bootstrap import Resamples
 from kd_core.metrics.rouge import RougeSettings
+from kd_core.models.prompts import Prompts
 from kd_core.rollout.sampling import SamplingSettings
 from tasks.catalog.database import query
 from tasks.compute.measured import read_replicates
@@ -33,6 +34,7 @@ from tests.tasks.tiny_runs import EVALUATION, METHOD, RUNTIME, run_llmr, write_p
 
 CHARACTERS = SacreBleuSettings(tokenizer="char")
 PROMPT = "reply to [ {source} ]:"
+PROMPTS = Prompts(PROMPT)
 Made = tuple[Store, dict[str, Artifact]]
 
 
@@ -55,7 +57,7 @@ def evaluated(
     store, artifacts = made
     with open_run(store, name="evaluation", runtime=RUNTIME) as run:
         rewarded = replace(settings, reward=reward)
-        last = evaluate_systems(artifacts["corpus"], artifacts["teacher"], systems, PROMPT, rewarded)
+        last = evaluate_systems(artifacts["corpus"], artifacts["teacher"], systems, PROMPTS, rewarded)
     return run, last.path
 
 
@@ -218,7 +220,7 @@ def test_a_tokenizer_that_is_not_at_hand_is_refused_with_the_settings(
 def exposed(made: Made, settings: ExposureSettings, student: str = "seqkd") -> tuple[Run, Path]:
     store, artifacts = made
     with open_run(store, name="exposure", runtime=RUNTIME) as run:
-        arguments = (artifacts["corpus"], artifacts["teacher"], student, artifacts[student], PROMPT, METHOD.reward)
+        arguments = (artifacts["corpus"], artifacts["teacher"], student, artifacts[student], PROMPTS, METHOD.reward)
         last = measure_exposure(*arguments, settings)
     return run, last.path
 
@@ -254,7 +256,7 @@ def test_a_teacher_that_is_its_own_student_without_a_prompt_differs_by_the_promp
     with open_run(store, name="itself", runtime=RUNTIME):
         teacher, settings = artifacts["teacher"], ExposureSettings(rows=4, max_length=3, max_source_tokens=40)
         path = measure_exposure(
-            artifacts["corpus"], teacher, "itself", teacher, "{source}", METHOD.reward, settings
+            artifacts["corpus"], teacher, "itself", teacher, Prompts("{source}"), METHOD.reward, settings
         ).path
     found = rows(path, "excess_error")
     assert all(abs(row["d_student"]) < 1e-5 for row in found)

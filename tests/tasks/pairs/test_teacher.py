@@ -15,6 +15,7 @@ import torch
 
 from kd_core.models.loading import load_model, load_tokenizer
 from kd_core.models.policy import shift_right
+from kd_core.models.prompts import Prompts
 from kd_core.models.revisions import commit_of
 from kd_core.models.shapes import T5Shape
 from kd_core.train.state import OptimizerSettings
@@ -78,7 +79,7 @@ def distil(
         teacher=teacher_model,
         outputs=outputs,
         student=student,
-        prompt="{source}",
+        prompt=Prompts("{source}"),
         settings=training,
         seed=0,
     )

@@ -120,9 +120,9 @@ def test_a_broken_model_is_named_with_its_role(
 def test_what_is_odd_about_a_model_is_remarked_with_its_role(tmp_path: Path) -> None:
     teacher, student = write_model(tmp_path / "a", own_head=True), write_model(tmp_path / "b", own_head=False)
     assert check_models(named(teacher), ModelSettings(name=str(student))) == []
-    change_config(student, eos_token_id=[1, 5])
+    change_config(student, eos_token_id=5)
     (said,) = check_models(named(teacher), ModelSettings(name=str(student)))
-    assert re.match(r"student\.name: .*config\.json names \[1, 5\]; 1 .</s>., the tokenizer's, is taken", said)
+    assert re.match(r"student\.name: .*config\.json names 5; 1 .</s>., the tokenizer's, is taken", said)
     tokenizer = load_tokenizer(teacher)
     tokenizer.add_tokens([f"<user_{i}>" for i in range(37)])
     tokenizer.save_pretrained(teacher)

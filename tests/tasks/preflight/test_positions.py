@@ -11,6 +11,7 @@ import pytest
 
 from flows.distill_outline import pipeline
 from kd_core.models.loading import load_tokenizer
+from kd_core.models.prompts import Prompts
 from kd_core.models.shapes import GPTNeoShape, T5Shape, build_model
 from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.beam_search import BeamSettings
@@ -32,7 +33,7 @@ from tasks.store.stage import open_run
 from tests.tasks.tiny_runs import EVALUATION, METHOD, RUNTIME, SCORE, TRAINING, write_pairs
 
 SHAPE = GPTNeoShape(hidden_size=16, num_heads=2)
-PROMPT = "say {source} now"
+PROMPT, BARE = "say {source} now", Prompts("{source}")
 Made = tuple[Store, Artifact, Artifact]
 
 
@@ -73,20 +74,20 @@ def test_judging_takes_one_position_more_than_sampling(made: Made, prompt: str, 
         judged=judged,
     )
     just = longest(made, "train", prompt) + 6 - 1 + more
-    check_room(*made[1:], *sized(just), prompt, need)
+    check_room(*made[1:], *sized(just), Prompts(prompt), need)
     what = "judges" if judged else "is given"
     said = rf"method: the teacher has {just - 1} positions, and {what} up to {just} tokens at once\nlower lengths\."
     with pytest.raises(ValueError, match=said):
-        check_room(*made[1:], *sized(just - 1), prompt, need)
-    check_room(*made[1:], TeacherSettings(name="some/t5"), StudentSettings(shape=T5Shape()), prompt, need)
+        check_room(*made[1:], *sized(just - 1), Prompts(prompt), need)
+    check_room(*made[1:], TeacherSettings(name="some/t5"), StudentSettings(shape=T5Shape()), Prompts(prompt), need)
 
 
 def test_a_bound_that_the_settings_keep_needs_no_look_at_the_texts(made: Made, tmp_path: Path) -> None:
     need = Need(stage="score", role="student", prompted=False, split="train", rows=None, max_source_tokens=10, tokens=6)
     nothing = Artifact("prepare", "0" * 32, tmp_path)
-    check_room(nothing, made[2], *sized(15), "{source}", need)
+    check_room(nothing, made[2], *sized(15), BARE, need)
     with pytest.raises(FileNotFoundError):
-        check_room(nothing, made[2], *sized(14), "{source}", need)
+        check_room(nothing, made[2], *sized(14), BARE, need)
 
 
 def test_only_the_rows_that_are_read_count_and_a_reference_as_long_as_it_is(made: Made) -> None:
@@ -108,9 +109,9 @@ def test_only_the_rows_that_are_read_count_and_a_reference_as_long_as_it_is(made
         tokens=500,
         references=True,
     )
-    check_room(*made[1:], *sized(just), "{source}", need)
+    check_room(*made[1:], *sized(just), BARE, need)
     with pytest.raises(ValueError, match="pre_distill: the student has"):
-        check_room(*made[1:], *sized(just - 1), "{source}", need)
+        check_room(*made[1:], *sized(just - 1), BARE, need)
 
 
 def test_every_stage_of_a_run_is_asked() -> None:
