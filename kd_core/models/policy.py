@@ -90,11 +90,12 @@ def backend_of(model: Model) -> Backend:
 def _served(model: Model) -> _Served:
     if model not in _SERVED:
         own = OWN.get(model.config.model_type)
-        _SERVED[model] = _Served(own, Logits()) if own is not None else _first_that_serves(model, _candidates(model))
+        _SERVED[model] = _Served(own, Logits()) if own is not None else _first_that_serves(model, candidates(model))
     return _SERVED[model]
 
 
-def _candidates(model: Model) -> Sequence[Backend]:
+def candidates(model: Model) -> Sequence[Backend]:
+    """What may run a model that has no code of its own here, the fastest first; the model may be without weights."""
     on_interface = getattr(model.get_decoder(), "_supports_attention_backend", False)
     return [PACKED, PADDED] if on_interface and not model.config.is_encoder_decoder else [PADDED]
 

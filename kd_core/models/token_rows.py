@@ -3,7 +3,7 @@
 Shape legend: R rows of the data set, B rows of a batch, S padded length.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,3 +72,30 @@ def token_lists(
         return [row[:-1] if row[-1:] == [end] else row for row in rows]
     room = None if max_tokens is None else max_tokens - 1
     return [row if row[-1:] == [end] else [*row[:room], end] for row in rows]
+
+
+def token_names(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """Each token as a person reads it: byte-level ones as their text, with the mark Ġ for a space in front.
+
+    A token that is a part of a character has no text: its bytes stand for it, as in <0xE2><0x80>.
+    """
+    names: list[str] = tokenizer.convert_ids_to_tokens(list(ids))
+    if not _is_byte_level(tokenizer):
+        return names
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
+    return [_text(name, byte_of) if set(name) <= byte_of.keys() else name for name in names]
+
+
+def _is_byte_level(tokenizer: Any) -> bool:
+    return tokenizer.is_fast and "ByteLevel" in repr(tokenizer.backend_tokenizer.decoder)
+
+
+def _text(name: str, byte_of: Mapping[str, int]) -> str:
+    data = bytes(byte_of[character] for character in name)
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return "".join(f"<0x{byte:02X}>" for byte in data)
+    return text.replace(" ", "Ġ").replace("\n", "Ċ")

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kd_core.models.prompts import Prompts
+from kd_core.models.token_rows import token_names
 from kd_core.train.llmr import Experience, LLMRSettings, train_llmr
 from kd_core.train.state import StepMetrics
 from tasks.compute.device import device_of
@@ -109,7 +110,7 @@ class RolloutLog:
         }
         numbers = {name: tensor[:LOGGED_ROLLOUTS].tolist() for name, tensor in columns.items()}
         for i, source in enumerate(part.source_B[:LOGGED_ROLLOUTS].tolist()):
-            names = self._student.tokenizer.convert_ids_to_tokens(tokens[i])
+            names = token_names(self._student.tokenizer, tokens[i])
             for t in range(sum(masks[i])):
                 place = {"step": row.step, "rollout": i, "id": self._ids[source], "position": t}
                 word = {"token": names[t], "token_id": tokens[i][t]}

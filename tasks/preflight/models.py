@@ -133,10 +133,22 @@ def _check_special_ids(role: str, directory: Path) -> list[str]:
 @cache
 def _remarks(directory: Path, _unchanged: tuple[tuple[int, ...], ...]) -> tuple[str, ...]:
     """Cached, as all cells of a comparison ask and a large vocabulary takes seconds to read."""
-    from kd_core.models.loading import read_configs, read_tokenizer
+    import torch
+
+    from kd_core.models.loading import auto_model, read_configs, read_tokenizer
+    from kd_core.models.policy import PADDED, candidates
     from kd_core.models.special_ids import special_ids
 
-    return special_ids(*read_configs(directory), read_tokenizer(directory), str(directory)).remarks
+    config, generation = read_configs(directory)
+    remarks = special_ids(config, generation, read_tokenizer(directory), str(directory)).remarks
+    if config.model_type in OWN:
+        return remarks
+    with torch.device("meta"):
+        model = auto_model(check_config(directory)).from_config(config)
+    if candidates(model)[0] is not PADDED:
+        return remarks
+    slow = f"a {config.model_type} is run by its own forward pass, on padded rows: right, but slower than most families"
+    return (*remarks, f"{directory}: {slow}")
 
 
 def _check_kind(directory: Path, kind: ModelKind, wanted: ModelKind | None) -> None:

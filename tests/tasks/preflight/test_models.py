@@ -18,7 +18,7 @@ from kd_core.models.shapes import GPTNeoShape, T5Shape
 from kd_core.train.supervised import SupervisedSettings
 from tasks.pairs.teacher import TeacherSettings
 from tasks.preflight.models import check_models
-from tests.tasks.tiny_models import TEXTS, write_causal, write_llama, write_model, write_spiece
+from tests.tasks.tiny_models import TEXTS, write_bart, write_causal, write_llama, write_model, write_spiece
 
 SMALL = ModelSettings(shape=T5Shape())
 
@@ -200,3 +200,14 @@ def test_a_hub_id_in_the_cache_is_checked_as_far_as_it_is_there(no_network: Path
     (snapshot / "model.safetensors").write_bytes(b"half")
     with pytest.raises(ValueError, match=r"^teacher.name: .* is damaged"):
         check_models(TeacherSettings(name="some/teacher", revision="abc"), ModelSettings(name=str(student)))
+
+
+def test_what_runs_on_padded_rows_is_said_before_it_does(tmp_path: Path) -> None:
+    bart, other = write_bart(tmp_path / "a"), write_bart(tmp_path / "b", seed=1)
+    first, second = check_models(named(bart), ModelSettings(name=str(other)))
+    assert first == f"teacher.name: {bart}: a bart is run by its own forward pass, on padded rows: " + (
+        "right, but slower than most families"
+    )
+    assert second.startswith("student.name: ")
+    llama = write_llama(tmp_path / "c")
+    assert check_models(named(llama), ModelSettings(name=str(llama))) == []
