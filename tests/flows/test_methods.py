@@ -169,17 +169,17 @@ def test_the_prompted_student_is_the_student_as_it_came_and_reads_the_prompt(sto
 
 
 def test_what_is_odd_about_a_model_is_said_before_anything_starts(tmp_path: Path) -> None:
-    guide = write_model(tmp_path / "t5", own_head=False)
-    config = json.loads((guide / "config.json").read_text())
-    (guide / "config.json").write_text(json.dumps(config | {"eos_token_id": [1, 5]}))
+    teacher = write_model(tmp_path / "t5", own_head=False)
+    config = json.loads((teacher / "config.json").read_text())
+    (teacher / "config.json").write_text(json.dumps(config | {"eos_token_id": 5}))
     heard: list[str] = []
 
     class Ear(NullReporter):
         def warning(self, text: str) -> None:
             heard.append(text)
 
-    model, dataset = {"name": str(guide)}, jsonable({"dataset": write_pairs(tmp_path / "pairs.csv")})
+    model, dataset = {"name": str(teacher)}, jsonable({"dataset": write_pairs(tmp_path / "pairs.csv")})
     parameters = validated(OUTLINE.parameters, dataset | {"teacher": model, "student": model})
     execute(OUTLINE, Store(tmp_path / "store"), "tiny", parameters, Ear(), planning=True)
     assert [text.split(":")[0] for text in heard] == ["teacher.name", "student.name"]
-    assert all("config.json names [1, 5]; 1 (</s>), the tokenizer's, is taken" in text for text in heard)
+    assert all("config.json names 5; 1 (</s>), the tokenizer's, is taken" in text for text in heard)
