@@ -1,14 +1,30 @@
-"""Tiny models of many families, float64 where the stock model can be, random in every weight."""
+"""Tiny models of many families, saved with a tokenizer and loaded by path: float64 where the stock model can be, random
+in every weight. As a program, the table of docs/methods/causal.md: how far each is from stock transformers.
 
+    python -m tests.kd_core.models.backends.families
+"""
+
+import sys
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, models
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
+
+from kd_core.losses.divergence_head import Divergence, TeacherStates, divergence_loss
+from kd_core.losses.divergences import reverse_kl
+from kd_core.losses.lm_head import weighted_nll
+from kd_core.models.loading import load_model, load_tokenizer
+from kd_core.models.policy import backend_of, decode, encode, head_of, shift_right, start_tokens
+from kd_core.rollout.sampling import greedy
 
 VOCABULARY = 61
+PROMPTS, RESPONSES = (5, 1, 9), (4, 6, 2)
 SIZES = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 4, "max_position_embeddings": 64}
 GROUPED = SIZES | HEADS | {"num_key_value_heads": 2, "head_dim": 8}
@@ -101,7 +117,25 @@ def tiny(name: str) -> Any:
             parameter.data += 0.2 * torch.randn_like(parameter)
         if "final_logits_bias" in dict(model.named_buffers()):
             model.final_logits_bias += torch.randn_like(model.final_logits_bias)
-    return model
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        write_tokenizer(Path(folder))
+        dtype: Any = str(family.dtype).removeprefix("torch.")
+        return load_model(folder, dtype=dtype, tokenizer=load_tokenizer(folder))
+
+
+def write_tokenizer(directory: Path) -> None:
+    """A word for each row of the embedding."""
+    special = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3}
+    words = special | {f"w{number}": number for number in range(len(special), VOCABULARY)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")),
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+    )
+    tokenizer.save_pretrained(directory)
 
 
 def ragged(lengths: tuple[int, ...], seed: int) -> tuple[Tensor, Tensor]:
@@ -125,3 +159,91 @@ def stock_rows(model: Any, prompts: tuple[Tensor, Tensor], responses: tuple[Tens
     """The same of all rows, one after another: (M, V)."""
     rows = zip(*prompts, *responses, strict=True)
     return torch.cat([stock_logits(model, ids[there], words[real]) for ids, there, words, real in rows])
+
+
+def states(model: Any, prompts: tuple[Tensor, Tensor], responses: tuple[Tensor, Tensor]) -> Tensor:
+    """Our states that predict each token of the responses: (M, D)."""
+    memory = encode(model, *prompts)
+    hidden, _ = decode(model, memory, shift_right(responses[0], start_tokens(model, memory)), responses[1])
+    return hidden
+
+
+Pair = tuple[Tensor, Tensor]  # ours, stock
+
+
+def logits(name: str) -> Pair:
+    """Of uneven rows together, and of each alone."""
+    model, prompts, responses = tiny(name), ragged(PROMPTS, 1), ragged(RESPONSES, 2)
+    with torch.no_grad():
+        return head_of(model).logits(states(model, prompts, responses)), stock_rows(model, prompts, responses)
+
+
+def policy_gradient(name: str) -> dict[str, tuple[Tensor | None, Tensor | None]]:
+    """Of a likelihood whose tokens have weights of their own, and its value."""
+    model, prompts, responses = tiny(name), ragged(PROMPTS, 3), ragged(RESPONSES, 4)
+    target = responses[0][responses[1]]
+    weight = torch.randn(len(target), generator=torch.Generator().manual_seed(5)).to(FAMILIES[name].dtype)
+    ours, _ = weighted_nll(states(model, prompts, responses), head_of(model), target, weight)
+    picked = stock_rows(model, prompts, responses).log_softmax(dim=1).gather(1, target[:, None]).squeeze(1)
+    return _gradients(model, ours, -(weight * picked).sum())
+
+
+def divergence_gradient(name: str) -> dict[str, tuple[Tensor | None, Tensor | None]]:
+    """Of the reverse KL to another distribution at every token, and its value."""
+    model, prompts, responses = tiny(name), ragged(PROMPTS, 13), ragged(RESPONSES, 14)
+    head = head_of(model)
+    hidden, stock = states(model, prompts, responses), stock_rows(model, prompts, responses)
+    noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(15)).to(hidden.dtype)
+    teacher = TeacherStates((hidden + noise).detach(), head.detach())
+    share = torch.full((len(hidden),), 1 / len(hidden), dtype=hidden.dtype)
+    ours, _ = divergence_loss(hidden, head, teacher, share, Divergence("reverse_kl"))
+    theirs = reverse_kl(teacher.head.logits(teacher.hidden_ME)[None], stock[None]).mean()
+    return _gradients(model, ours, theirs)
+
+
+def _gradients(model: Any, ours: Tensor, stock: Tensor) -> dict[str, tuple[Tensor | None, Tensor | None]]:
+    named = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    both = (torch.autograd.grad(x, list(named.values()), allow_unused=True) for x in (ours, stock))
+    return {
+        "": (ours.detach(), stock.detach().to(ours.dtype)),
+        **dict(zip(named, zip(*both, strict=True), strict=True)),
+    }
+
+
+def greedy_rows(name: str) -> tuple[list[list[int]], list[list[int]]]:
+    """What is written after uneven prompts together, and what `generate` writes after each alone."""
+    model, prompts = tiny(name), ragged(PROMPTS, 9)
+    with torch.no_grad():
+        ours = greedy(model, encode(model, *prompts), 6)
+        stock = [generated(model, ids[there], max_new_tokens=6) for ids, there in zip(*prompts, strict=True)]
+    return [row[real].tolist() for row, real in zip(ours.tokens_BT, ours.mask_BT, strict=True)], stock
+
+
+def generated(model: Any, prompt: Tensor, **settings: Any) -> list[int]:
+    """What stock `generate` writes after one prompt."""
+    ones = torch.ones_like(prompt[None])
+    out = model.generate(prompt[None], attention_mask=ones, do_sample=False, pad_token_id=0, **settings)[0]
+    tokens: list[int] = out[1 if model.config.is_encoder_decoder else len(prompt) :].tolist()
+    return tokens
+
+
+def largest(pairs: dict[str, tuple[Tensor | None, Tensor | None]]) -> float:
+    """The largest difference between ours and theirs."""
+    return max(float((a - b).abs().max()) for a, b in pairs.values() if a is not None and b is not None)
+
+
+def main() -> None:
+    """Print the table."""
+    print("| family | backend | dtype | logits | policy gradient | divergence gradient | greedy text |")
+    print("|---|---|---|---|---|---|---|")
+    for name, family in FAMILIES.items():
+        ours, stock = greedy_rows(name)
+        differences = largest({"": logits(name)}), largest(policy_gradient(name)), largest(divergence_gradient(name))
+        dtype = str(family.dtype).removeprefix("torch.")
+        cells = [name, backend_of(tiny(name)).name, dtype, *(f"{x:.0e}" for x in differences)]
+        print(f"| {' | '.join(cells)} | {'equal' if ours == stock else 'DIFFERENT'} |")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -3,32 +3,36 @@
 The oracle reads each row alone, without padding; ours reads uneven prompts and responses at once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from kd_core.losses.lm_head import weighted_nll
-from kd_core.models.policy import backend_of, decode, encode, head_of, shift_right, start_tokens, step_decoder
+from kd_core.models.policy import backend_of, encode, head_of, shift_right, start_tokens, step_decoder
 from kd_core.rollout.beam_search import BeamSettings, beam_search
 from kd_core.rollout.sampling import SamplingSettings, draw, greedy, sample
-from tests.kd_core.models.backends.families import FAMILIES, Family, ragged, stock_logits, stock_rows, tiny
+from tests.kd_core.models.backends.families import (
+    FAMILIES,
+    PROMPTS,
+    Family,
+    divergence_gradient,
+    generated,
+    logits,
+    policy_gradient,
+    ragged,
+    states,
+    stock_logits,
+    stock_rows,
+    tiny,
+)
 
-PROMPTS, RESPONSES = (5, 1, 9), (4, 6, 2)
 every_family = pytest.mark.parametrize("name", FAMILIES)
 
 
 def of(name: str) -> tuple[Any, Family]:
     return tiny(name), FAMILIES[name]
-
-
-def states(model: Any, prompts: tuple[Tensor, Tensor], responses: tuple[Tensor, Tensor]) -> Tensor:
-    memory = encode(model, *prompts)
-    hidden, _ = decode(model, memory, shift_right(responses[0], start_tokens(model, memory)), responses[1])
-    return hidden
 
 
 @contextmanager
@@ -48,29 +52,18 @@ def test_it_runs_on_the_fastest_backend_that_serves_it(name: str) -> None:
 
 @every_family
 def test_logits_are_the_stock_models(name: str) -> None:
-    model, family = of(name)
-    prompts, responses = ragged(PROMPTS, 1), ragged(RESPONSES, 2)
-    with torch.no_grad():
-        ours = head_of(model).logits(states(model, prompts, responses))
-        torch.testing.assert_close(ours, stock_rows(model, prompts, responses), atol=family.within, rtol=family.within)
+    within = FAMILIES[name].within
+    torch.testing.assert_close(*logits(name), atol=within, rtol=within)
 
 
 @every_family
-def test_a_weighted_likelihood_has_the_stock_models_gradients(name: str) -> None:
-    model, family = of(name)
-    prompts, responses = ragged(PROMPTS, 3), ragged(RESPONSES, 4)
-    target = responses[0][responses[1]]
-    weight = torch.randn(len(target), generator=torch.Generator().manual_seed(5)).to(family.dtype)
-    ours, _ = weighted_nll(states(model, prompts, responses), head_of(model), target, weight)
-    picked = stock_rows(model, prompts, responses).log_softmax(dim=1).gather(1, target[:, None]).squeeze(1)
-    stock = -(weight * picked).sum()
-    torch.testing.assert_close(ours, stock.to(ours.dtype), atol=family.within, rtol=family.within)
-    named = {key: p for key, p in model.named_parameters() if p.requires_grad}
-    found, expected = (torch.autograd.grad(x, list(named.values()), allow_unused=True) for x in (ours, stock))
-    for key, mine, theirs in zip(named, found, expected, strict=True):
-        assert (mine is None) == (theirs is None), key
-        torch.testing.assert_close(mine, theirs, atol=10 * family.within, rtol=10 * family.within, msg=key)
-    assert sum(bool(gradient.abs().max() > 1e-3) for gradient in found if gradient is not None) > len(named) / 2
+@pytest.mark.parametrize("gradients", [policy_gradient, divergence_gradient])
+def test_losses_have_the_stock_models_gradients(name: str, gradients: Callable[[str], dict[str, Any]]) -> None:
+    within, found = 10 * FAMILIES[name].within, gradients(name)
+    for key, (ours, stock) in found.items():
+        assert (ours is None) == (stock is None), key
+        torch.testing.assert_close(ours, stock, atol=within, rtol=within, msg=key)
+    assert sum(bool(ours.abs().max() > 1e-4) for ours, _ in found.values() if ours is not None) > len(found) / 2
 
 
 @every_family
@@ -86,8 +79,8 @@ def test_samples_are_those_of_a_slow_loop_with_the_same_numbers(name: str) -> No
         for row, (ids, there) in enumerate(zip(*prompts, strict=True)):
             written = torch.empty(0, dtype=torch.long)
             for t in range(5):
-                logits = stock_logits(model, ids[there], torch.cat([written, written.new_zeros(1)]))[-1:]
-                token, log_prob = draw(logits, uniform[row, t : t + 1], settings)
+                last = stock_logits(model, ids[there], torch.cat([written, written.new_zeros(1)]))[-1:]
+                token, log_prob = draw(last, uniform[row, t : t + 1], settings)
                 torch.testing.assert_close(
                     ours.log_prob_BT[row, t], log_prob[0].to(ours.log_prob_BT.dtype), atol=family.within, rtol=1e-5
                 )
@@ -123,14 +116,6 @@ def test_beams_are_those_of_generate(name: str) -> None:
             for row, (ids, there) in enumerate(zip(*prompts, strict=True)):
                 stock = generated(model, ids[there], max_new_tokens=5, num_beams=3, early_stopping=False)
                 assert found.tokens_BT[row, : len(stock)].tolist() == stock
-
-
-def generated(model: Any, prompt: Tensor, **settings: Any) -> list[int]:
-    """What stock `generate` writes after one prompt."""
-    ones = torch.ones_like(prompt[None])
-    out = model.generate(prompt[None], attention_mask=ones, do_sample=False, pad_token_id=0, **settings)[0]
-    tokens: list[int] = out[1 if model.config.is_encoder_decoder else len(prompt) :].tolist()
-    return tokens
 
 
 @every_family
