@@ -120,12 +120,12 @@ def read_configs(location: str | Path, revision: str | None = None) -> tuple[Any
     from transformers import AutoConfig, GenerationConfig
 
     try:
-        with _quiet():
+        with quiet():
             config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
     except Exception as error:  # whatever a nonsensical value leads to
         raise ValueError(_loading_problem("config", location, error)) from error
     try:
-        with _quiet():
+        with quiet():
             return config, GenerationConfig.from_pretrained(location, revision=revision).to_dict()
     except OSError:
         return config, {}
@@ -138,7 +138,7 @@ def read_tokenizer(location: str | Path, revision: str | None = None) -> Tokeniz
     if Path(location).is_dir():
         check_tokenizer_files(Path(location))
     try:
-        with _quiet():
+        with quiet():
             tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
     except Exception as error:  # the Rust library raises nothing narrower
         raise ValueError(_loading_problem("tokenizer", location, error)) from error
@@ -166,7 +166,7 @@ def load_model(
 
     local = Path(location) if Path(location).is_dir() else None
     try:
-        with _quiet():
+        with quiet():
             kind = check_config(local or Path(cached_file(location, "config.json", revision=revision)).parent)
             if local is not None:
                 check_weights(local)
@@ -195,7 +195,7 @@ def auto_model(kind: ModelKind) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Neither progress bars nor advice from transformers: what matters of it is checked here. Downloads keep theirs."""
     from transformers.utils import logging
 
@@ -255,7 +255,7 @@ def save_model(model: Model, tokenizer: Tokenizer, directory: Path) -> None:
 
     tokenizer.json would keep the length that a text was last cut at, and other libraries would cut at it too.
     """
-    with _quiet():
+    with quiet():
         model.save_pretrained(directory)
     if hasattr(tokenizer, "backend_tokenizer"):
         tokenizer.backend_tokenizer.no_truncation()

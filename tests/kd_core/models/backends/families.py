@@ -102,11 +102,16 @@ FAMILIES = {
 
 
 @cache
-def tiny(name: str) -> Any:
-    """One model for all tests: they leave it as it is."""
+def tiny(name: str, layers: int = 2) -> Any:
+    """One model for all tests: they leave it as it is. layers: an even number, where it is not the family's own."""
     family = FAMILIES[name]
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    config = AutoConfig.for_model(name, **(special | family.sizes))
+    sizes = family.sizes
+    if layers != 2:
+        sizes = sizes | {key: layers for key in sizes if key == "n_layer" or key.endswith("layers")}
+    if name == "gpt_neo":
+        sizes = sizes | {"attention_types": [[["global", "local"], layers // 2]]}
+    config = AutoConfig.for_model(name, **(special | sizes))
     auto = AutoModelForCausalLM
     if config.is_encoder_decoder:
         auto, config.decoder_start_token_id = AutoModelForSeq2SeqLM, 1
