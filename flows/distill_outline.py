@@ -14,7 +14,8 @@ from flows.evaluation import System, evaluate_systems, measure_exposure
 from flows.methods import Method, train
 from flows.outlines import Outline
 from kd_core.lengths import Lengths
-from kd_core.models.prompts import Prompts
+from kd_core.models.files import is_gguf
+from kd_core.models.prompts import Prompt, Prompts
 from kd_core.train.llmr import LLMRSettings
 from kd_core.train.supervised import SupervisedSettings
 from tasks.pairs.evaluate import EvaluationSettings
@@ -22,9 +23,11 @@ from tasks.pairs.exposure import ExposureSettings
 from tasks.pairs.prepare import prepare
 from tasks.pairs.prompting_student import PromptingStudentSettings, prompting_student
 from tasks.pairs.score import ScoreSettings
+from tasks.pairs.starts.prune import Calibration, prune
+from tasks.pairs.starts.unpack import unpack
 from tasks.pairs.student import StudentSettings
 from tasks.pairs.teacher import TeacherSettings
-from tasks.preflight.models import check_chat, check_models
+from tasks.preflight.models import check_chat, check_models, check_pruning
 from tasks.preflight.positions import check_room, needs
 from tasks.store.artifacts import Artifact
 
@@ -51,7 +54,7 @@ def pipeline(
     Args:
         dataset: the pairs that are distilled on, and how they are cleaned and split
         teacher: a model by name with its prompt, or a small T5 that is fitted here
-        student: a model by name, a small T5 over the teacher's tokenizer, or the teacher's own weights
+        student: a model by name, a small T5 over the teacher's tokenizer, the teacher's weights, or some of its layers
         lengths: how many tokens every stage reads and writes that does not say otherwise
         score: how the teacher writes the outputs that the student first learns from
         pre_distill: the student's training on the teacher's outputs (SeqKD)
@@ -68,11 +71,12 @@ def pipeline(
     corpus = prepare(dataset=dataset, seed=data_seed, limit=limit)
     teacher_model = tasks.pairs.teacher.teacher(corpus=corpus, settings=teacher, seed=data_seed)
     wanted = needs(score, pre_distill, method, evaluation, exposure)
-    check_room(corpus, teacher_model, teacher, student, prompt, *wanted)
+    check_room(corpus, teacher_model, teacher, student if student.from_ is None else teacher, prompt, *wanted)
+    start = made_first(student, teacher_model, corpus, prompt.teacher, pre_distill)
 
     systems = {"teacher": System(teacher_model, prompted=True)}
     if isinstance(method, PromptingStudentSettings):
-        untrained = prompting_student(teacher=teacher_model, student=student, seed=seed)
+        untrained = start or prompting_student(teacher=teacher_model, student=student, seed=seed)
         systems[method.kind] = System(untrained, prompted=True)
     else:
         outputs = tasks.pairs.score.score(corpus=corpus, teacher=teacher_model, prompt=prompt.teacher, settings=score)
@@ -84,6 +88,7 @@ def pipeline(
             prompt=prompt,
             settings=pre_distill,
             seed=seed,
+            start=start,
         )
         distilled = train(method, corpus, teacher_model, outputs, pre_distilled, prompt, seed)
         systems |= {"pre_distilled": System(pre_distilled), method.kind: System(distilled)}
@@ -95,11 +100,36 @@ def pipeline(
     return evaluate_systems(corpus, teacher_model, systems, prompt, evaluation)
 
 
+def made_first(
+    student: StudentSettings, teacher: Artifact, corpus: Artifact, prompt: Prompt, pre_distill: SupervisedSettings
+) -> Artifact | None:
+    """The weights of a student that has to be made before it is taught; None for one that is there, or is described."""
+    if student.path is not None and is_gguf(student.path):
+        return unpack(settings=student)
+    if student.layers is None:
+        return None
+    if student.choose != "influence":
+        return prune(teacher=teacher, layers=student.layers, choose=student.choose)
+    sample = Calibration(
+        prompt=prompt,
+        max_source_tokens=pre_distill.max_source_tokens,
+        max_target_tokens=pre_distill.max_target_tokens,
+    )
+    return prune(teacher=teacher, layers=student.layers, choose=student.choose, corpus=corpus, calibration=sample)
+
+
 def check(settings: Mapping[str, Any]) -> list[str]:
     """Models are of one kind, whole, of one vocabulary, and chat where they are to. Returns remarks on oddities."""
-    remarks = check_models(settings["teacher"], settings["student"])
-    for role in ("teacher", "student"):
-        check_chat(role, settings[role], settings[role].reads)
+    teacher, student = settings["teacher"], settings["student"]
+    if isinstance(settings.get("method"), PromptingStudentSettings) and student.from_ and student.layers is None:
+        raise ValueError(
+            "a student from: teacher is the teacher itself, and there is nothing to compare by prompting it\n"
+            "give it fewer layers (student.layers), or name another model"
+        )
+    check_pruning(teacher, student)
+    remarks = check_models(teacher, student)
+    for role, each in (("teacher", teacher), ("student", student)):
+        check_chat(role, each, each.reads)
     return remarks
 
 

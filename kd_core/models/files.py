@@ -1,4 +1,5 @@
 """What a model directory must hold, told from its files alone, without loading a weight or importing anything heavy.
+A `.gguf` file stands for a directory.
 
 A model is often loaded late, after hours of another one's work: what can be seen to be wrong is said before. Every
 problem is a ValueError of two lines: what is wrong, and what to do.
@@ -8,11 +9,16 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from kd_core.models.formats.gguf import check_gguf, read_header
+
 ModelKind = Literal["seq2seq", "causal"]
 OWN: dict[str, ModelKind] = {"t5": "seq2seq", "mt5": "seq2seq", "gpt_neo": "causal"}  # run by code of ours
 SEQ2SEQ, CAUSAL = ("ForConditionalGeneration", "MTModel"), ("ForCausalLM", "LMHeadModel")  # how their classes end
 TOKENIZERS = (("tokenizer.json",), ("spiece.model",), ("vocab.json", "merges.txt"))  # any of them will do
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # weights, or what a trainer goes on with: optimizer.pt
+UNUSED = ("F8", "F6", "F4")  # how the names of floats begin that nothing here computes in
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 NEEDED = (
     f"a model directory needs config.json, {WEIGHTS} (or shards with {INDEX}) and a tokenizer: tokenizer.json, "
@@ -20,14 +26,30 @@ NEEDED = (
 )
 
 
-def check_model_files(directory: Path) -> ModelKind:
-    """A language model with whole weights in safetensors and a tokenizer; returns which kind.
+def is_gguf(path: Path) -> bool:
+    """Whether the path is, or would be, a model in llama.cpp's format."""
+    return path.suffix == ".gguf" and not path.is_dir()
+
+
+def check_no_part(path: Path) -> None:
+    """Raise ValueError for a file that is a part of a model, or none; a .gguf is a whole one."""
+    if is_gguf(path) or not path.is_file():
+        return
+    if path.suffix == ".safetensors":
+        raise ValueError(f"{path} holds weights and nothing else of a model\ngive its directory: {path.parent}")
+    pickle = " a pickle, which can run any code and is never loaded here" if path.suffix in PICKLES else " no model"
+    raise ValueError(f"{path} is{pickle}\ngive a directory with config.json, *.safetensors and a tokenizer")
+
+
+def check_model_files(path: Path) -> ModelKind:
+    """A language model with whole weights in safetensors and a tokenizer, or in a .gguf; returns which kind.
 
     Raises ValueError if it is not that.
     """
-    kind = check_config(directory)
-    check_weights(directory)
-    check_tokenizer_files(directory)
+    kind = check_config(path)
+    if not is_gguf(path):
+        check_weights(path)
+        check_tokenizer_files(path)
     return kind
 
 
@@ -36,14 +58,23 @@ def check_config(directory: Path) -> ModelKind:
 
     Whether the model can be run here is seen when it is loaded (`policy.backend_of`).
     """
+    if is_gguf(directory):
+        check_gguf(directory)
+        return "seq2seq" if read_config(directory)["is_encoder_decoder"] else "causal"
     path, config = directory / "config.json", read_config(directory)
     if config.get("auto_map"):
         raise ValueError(
             f"{path} asks for code of its own (auto_map), and code that comes with weights is never run here\n"
             "use a model that transformers has itself, or take auto_map out if the weights are those of one"
         )
+    if config.get("quantization_config"):
+        method = config["quantization_config"].get("quant_method", "an unnamed method")
+        raise ValueError(
+            f"{path} says that the weights are quantised ({method}), and no such model is run here\n"
+            "take the model that they were made from, in bfloat16 or float32, or a .gguf file of it"
+        )
     family, classes = config.get("model_type"), config.get("architectures") or []
-    if family in OWN:
+    if family in OWN and (not classes or any(str(name).endswith(SEQ2SEQ + CAUSAL) for name in classes)):
         return OWN[family]
     if config.get("is_encoder_decoder") and any(str(name).endswith(SEQ2SEQ) for name in classes):
         return "seq2seq"
@@ -56,7 +87,15 @@ def check_config(directory: Path) -> ModelKind:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """What config.json says. Raises ValueError if it is not there, or not JSON."""
+    """What config.json says, or the header of a .gguf. Raises ValueError if it is not there, or cannot be read."""
+    if is_gguf(directory):
+        return read_header(directory).config()
+    if (directory / ADAPTER).is_file():  # beside a whole model too: transformers would take its base, from the hub
+        base = _read_json(directory / ADAPTER).get("base_model_name_or_path") or "its base"
+        raise ValueError(
+            f"{directory} holds an adapter of {base} ({ADAPTER}), not a model of its own\n"
+            f"merge it (peft: merge_and_unload) and save that without {ADAPTER}, or name {base}"
+        )
     if not (directory / "config.json").is_file():
         raise ValueError(f"{directory} has no config.json\n{NEEDED}")
     return _read_json(directory / "config.json")
@@ -96,8 +135,14 @@ def check_safetensors(path: Path) -> dict[str, list[int]]:
         entries.pop("__metadata__", None)
         expected = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
         shapes = {name: list(entry["shape"]) for name, entry in entries.items()}
+        unused = min((entry["dtype"] for entry in entries.values() if entry["dtype"].startswith(UNUSED)), default=None)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError):
         raise ValueError(f"{path} is damaged: its header cannot be read\ncopy or download it again") from None
+    if unused is not None:
+        raise ValueError(
+            f"{path} holds weights in {unused}, which nothing here computes in\n"
+            "take the model that they were made from, in bfloat16 or float32"
+        )
     if size != expected:
         raise ValueError(f"{path} is damaged: {size} bytes, but its header says {expected}\ncopy or download it again")
     return shapes
@@ -124,8 +169,8 @@ def check_tokenizer_files(directory: Path) -> None:
 
 
 def has_tokenizer(directory: Path) -> bool:
-    """Whether the files of a tokenizer are there."""
-    return bool(tokenizer_files(directory))
+    """Whether the files of a tokenizer are there; a .gguf has one in itself."""
+    return is_gguf(directory) or bool(tokenizer_files(directory))
 
 
 def tokenizer_files(directory: Path) -> list[Path]:

@@ -3,17 +3,26 @@
 No pickled weights and no remote code: `from_pretrained` is told so at the one place that calls it.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
 
-from kd_core.models.files import NEEDED, ModelKind, check_config, check_tokenizer_files, check_weights
+from kd_core.models.files import (
+    NEEDED,
+    ModelKind,
+    check_config,
+    check_no_part,
+    check_tokenizer_files,
+    check_weights,
+    is_gguf,
+)
+from kd_core.models.formats.content import content_hash, stamps
 from kd_core.models.revisions import commit_of
 from kd_core.models.shapes import GPTNeoShape, T5Shape
 from kd_core.models.special_ids import settle, settle_tokenizer
@@ -26,7 +35,7 @@ MIXED = "config.json and weights belong to different models, or a part is gone: 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """A language model: `name` (a hub id or a local directory) or `shape` (a small T5 or GPT-Neo made here)."""
+    """A language model: `name` (a hub id, a local directory or .gguf) or `shape` (a small T5 or GPT-Neo made here)."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
 
@@ -46,59 +55,41 @@ class ModelSettings:
             raise ValueError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
 
     @property
-    def directory(self) -> Path | None:
-        """The local directory that `name` means, or None for a hub id.
+    def path(self) -> Path | None:
+        """The local directory, or .gguf file, that `name` means, or None for a hub id.
 
-        Raises ValueError for a path that is no directory.
+        Raises ValueError for a path that is neither.
         """
         if self.name is None:
             return None
         path = Path(self.name)
         with suppress(RuntimeError):  # `~name` of a user that there is not
             path = path.expanduser()
-        if path.is_dir():
+        check_no_part(path)
+        if path.exists():
             return path
-        if self.name.startswith((".", "/", "~")) or self.name.count("/") > 1:
+        if self.name.startswith((".", "/", "~")) or self.name.count("/") > 1 or is_gguf(path):
+            what = "model file" if is_gguf(path) else "model directory"
             raise ValueError(
-                f"model directory {self.name!r} does not exist\n"
-                "give a directory with config.json and *.safetensors, or a hub id"
+                f"{what} {self.name!r} does not exist\n"
+                "give a directory with config.json and *.safetensors, a .gguf file, or a hub id"
             )
         return None
 
     @property
     def commit(self) -> str | None:
         """The revision of a hub id to load: its commit as far as that can be known. None for what is not on the hub."""
-        if self.name is None or self.directory is not None:
+        if self.name is None or self.path is not None:
             return None
         return commit_of(self.name, self.revision) or self.revision
 
     def identity(self) -> dict[str, object]:
-        """What makes this model itself: family and shape, the content of its directory, or hub id and commit."""
+        """What makes this model itself: family and shape, the content of its files, or hub id and commit."""
         if self.shape is not None:  # shapes of two families may look alike
             return {"family": type(self.shape).__name__, "shape": vars(self.shape), "dtype": self.dtype}
-        if self.directory is not None:
-            return {"content": directory_hash(self.directory), "dtype": self.dtype}
+        if self.path is not None:
+            return {"content": content_hash(self.path), "dtype": self.dtype}
         return {"hub": self.name, "revision": self.commit, "dtype": self.dtype}
-
-
-def directory_hash(directory: Path) -> str:
-    """SHA-256 over the names and bytes of a model directory's files. A copy elsewhere is the same model."""
-    paths = sorted(path for path in directory.rglob("*") if path.is_file())
-    stats = (path.stat() for path in paths)
-    return _hash_of_files(
-        directory.resolve(), tuple((s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats)
-    )
-
-
-@cache
-def _hash_of_files(directory: Path, _unchanged: tuple[tuple[int, ...], ...]) -> str:
-    """The hash itself, once for as long as no file is touched: a large model takes many seconds to read."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
-        digest.update(f"{path.relative_to(directory).as_posix()}\0".encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def load_tokenizer(location: str | Path, revision: str | None = None) -> Tokenizer:
@@ -120,8 +111,8 @@ def read_configs(location: str | Path, revision: str | None = None) -> tuple[Any
     from transformers import AutoConfig, GenerationConfig
 
     try:
-        with quiet():
-            config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
+        with quiet(), _place(location, revision) as place:
+            config = AutoConfig.from_pretrained(**place)
     except Exception as error:  # whatever a nonsensical value leads to
         raise ValueError(_loading_problem("config", location, error)) from error
     try:
@@ -133,13 +124,25 @@ def read_configs(location: str | Path, revision: str | None = None) -> tuple[Any
 
 def read_tokenizer(location: str | Path, revision: str | None = None) -> Tokenizer:
     """A model's tokenizer as its files have it. Raises ValueError as `load_tokenizer` does."""
-    from transformers import AutoTokenizer
-
+    if is_gguf(Path(location)):
+        return _gguf_tokenizer(Path(location).resolve(), stamps(Path(location)))
     if Path(location).is_dir():
         check_tokenizer_files(Path(location))
+    return _tokenizer(location, revision)
+
+
+@cache
+def _gguf_tokenizer(path: Path, _unchanged: tuple[tuple[int, ...], ...]) -> Tokenizer:
+    """Read once a process, for it takes many seconds."""
+    return _tokenizer(path, None)
+
+
+def _tokenizer(location: str | Path, revision: str | None) -> Tokenizer:
+    from transformers import AutoTokenizer
+
     try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
+        with quiet(), _place(location, revision) as place:
+            tokenizer = AutoTokenizer.from_pretrained(**place)
     except Exception as error:  # the Rust library raises nothing narrower
         raise ValueError(_loading_problem("tokenizer", location, error)) from error
     # from an unreadable spiece.model, or none, transformers makes an empty tokenizer without a word
@@ -164,20 +167,17 @@ def load_model(
     from safetensors import SafetensorError
     from transformers.utils import cached_file
 
-    local = Path(location) if Path(location).is_dir() else None
+    local = Path(location) if Path(location).exists() else None
     try:
-        with quiet():
+        with quiet(), _place(location, revision) as place:
             kind = check_config(local or Path(cached_file(location, "config.json", revision=revision)).parent)
-            if local is not None:
+            if local is not None and local.is_dir():
                 check_weights(local)
             model, found = auto_model(kind).from_pretrained(
-                location,
-                revision=revision,
-                dtype=getattr(torch, dtype),
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
+                **place, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
             )
+            if "gguf_file" in place:
+                model = _plain(model)
     except (OSError, ValueError, SafetensorError, RuntimeError, StrictDataclassError) as error:
         raise ValueError(_loading_problem("model", location, error)) from error
     if found["missing_keys"]:  # transformers draws them at random and goes on
@@ -185,6 +185,27 @@ def load_model(
         raise ValueError(f"cannot load the model {str(location)!r}: {problem}\n{MIXED}")
     settle(model, tokenizer, str(location))
     return model.eval().to(device)
+
+
+@contextmanager
+def _place(location: str | Path, revision: str | None) -> Iterator[dict[str, Any]]:
+    """What tells `from_pretrained` which model to load. A .gguf is alone there: no file beside it is a part of it."""
+    place: dict[str, Any] = {"pretrained_model_name_or_path": location, "revision": revision}
+    with TemporaryDirectory() as alone:
+        if is_gguf(Path(location)):
+            from transformers import modeling_gguf_pytorch_utils as reader
+
+            reader.tqdm = partial(reader.tqdm, disable=True)  # its bar heeds no setting
+            (Path(alone) / "model.gguf").symlink_to(Path(location).resolve())
+            place = {"pretrained_model_name_or_path": alone, "gguf_file": "model.gguf"}
+        yield place | {"trust_remote_code": False}
+
+
+def _plain(model: Model) -> Model:
+    """The same weights in a model that does not remember having been quantised, and can be saved."""
+    config, weights = model.config, model.state_dict()
+    del config.quantization_config
+    return type(model).from_pretrained(None, config=config, state_dict=weights, dtype=model.dtype)
 
 
 def auto_model(kind: ModelKind) -> Any:
@@ -219,6 +240,8 @@ def _loading_problem(kind: str, location: str | Path, error: Exception) -> str:
         return str(error)
     if "mismatched_sizes" in lines[0]:  # transformers prints a report instead
         lines, hint = ["its weights have other sizes than config.json says"], MIXED
+    elif is_gguf(Path(location)):
+        hint = "give a directory with the model that it was made from"
     elif Path(location).is_dir():
         hint = NEEDED
     else:

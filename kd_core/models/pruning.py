@@ -30,15 +30,9 @@ SMALLER = "name a smaller model of the same family as the student"
 def kept_layers(layers: Layers, choose: Choice, total: int, influence: Sequence[float] = ()) -> tuple[int, ...]:
     """Which of `total` layers stay, ascending. influence: of each layer, where it decides.
 
-    Raises ValueError, in two lines, for layers that do not exist.
+    Raises ValueError as `check_layers` does.
     """
-    asked = (layers,) if isinstance(layers, int) else tuple(number + 1 for number in layers)
-    if max(asked) > total:
-        what = f"asks for {layers}" if isinstance(layers, int) else f"names layer {max(layers)}"
-        raise ValueError(
-            f"student.layers {what}, and the teacher has {total} layers, 0 to {total - 1}\n"
-            "set student.layers within these"
-        )
+    check_layers(layers, total)
     if not isinstance(layers, int):
         return layers
     if choose == "even":
@@ -49,6 +43,17 @@ def kept_layers(layers: Layers, choose: Choice, total: int, influence: Sequence[
         return (*range(first), *range(total - layers + first, total))
     ranked = sorted(range(total), key=lambda number: (-influence[number], number))
     return tuple(sorted(ranked[:layers]))
+
+
+def check_layers(layers: Layers, total: int) -> None:
+    """Raise ValueError, in two lines, for layers that do not exist."""
+    asked = layers if isinstance(layers, int) else max(layers) + 1
+    if asked > total:
+        what = f"asks for {layers}" if isinstance(layers, int) else f"names layer {max(layers)}"
+        raise ValueError(
+            f"student.layers {what}, and the teacher has {total} layers, 0 to {total - 1}\n"
+            "set student.layers within these"
+        )
 
 
 def num_layers(config: Mapping[str, Any]) -> tuple[str, int]:

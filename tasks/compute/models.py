@@ -8,15 +8,9 @@ from pathlib import Path
 import torch
 
 from kd_core.losses.head import Head
-from kd_core.models.loading import (
-    DType,
-    Model,
-    Tokenizer,
-    check_same_tokenizer,
-    directory_hash,
-    load_model,
-    load_tokenizer,
-)
+from kd_core.models.files import read_config
+from kd_core.models.formats.content import content_hash
+from kd_core.models.loading import DType, Model, Tokenizer, check_same_tokenizer, load_model, load_tokenizer
 from kd_core.models.policy import head_of
 from kd_core.models.special_ids import vocabulary_size
 from tasks.store.artifacts import Artifact, StoreError
@@ -64,8 +58,9 @@ def model_location(artifact: Artifact) -> tuple[str | Path, str | None, DType]:
 
     Raises StoreError if a directory is not, or no longer, the one that the artifact refers to.
     """
-    if (artifact.path / "model").is_dir():
-        return artifact.path / "model", None, "float32"
+    made = artifact.path / "model"
+    if made.is_dir():
+        return made, None, "bfloat16" if read_config(made).get("dtype") == "bfloat16" else "float32"
     reference = json.loads((artifact.path / "reference.json").read_text(encoding="utf-8"))
     if reference["content"] is not None:
         _check_unchanged(artifact, Path(reference["name"]), reference["content"])
@@ -74,7 +69,7 @@ def model_location(artifact: Artifact) -> tuple[str | Path, str | None, DType]:
 
 def _check_unchanged(artifact: Artifact, directory: Path, content: str) -> None:
     """Raise StoreError unless the directory has the content that the artifact's key stands for."""
-    if directory.is_dir() and directory_hash(directory) == content:
+    if directory.is_dir() and content_hash(directory) == content:
         return
     state = "has changed" if directory.is_dir() else "is not there any more"
     raise StoreError(

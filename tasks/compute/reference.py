@@ -1,21 +1,33 @@
-"""A model that exists already, on the hub or in a directory: the stage writes down which one, and makes no copy."""
+"""A model that exists already: the stage writes down which one, and makes no copy of what can be read as it is."""
 
 import json
 
-from kd_core.models.loading import ModelSettings, directory_hash, load_tokenizer, read_configs, read_tokenizer
+from kd_core.models.files import is_gguf
+from kd_core.models.formats.content import content_hash
+from kd_core.models.loading import ModelSettings, load_model, load_tokenizer, read_configs, read_tokenizer, save_model
 from kd_core.models.revisions import is_commit
 from kd_core.models.special_ids import special_ids
 from tasks.store.stage import Build
 
 
 def refer(build: Build, settings: ModelSettings) -> None:
-    """Write down which model this is. Its tokenizer is loaded, so that a wrong name fails here and not after hours."""
-    directory = settings.directory
+    """Write reference.json: which model this is; of a .gguf, model/: itself, in safetensors of the wanted dtype.
+
+    Its tokenizer is loaded, so that a wrong name fails here and not after hours.
+    """
+    directory = settings.path
+    if directory is not None and is_gguf(directory):
+        build.progress(0, 1, "reading the .gguf file")
+        tokenizer = load_tokenizer(directory)
+        model = load_model(directory, dtype=settings.dtype, tokenizer=tokenizer)
+        save_model(model, tokenizer, build.dir / "model")
+        build.record(model=directory.name, parameters=model.num_parameters())
+        return
     name = settings.name if directory is None else str(directory.resolve())
     assert name is not None  # the settings' own check
     load_tokenizer(name, settings.commit)
     remark_on(build, settings)
-    content = None if directory is None else directory_hash(directory)
+    content = None if directory is None else content_hash(directory)
     record = {"name": name, "revision": settings.commit, "dtype": settings.dtype, "content": content}
     (build.dir / "reference.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
     build.record(model=str(name))
@@ -26,7 +38,7 @@ def remark_on(build: Build, settings: ModelSettings) -> None:
 
     For a local directory `check_models` has warned of these before the run started.
     """
-    if settings.name is None or settings.directory is not None:
+    if settings.name is None or settings.path is not None:
         return
     if not is_commit(settings.revision):
         named = f"{settings.name} has no revision" if settings.revision is None else f"{settings.revision} may move"

@@ -28,16 +28,20 @@ def pre_distill(
     prompt: Prompts,
     settings: SupervisedSettings,
     seed: int,
+    start: Artifact | None = None,
 ) -> None:
-    """Train the student on the teacher's outputs: model/ and training_log.parquet."""
+    """Train the student on the teacher's outputs: model/ and training_log.parquet.
+
+    start: the student's weights, where a stage has had to make them.
+    """
     device = device_of(build.runtime)
-    loaded = untrained_student(student, teacher, seed, device)
+    loaded = untrained_student(student, teacher, seed, device, start)
     remark_on(build, student)
     pairs = seqkd_pairs(loaded, prompt, corpus, outputs, settings)
     held_out = read_split(corpus, "validation", ("source", "target"), settings.validation_rows)
     validation = reference_pairs(loaded, prompt, held_out, settings)
     losses: dict[str, float] = {}
-    if student.name is not None:  # a described one starts at random; this one may be as good as its teacher already
+    if student.name is not None or start is not None:  # it may be as good as its teacher already; a shape is random
         before = cross_entropy(loaded.model, validation, settings.validation_rows)
         build.record(validation_loss_before=before)
         losses[f"{STUDENT} (before it was taught anything)"] = before
@@ -56,25 +60,26 @@ def pre_distill(
     warn_if_no_better(build, teacher_nll, {STUDENT: after} | losses, "validation references")
 
 
-def untrained_student(settings: StudentSettings, teacher: Artifact, seed: int, device: torch.device) -> LoadedModel:
+def untrained_student(
+    settings: StudentSettings, teacher: Artifact, seed: int, device: torch.device, start: Artifact | None = None
+) -> LoadedModel:
     """The untrained student: loaded, made to its shape over the teacher's tokenizer, or the teacher's. In float32.
 
     Raises ValueError if it reads other tokens than the teacher.
     """
-    if settings.from_ is not None:
-        loaded = load_artifact(teacher, device)
-        return LoadedModel(loaded.model.float(), loaded.tokenizer)
     location, revision, _ = model_location(teacher)
     tokenizer = load_tokenizer(location, revision)
     if settings.shape is not None:
         model = build_model(settings.shape, vocabulary_size(tokenizer), seed, eos_id=tokenizer.eos_token_id)
         return LoadedModel(model.to(device), tokenizer)
-    name = settings.directory or settings.name
+    name, commit, dtype = settings.path or settings.name, settings.commit, settings.dtype
+    if start is not None or settings.from_ is not None:
+        name, commit, dtype = model_location(start or teacher)
     assert name is not None  # the settings' own check
-    own = load_tokenizer(name, settings.commit)
+    own = load_tokenizer(name, commit)
     check_same_tokenizer(tokenizer, own)
     if not own.chat_template:  # a base model that is to read what its teacher does
         own.chat_template = tokenizer.chat_template
-    model = load_model(name, settings.commit, settings.dtype, device, own).float()
+    model = load_model(name, commit, dtype, device, own).float()
     also_ends(model, special_ids(*read_configs(location, revision), tokenizer, str(location)).ends)
     return LoadedModel(model, own)

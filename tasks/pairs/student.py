@@ -1,12 +1,14 @@
-"""What a student is before it is taught: a model by name, one of a shape, or the teacher itself."""
+"""What a student is before it is taught: a model by name, one of a shape, the teacher itself, or some of its layers."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from kd_core.models.loading import ModelSettings
 from kd_core.models.prompts import Chat, Prompt, check_prompt
+from kd_core.models.pruning import Choice, Layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +16,8 @@ class StudentSettings(ModelSettings):
     """The student: a model by `name`, a `shape` over the teacher's tokenizer, or `from: teacher`, its own weights."""
 
     from_: Annotated[Literal["teacher"] | None, Field(alias="from")] = None
+    layers: Layers | None = None  # of the teacher's (decoder's): how many are kept, or which ones; null = all
+    choose: Choice = "even"  # which, where it is a number: evenly spread, without the middle, or of most influence
     prompt: str | None = None  # what it reads; null = the bare source, a decoder-only one what its teacher does
     chat: Chat | None = None  # in place of it: a turn of a chat, by the model's own chat template
 
@@ -26,6 +30,21 @@ class StudentSettings(ModelSettings):
             super().__post_init__()
         elif self.name is not None or self.shape is not None or self.revision is not None:
             raise ValueError("a student from: teacher has neither name, revision nor shape of its own")
+        if self.layers is not None:
+            self._check_layers(self.layers)
+        elif self.choose != "even":
+            raise ValueError(f"choose says which layers are kept, and layers not how many: choose is {self.choose!r}")
+
+    def _check_layers(self, layers: Layers) -> None:
+        if self.from_ is None:
+            raise ValueError("layers are the teacher's: they need from: teacher")
+        if isinstance(layers, int):
+            if layers < 1:
+                raise ValueError(f"layers must be at least 1, got {layers}")
+        elif not layers or layers[0] < 0 or any(one >= other for one, other in pairwise(layers)):
+            raise ValueError(f"layers must name some, counted from 0, each once and in their order, got {list(layers)}")
+        elif self.choose != "even":
+            raise ValueError("choose says which layers are kept where layers is a number, and here they are named")
 
     @property
     def reads(self) -> Prompt | None:
@@ -33,5 +52,5 @@ class StudentSettings(ModelSettings):
         return self.prompt if self.chat is None else self.chat
 
     def identity(self) -> dict[str, object]:
-        """What makes this student itself, but not what it reads. One of the teacher has that beside it in a key."""
+        """What makes this student itself, not what it reads. One of the teacher, or of its layers, has that beside it."""
         return super().identity() if self.from_ is None else {"from": self.from_, "dtype": self.dtype}

@@ -6,7 +6,6 @@ tokenizer would go unnoticed. Nothing is downloaded, and where no model is named
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from kd_core.models.files import (
     check_model_files,
     check_safetensors,
     has_tokenizer,
+    is_gguf,
     read_config,
     tensor_shapes,
 )
@@ -25,6 +25,7 @@ from kd_core.models.files import (
 if TYPE_CHECKING:
     from kd_core.models.loading import ModelSettings
     from kd_core.models.prompts import Prompt
+    from tasks.pairs.student import StudentSettings
 
 
 TIED = {
@@ -51,7 +52,8 @@ def check_models(teacher: ModelSettings, student: ModelSettings, wanted: ModelKi
         what = " and ".join(f"the {role} is {WANTED[kind]}" for role, kind in kinds.items() if kind is not None)
         raise ValueError(f"{what}\nname or describe two models of one kind")
     readers = {role: each for role, each in found.items() if each is not None and has_tokenizer(each)}
-    remarks = [remark for role, each in readers.items() for remark in _check_special_ids(role, each)]
+    directories = {role: each for role, each in readers.items() if not is_gguf(each)}
+    remarks = [remark for role, each in directories.items() for remark in _check_special_ids(role, each)]
     if len(set(readers.values())) == 2:
         from kd_core.models.loading import check_same_tokenizer, load_tokenizer
 
@@ -66,11 +68,11 @@ def check_chat(role: str, settings: ModelSettings, reads: Prompt | None) -> None
     from kd_core.models.loading import load_tokenizer
     from kd_core.models.prompts import rendered
 
-    directory = settings.directory or _cached(settings)
-    if directory is None or not has_tokenizer(directory):
+    found = _where(settings)
+    if found is None or not has_tokenizer(found):
         return
     try:
-        rendered(load_tokenizer(directory), reads)
+        rendered(load_tokenizer(found), reads)
     except ValueError as error:
         raise ValueError(f"{role}.chat: {error}") from None
 
@@ -89,10 +91,32 @@ def positions_of(settings: ModelSettings) -> int | None:
     """The positions of a causal model; None for one of the T5 family, which counts none, and for one not here yet."""
     if settings.shape is not None:
         return getattr(settings.shape, "max_position_embeddings", None)
-    snapshot = settings.directory or _cached(settings)
-    if snapshot is None or check_config(snapshot) != "causal":
+    found = _where(settings)
+    if found is None or check_config(found) != "causal":
         return None
-    return int(json.loads((snapshot / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"])
+    config = read_config(found)
+    names = ("max_position_embeddings", "n_positions")
+    return next((int(config[name]) for name in names if config.get(name) is not None), None)
+
+
+def check_pruning(teacher: ModelSettings, student: StudentSettings) -> None:
+    """The layers that the student keeps are there, as far as the teacher is. Raises ValueError if they are not."""
+    from kd_core.models.pruning import check_layers, num_layers
+
+    if student.layers is None:
+        return
+    if teacher.shape is not None:
+        config, kind = vars(teacher.shape), teacher.shape.kind
+    elif (found := _where(teacher)) is not None:
+        config, kind = read_config(found), check_config(found)
+    else:
+        return
+    check_layers(student.layers, num_layers(config | {"is_encoder_decoder": kind == "seq2seq"})[1])
+
+
+def _where(settings: ModelSettings) -> Path | None:
+    """The directory, or .gguf file, of a named model; None if it is not on this machine."""
+    return settings.path or _cached(settings)
 
 
 def _kind(settings: ModelSettings, found: Path | None) -> ModelKind | None:
@@ -105,11 +129,12 @@ def _kind(settings: ModelSettings, found: Path | None) -> ModelKind | None:
 def _check(role: str, settings: ModelSettings, wanted: ModelKind | None) -> Path | None:
     """Check the files of a model and return their directory; None if they are not on this machine."""
     try:
-        if settings.directory is not None:
-            kind = check_model_files(settings.directory)
-            _check_kind(settings.directory, kind, wanted)
-            _check_complete(settings.directory, kind)
-            return settings.directory.resolve()
+        if settings.path is not None:
+            kind = check_model_files(settings.path)
+            _check_kind(settings.path, kind, wanted)
+            if not is_gguf(settings.path):
+                _check_complete(settings.path, kind)
+            return settings.path.resolve()
         snapshot = _cached(settings)
         if snapshot is not None:
             _check_kind(snapshot, check_config(snapshot), wanted)

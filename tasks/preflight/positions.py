@@ -104,8 +104,8 @@ def check_room(
         return
     location, revision, _ = model_location(teacher_model)
     readers = dict.fromkeys(("teacher", "student"), load_tokenizer(location, revision))
-    if isinstance(prompt.student, Chat) and student.directory is not None:
-        readers["student"] = load_tokenizer(student.directory)  # same tokens, a chat template of its own
+    if isinstance(prompt.student, Chat) and student.path is not None:
+        readers["student"] = load_tokenizer(student.path)  # same tokens, a chat template of its own
     for need in wanted:
         most, tokenizer = positions[need.role], readers[need.role]
         if most is None or _bound(need, tokenizer, prompt) <= most:

@@ -174,7 +174,7 @@ class Build:
         """Tell how far the stage is, and its metrics as they stand."""
         self._reporter.stage_progress(self.stage, done, total, unit, metrics)
 
-    def record(self, **stats: float | int | str) -> None:
+    def record(self, **stats: float | int | str | list[int] | list[float]) -> None:
         """Write numbers down in the manifest."""
         self.stats |= stats
 

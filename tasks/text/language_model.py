@@ -62,7 +62,7 @@ def language_model(build: Build, corpus: Artifact, settings: LanguageModelSettin
     """Make `model/` (described) or `reference.json` (named). Raises ValueError if it reads other tokens."""
     tokenizer = load_tokenizer(corpus.path / "tokenizer")
     if settings.pretrain is None or settings.shape is None:
-        check_same_tokenizer(tokenizer, load_tokenizer(settings.directory or str(settings.name), settings.commit))
+        check_same_tokenizer(tokenizer, load_tokenizer(settings.path or str(settings.name), settings.commit))
         refer(build, settings)
         return
     pretrain = settings.pretrain

@@ -57,7 +57,7 @@ def tokens(build: Build, dataset: TextSettings, vocabulary: Vocabulary, seed: in
 def _tokenizer(build: Build, vocabulary: Vocabulary, texts: list[str]) -> Tokenizer:
     named = vocabulary.model
     if named is not None:
-        return load_tokenizer(named.directory or str(named.name), named.commit)
+        return load_tokenizer(named.path or str(named.name), named.commit)
     if not texts:
         raise ValueError(
             "a model described by its shape needs text to be trained on\n"

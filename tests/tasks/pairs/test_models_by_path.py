@@ -170,7 +170,7 @@ def test_a_broken_or_foreign_model_is_refused_in_two_lines(
 
 def test_a_missing_path_is_refused_in_two_lines(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"does not exist\ngive a directory"):
-        _ = StudentSettings(name=str(tmp_path / "nowhere")).directory
+        _ = StudentSettings(name=str(tmp_path / "nowhere")).path
     with pytest.raises(ValueError, match=r"nowhere.*\n.*give the directory"):
         load_model(tmp_path / "nowhere")
 
