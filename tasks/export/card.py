@@ -56,7 +56,9 @@ def settings_of(manifests: Mapping[str, Manifest], stage: str, name: str) -> dic
 
 
 def model_text(settings: Mapping[str, Any], record: RunRecord, role: str) -> str:
-    """A model in words: hub id and revision, or a local one's hash and the last part of its path, or its shape."""
+    """A model in words: hub id and revision; a local one's hash and last part of its path; its shape; its teacher."""
+    if "from" in settings:
+        return "its teacher's own weights"
     if "hub" in settings:
         revision = settings.get("revision")
         return f"{escape(settings['hub'])} ({escape(f'revision {revision}') if revision else 'revision not pinned'})"

@@ -31,6 +31,11 @@ METHOD_TEXT = {
     "of it (policy gradient).",
     "pre_distill": SEQKD,
 }
+CHOSEN = {
+    "even": "evenly spread",
+    "middle": "all but the middle",
+    "influence": "those of most block influence: 1 - the mean cosine of what a layer reads and writes",
+}
 
 
 def pairs_card(store: Store, record: RunRecord, student: Artifact) -> str:
@@ -56,6 +61,8 @@ def _front_matter(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
     front = {}
     start = card.settings_of(manifests, "pre_distill", "student")
     dataset = card.settings_of(manifests, "prepare", "dataset")
+    if "from" in start:
+        start = card.settings_of(manifests, "teacher", "settings")
     if "hub" in start:
         front["base_model"] = start["hub"]
     if dataset.get("source") == "hub" and "/" in str(dataset.get("name")):
@@ -68,7 +75,26 @@ def _what(record: RunRecord, manifests: Mapping[str, Manifest], method: str, fam
     size = f" of {count(trained.stats['parameters'])} parameters" if trained and "parameters" in trained.stats else ""
     start = card.settings_of(manifests, "pre_distill", "student")
     origin = f", from {card.model_text(start, record, 'student')}" if start else ""
-    return f"{family.description}{size}, trained by {method}{origin}."
+    pruned = f"\n\n{_pruning(manifests['prune'])}" if "prune" in manifests else ""
+    return f"{family.description}{size}, trained by {method}{origin}.{pruned}"
+
+
+def _pruning(manifest: Manifest) -> str:
+    """Which of the teacher's layers it was made of, and how they were chosen."""
+    settings, stats = manifest.key_record["settings"], manifest.stats
+    kept, total = stats["kept_layers"], stats["teacher_layers"]
+    named = isinstance(settings["layers"], list)
+    how = "named one by one" if named else CHOSEN[settings["choose"]]
+    text = (
+        f"Before any training it was cut out of its teacher: {len(kept)} of the {total} layers that write "
+        f"({', '.join(map(str, kept))}, counted from 0; {how}), and everything else as it was."
+    )
+    influence = stats.get("block_influence")
+    if influence is None:
+        return text
+    rows = [[str(number), short(value), "kept" if number in kept else "cut"] for number, value in enumerate(influence)]
+    sample = f"{count(stats['calibration_rows'])} training pairs, {count(stats['calibration_tokens'])} tokens"
+    return f"{text}\n\nInfluence on {sample}:\n\n{table(['layer', 'block influence', ''], rows)}"
 
 
 def _data(record: RunRecord, manifest: Manifest | None) -> str:

@@ -52,5 +52,5 @@ class StudentSettings(ModelSettings):
         return self.prompt if self.chat is None else self.chat
 
     def identity(self) -> dict[str, object]:
-        """What makes this student itself, not what it reads. One of the teacher, or of its layers, has that beside it."""
+        """What makes this student itself; what it reads is told apart, as is a teacher that it is made of, and how."""
         return super().identity() if self.from_ is None else {"from": self.from_, "dtype": self.dtype}

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gguf
 import sentencepiece
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -22,6 +23,17 @@ from transformers import (
 
 from kd_core.models.shapes import GPTNeoShape, build_gpt_neo
 
+GGUF_PARTS = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
 NUM_SENTINELS = 100  # <extra_id_0> …, which T5 adds to its SentencePiece model
 _SENTENCE = "the a cat dog bird sat ran sang on under over mat tree roof said hello good morning how are you today"
 WORDS = _SENTENCE.split()
@@ -113,14 +125,14 @@ def write_chat(directory: Path, *, seed: int = 0) -> Path:
     return directory
 
 
-def write_llama(directory: Path, *, seed: int = 0, vocab_size: int = 320) -> Path:
+def write_llama(directory: Path, *, seed: int = 0, vocab_size: int = 320, layers: int = 2) -> Path:
     """A tiny Llama with grouped keys and a byte-level tokenizer; it names two ends of sequence and no padding."""
     end = write_byte_level(directory).eos_token_id
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=16,
         intermediate_size=24,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=128,
@@ -129,6 +141,54 @@ def write_llama(directory: Path, *, seed: int = 0, vocab_size: int = 320) -> Pat
     )
     _save(LlamaForCausalLM, config, directory, seed)
     return directory
+
+
+def write_gguf(path: Path, directory: Path, architecture: str = "llama") -> Path:
+    """A tiny Llama's directory as llama.cpp's converter has it: rotary rows in another order, tokenizer inside."""
+    model, tokenizer = (
+        LlamaForCausalLM.from_pretrained(directory),
+        json.loads((directory / "tokenizer.json").read_text()),
+    )
+    config, bpe = model.config, tokenizer["model"]
+    tokens = sorted(bpe["vocab"], key=bpe["vocab"].__getitem__)
+    end = tokens.index("<|endoftext|>")
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token == "<|endoftext|>" else 1 for token in tokens])
+    writer.add_token_merges([" ".join(pair) for pair in bpe["merges"]])
+    writer.add_bos_token_id(end)
+    writer.add_eos_token_id(end)
+    writer.add_chat_template("{% for m in messages %}{{ m.content }}{% endfor %}")
+    heads = {"self_attn.q_proj": config.num_attention_heads, "self_attn.k_proj": config.num_key_value_heads}
+    for name, weight in model.state_dict().items():
+        if name == "model.embed_tokens.weight":
+            writer.add_tensor("token_embd.weight", weight.numpy())
+        elif name == "model.norm.weight":
+            writer.add_tensor("output_norm.weight", weight.numpy())
+        elif name == "lm_head.weight":
+            writer.add_tensor("output.weight", weight.numpy())
+        else:
+            number, part = name.removeprefix("model.layers.").removesuffix(".weight").split(".", 1)
+            if part in heads:
+                weight = weight.view(heads[part], 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+            writer.add_tensor(f"blk.{number}.{GGUF_PARTS[part]}.weight", weight.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 def write_bart(directory: Path, *, seed: int = 0) -> Path:

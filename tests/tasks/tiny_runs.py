@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 from data.reading.specs import DatasetSettings
+from flows.distill_outline import check, pipeline
 from flows.evaluation import System, evaluate_systems
 from kd_core.losses.rewards import RewardSettings
 from kd_core.models.prompts import Prompts
@@ -85,3 +87,25 @@ def run_llmr(
             settings=EVALUATION,
         )
     return run, made
+
+
+def run_pipeline(
+    store: Store,
+    teacher_settings: TeacherSettings,
+    student: StudentSettings,
+    method: Any = METHOD,
+    *,
+    planning: bool = False,
+) -> Run:
+    """A run by its outline, all checks before it included."""
+    settings: dict[str, Any] = {"teacher": teacher_settings, "student": student, "method": method}
+    check(settings)
+    dataset = write_pairs(store.root / "pairs.csv")
+    with open_run(store, name="tiny", runtime=RUNTIME, planning=planning) as run:
+        pipeline(dataset, score=SCORE, pre_distill=TRAINING, evaluation=EVALUATION, **settings)
+    return run
+
+
+def made_by(store: Store, run: Run, name: str) -> Artifact:
+    """What a stage of a run has made."""
+    return next(store.artifact(each.stage, each.key) for each in run.stages if each.stage == name)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import sentencepiece
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from kd_core.models.loading import load_model, load_tokenizer, save_model
@@ -128,10 +129,27 @@ def pickled(directory: Path) -> None:
     (directory / "model.safetensors").unlink()
 
 
-def without_a_shard(directory: Path) -> None:
+def sharded(directory: Path) -> None:
     load_model(directory).save_pretrained(directory, max_shard_size="10KB")
     (directory / "model.safetensors").unlink()
+    assert len(list(directory.glob("model-*.safetensors"))) > 1
+
+
+def without_a_shard(directory: Path) -> None:
+    sharded(directory)
     min(directory.glob("model-*.safetensors")).unlink()
+
+
+def adapter(directory: Path, whole: bool = False) -> None:
+    (directory / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base", "r": 8}))
+    if not whole:
+        (directory / "config.json").unlink()
+
+
+def in_float8(directory: Path) -> None:
+    weights = load_file(directory / "model.safetensors")
+    name = "lm_head.weight"
+    save_file(weights | {name: weights[name].to(torch.float8_e4m3fn)}, directory / "model.safetensors")
 
 
 REFUSED: list[tuple[Callable[[Path], object], str, str]] = [
@@ -147,6 +165,16 @@ REFUSED: list[tuple[Callable[[Path], object], str, str]] = [
     (lambda d: (d / "model.safetensors").write_bytes(b"x" * 99), "header cannot be read", "again"),
     (lambda d: (d / "model.safetensors").write_bytes(b""), "header cannot be read", "again"),
     (without_a_shard, "has no model-00001-of-", "again"),
+    (adapter, r"holds an adapter of org/base \(adapter_config.json\)", "name org/base"),
+    (lambda d: adapter(d, whole=True), r"holds an adapter of org/base", "save that without adapter_config.json"),
+    (lambda d: change_config(d, architectures=["T5EncoderModel"]), "T5EncoderModel, which writes no", "take a"),
+    (lambda d: change_config(d, architectures=["T5Model"]), "T5Model, which writes no", "take a"),
+    (in_float8, "holds weights in F8_E4M3, which nothing here computes in", "in bfloat16 or float32"),
+    (
+        lambda d: change_config(d, quantization_config={"quant_method": "awq", "bits": 4}),
+        r"the weights are quantised \(awq\)",
+        "in bfloat16 or float32, or a .gguf",
+    ),
     (lambda d: (d / "config.json").unlink(), "has no config.json", "needs config.json"),
     (lambda d: (d / "config.json").write_text("{"), "not valid JSON", "again"),
     (lambda d: change_config(d, num_layers=2), "weights are missing, the first encoder.block.1", "different models"),
@@ -166,6 +194,33 @@ def test_a_broken_or_foreign_model_is_refused_in_two_lines(
     problem, hint = str(refused.value).split("\n")
     assert str(tmp_path) in problem
     assert advice in hint or advice in problem
+
+
+def test_weights_in_shards_are_those_in_one_file(tmp_path: Path) -> None:
+    expected = write_t5(tmp_path, own_head=True).state_dict()
+    sharded(tmp_path)
+    loaded = load_model(tmp_path).state_dict()
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("pytorch_model.bin", "is a pickle, which can run any code and is never loaded here"),
+        ("checkpoint-500/optimizer.pt", "is a pickle, which can run any code and is never loaded here"),
+        ("model.onnx", "is no model"),
+        ("model.safetensors", "holds weights and nothing else of a model"),
+    ],
+)
+def test_a_file_that_is_a_part_of_a_model_is_refused_in_two_lines(tmp_path: Path, name: str, what: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"PK")
+    with pytest.raises(ValueError, match=rf"^{path} {what}\ngive ") as refused:
+        _ = TeacherSettings(name=str(path)).path
+    if path.suffix == ".safetensors":
+        assert str(refused.value).endswith(f"give its directory: {tmp_path}")
 
 
 def test_a_missing_path_is_refused_in_two_lines(tmp_path: Path) -> None:
