@@ -3,6 +3,8 @@
 No pickled weights and no remote code: `from_pretrained` is told so at the one place that calls it.
 """
 
+import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ from kd_core.models.special_ids import settle, settle_tokenizer
 Model = Any  # transformers ships no types
 Tokenizer = Any
 DType = Literal["float32", "bfloat16"]
+PADDING_ROW = re.compile(r"\[PAD\d+\]")  # how llama.cpp names rows of the embedding that stand for no token
 MIXED = "config.json and weights belong to different models, or a part is gone: copy or download both again"
 
 
@@ -133,8 +136,14 @@ def read_tokenizer(location: str | Path, revision: str | None = None) -> Tokeniz
 
 @cache
 def _gguf_tokenizer(path: Path, _unchanged: tuple[tuple[int, ...], ...]) -> Tokenizer:
-    """Read once a process, for it takes many seconds."""
-    return _tokenizer(path, None)
+    """Read once a process, for it takes many seconds. Without the rows of padding that such files name as tokens."""
+    tokenizer = _tokenizer(path, None)
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    words = state["model"]["vocab"]
+    if isinstance(words, dict) and any(PADDING_ROW.fullmatch(word) for word in words):
+        state["model"]["vocab"] = {word: row for word, row in words.items() if not PADDING_ROW.fullmatch(word)}
+        tokenizer._tokenizer = type(tokenizer.backend_tokenizer).from_str(json.dumps(state))
+    return tokenizer
 
 
 def _tokenizer(location: str | Path, revision: str | None) -> Tokenizer:

@@ -76,20 +76,14 @@ def pruned(model: Model, kept: Sequence[int]) -> Model:
     """
     name, total = num_layers(model.config.to_dict())
     prefix, _ = _layers(model, total)
-    place = {f"{prefix}.{old}.": f"{prefix}.{new}." for new, old in enumerate(kept)}
-    weights: dict[str, Tensor] = {}
-    for key, tensor in model.state_dict().items():
-        if not key.startswith(f"{prefix}."):
-            weights[key] = tensor
-            continue
-        old = f"{prefix}.{key.removeprefix(f'{prefix}.').partition('.')[0]}."
-        if old in place:
-            weights[key.replace(old, place[old], 1)] = tensor
+    whole, first = model.state_dict(), f"{prefix}.0."
+    weights = {key: tensor for key, tensor in whole.items() if not key.startswith(f"{prefix}.")}
+    # T5's first block has the relative bias of all blocks, whichever comes first now
+    weights |= {key: t for key, t in whole.items() if key.startswith(first) and "relative_attention_bias" in key}
+    for new, old in enumerate(kept):
+        was, becomes = f"{prefix}.{old}.", f"{prefix}.{new}."
+        weights |= {becomes + key.removeprefix(was): tensor for key, tensor in whole.items() if key.startswith(was)}
     config = _pruned_config(model.config, name, total, kept)
-    first = f"{prefix}.0."
-    for key, tensor in model.state_dict().items():  # T5's relative bias is the first block's alone, whichever that is
-        if key.startswith(first) and "relative_attention_bias" in key:
-            weights.setdefault(key, tensor)
     try:
         with quiet():
             small, found = type(model).from_pretrained(

@@ -59,7 +59,7 @@ class TeacherSettings(ModelSettings):
 
 @stage
 def teacher(build: Build, corpus: Artifact, settings: TeacherSettings, seed: int) -> None:
-    """Make `model/` (fitted) or `reference.json` (named)."""
+    """Make `model/` (fitted, or out of a .gguf) or `reference.json` (named)."""
     if settings.fit is None:
         refer(build, settings)
         return

@@ -165,8 +165,9 @@ def write_gguf(path: Path, directory: Path, architecture: str = "llama") -> Path
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3 if token == "<|endoftext|>" else 1 for token in tokens])
+    padding = [f"[PAD{row}]" for row in range(len(tokens), config.vocab_size)]
+    writer.add_token_list(tokens + padding)
+    writer.add_token_types([3 if token == "<|endoftext|>" else 1 for token in tokens] + [5] * len(padding))
     writer.add_token_merges([" ".join(pair) for pair in bpe["merges"]])
     writer.add_bos_token_id(end)
     writer.add_eos_token_id(end)

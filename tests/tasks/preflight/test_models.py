@@ -17,7 +17,7 @@ from kd_core.models.loading import ModelSettings, load_model, load_tokenizer
 from kd_core.models.shapes import GPTNeoShape, T5Shape
 from kd_core.train.supervised import SupervisedSettings
 from tasks.pairs.teacher import TeacherSettings
-from tasks.preflight.models import check_models
+from tasks.preflight.models import check_models, positions_of
 from tests.tasks.tiny_models import TEXTS, write_bart, write_causal, write_llama, write_model, write_spiece
 
 SMALL = ModelSettings(shape=T5Shape())
@@ -128,6 +128,17 @@ def test_what_is_odd_about_a_model_is_remarked_with_its_role(tmp_path: Path) -> 
     tokenizer.save_pretrained(teacher)
     with pytest.raises(ValueError, match=r"^teacher\.name: .* and the embedding rows for 192: 5 have none\nresize"):
         check_models(named(teacher), ModelSettings(name=str(student)))
+
+
+def test_positions_are_what_the_config_calls_them(tmp_path: Path) -> None:
+    path = write_llama(tmp_path) / "config.json"
+    assert positions_of(named(tmp_path)) == 128
+    config = json.loads(path.read_text())
+    del config["max_position_embeddings"]
+    path.write_text(json.dumps(config | {"n_positions": 64}))
+    assert positions_of(named(tmp_path)) == 64
+    path.write_text(json.dumps(config))
+    assert positions_of(named(tmp_path)) is None  # ALiBi has none
 
 
 def test_a_pointer_is_said_to_be_one_wherever_a_model_is_read(tmp_path: Path) -> None:
