@@ -126,8 +126,8 @@ def check(settings: Mapping[str, Any]) -> list[str]:
             "a student from: teacher is the teacher itself, and there is nothing to compare by prompting it\n"
             "give it fewer layers (student.layers), or name another model"
         )
-    check_pruning(teacher, student)
     remarks = check_models(teacher, student)
+    check_pruning(teacher, student)
     for role, each in (("teacher", teacher), ("student", student)):
         check_chat(role, each, each.reads)
     return remarks

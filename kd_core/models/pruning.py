@@ -69,7 +69,7 @@ def num_layers(config: Mapping[str, Any]) -> tuple[str, int]:
 
 
 def pruned(model: Model, kept: Sequence[int]) -> Model:
-    """A new model of these layers of the (decoder of the) model; all the rest is the same, tensors included.
+    """A new model of these layers of the (decoder of the) model, and of all the rest.
 
     It is built from its own config, so that every layer counts itself anew. Raises ValueError, in two lines, for a
     model whose other layers cannot make one.
@@ -90,7 +90,7 @@ def pruned(model: Model, kept: Sequence[int]) -> Model:
                 None, config=config, state_dict=weights, dtype=model.dtype, output_loading_info=True
             )
     except Exception as error:  # of a config that has lost its sense
-        raise ValueError(_refusal(model, f"{error}".splitlines()[0])) from error
+        raise ValueError(_refusal(model, (str(error) or type(error).__name__).splitlines()[0])) from error
     odd = [*found["missing_keys"], *found["unexpected_keys"], *(str(each) for each in found["mismatched_keys"])]
     if odd:
         raise ValueError(_refusal(model, f"{min(odd)} does not fit"))

@@ -13,7 +13,7 @@ from kd_core.models.pruning import Choice, Layers
 
 @dataclass(frozen=True, kw_only=True)
 class StudentSettings(ModelSettings):
-    """The student: a model by `name`, a `shape` over the teacher's tokenizer, or `from: teacher`, its own weights."""
+    """The student: a model by `name`, a `shape` over the teacher's tokenizer, or `from: teacher`, or of its layers."""
 
     from_: Annotated[Literal["teacher"] | None, Field(alias="from")] = None
     layers: Layers | None = None  # of the teacher's (decoder's): how many are kept, or which ones; null = all

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from kd_core.models.loading import load_model
 from kd_core.models.policy import backend_of
@@ -98,6 +99,16 @@ def test_a_model_without_a_list_of_layers_is_refused() -> None:
         model.config.num_hidden_layers = count
     with pytest.raises(ValueError, match=r"^a mystery does not say how many layers it has.*\nname a smaller"):
         num_layers({"model_type": "mystery"})
+
+
+def test_layers_that_fit_in_no_other_place_are_refused() -> None:
+    sizes = {"vocab_size": 61, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_experts": 2, "num_experts_per_tok": 1}
+    config = AutoConfig.for_model("qwen2_moe", decoder_sparse_step=2, **(sizes | heads))  # every second one has experts
+    model = AutoModelForCausalLM.from_config(config)
+    assert len(pruned(model, (0, 1)).model.layers) == 2
+    with pytest.raises(ValueError, match=r"^a qwen2_moe cannot be pruned here: .* does not fit\nname a smaller model"):
+        pruned(model, (1, 2))
 
 
 def test_influence_is_one_minus_the_mean_cosine_over_all_tokens() -> None:
