@@ -18,7 +18,7 @@ TOKENIZERS = (("tokenizer.json",), ("spiece.model",), ("vocab.json", "merges.txt
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # weights, or what a trainer goes on with: optimizer.pt
-UNUSED = ("F8", "F6", "F4")  # how the names of floats begin that nothing here computes in
+UNUSED = ("F8_", "F6_", "F4")  # how the names of floats begin that nothing here computes in
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 NEEDED = (
     f"a model directory needs config.json, {WEIGHTS} (or shards with {INDEX}) and a tokenizer: tokenizer.json, "
