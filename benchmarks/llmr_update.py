@@ -9,15 +9,17 @@ import torch
 
 from benchmarks import reference_llmr
 from benchmarks.common import Bench, demo_bench, in_turn, line
-from kd_core.losses.rewards import RewardSettings, reward_to_go
+from kd_core.losses.rewards import RewardSettings
 from kd_core.models.t5 import encode
-from kd_core.rollout.sampling import SamplingSettings, sample
+from kd_core.models.token_rows import TokenRows
+from kd_core.rollout.sampling import SamplingSettings, mixed_seed, sample
 from kd_core.rollout.scoring import judge
+from kd_core.train import batches
 from kd_core.train.batches import BatchSettings, Sources
-from kd_core.train.llmr import Experience, LLMRSettings, Models, advantages, policy_gradient_loss
+from kd_core.train.llmr import Experience, LLMRSettings, policy_gradient_loss, train_llmr
 from kd_core.train.state import OptimizerSettings, TrainState
 
-ROWS = 64
+ROWS, SEED = 64, 0
 LARGE_VOCABULARY = 32_128  # T5's
 
 
@@ -25,6 +27,7 @@ def settings_of(bench: Bench) -> LLMRSettings:
     """The paper's reward with the value baseline; nothing dropped, so that both count the same tokens."""
     return LLMRSettings(
         steps=10**6,
+        validate_every=0,
         sampling=SamplingSettings(max_new_tokens=bench.max_new_tokens),
         reward=RewardSettings(baseline="value", truncated="bootstrap"),
         batch=BatchSettings(micro_batch_rows=ROWS, micro_batch_tokens=10**6, micro_batches=1),
@@ -43,8 +46,7 @@ def measure(bench: Bench) -> Iterator[dict[str, Any]]:
 
     In float32 two sums over 32,128 probabilities round differently, and a few draws in a hundred fall on a neighbour.
     """
-    settings, rows = settings_of(bench), torch.arange(ROWS)
-    source, mask = bench.sources.batch(rows, 0)
+    settings = settings_of(bench)
     check(bench, settings)
     ours, reference, _ = updates(bench, settings)
     (part, _), _ = ours(), reference()
@@ -57,16 +59,17 @@ def measure(bench: Bench) -> Iterator[dict[str, Any]]:
         "max_new_tokens": bench.max_new_tokens,
     }
     yield line("llmr_update", *in_turn(ours, reference), "s/update", what="sample, score, learn", **sizes)
-    for what, pair in parts(bench, settings, part, source, mask).items():
+    for what, pair in parts(bench, settings, part).items():
         yield line("llmr_update", *in_turn(*pair), "s/update", what=what, **sizes)
 
 
 def parts(
-    bench: Bench, settings: LLMRSettings, part: Experience, source: torch.Tensor, mask: torch.Tensor
+    bench: Bench, settings: LLMRSettings, part: Experience
 ) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
     """Where the time goes: each third of an update, ours and the reference's, on the same rollouts."""
     student, teacher = bench.student, bench.teacher
     uniform = torch.rand((ROWS, bench.max_new_tokens), generator=torch.Generator().manual_seed(0))
+    source, mask = bench.sources.batch(part.source_B, 0)
     tokens, real = part.tokens_BT, part.mask_BT
     gain = part.gain_BT / real.sum()
 
@@ -76,7 +79,7 @@ def parts(
         return sample(student, memory, settings.sampling, torch.Generator().manual_seed(0))
 
     def our_score() -> object:
-        return judge(teacher, source, mask, tokens, real, part.truncated_B, settings.reward)
+        return judge(teacher, source, mask, part, settings.reward)
 
     def our_gradient() -> None:
         policy_gradient_loss(student, encode(student, source, mask), part, gain)[0].backward()
@@ -94,29 +97,25 @@ def parts(
 
 
 def updates(bench: Bench, settings: LLMRSettings) -> tuple[Callable[[], Any], Callable[[], Any], tuple[Any, Any]]:
-    """Our update and the reference's, each of its own copy of the student, and these copies."""
-    rows = torch.arange(ROWS)
-    source, mask = bench.sources.batch(rows, 0)
+    """Our update and the reference's on the same rows, each of its own copy of the student, and these copies."""
+    sources = TokenRows(bench.sources.flat, bench.sources.offset_R1[: ROWS + 1])
     state = TrainState.start(copy.deepcopy(bench.student), settings.optimizer)
     student = copy.deepcopy(bench.student)
     optimizer = torch.optim.Adam(student.parameters(), lr=settings.optimizer.learning_rate, fused=True)
-    models = Models(state.model, bench.teacher, Sources(bench.sources, bench.sources), settings, None)
-    seeds = iter(range(10**6)), iter(range(10**6))
+    seen: list[Experience] = []
+    both = Sources(sources, sources)
+    loop = train_llmr(state, bench.teacher, both, both, settings, SEED, observe=seen)
+    order = enumerate(batches.updates(sources.lengths.numpy(), settings.batch, SEED))
 
     def ours() -> tuple[Experience, float]:
-        rollout, memory = models.act(rows, next(seeds[0]))
-        judged = models.judge(rows, rollout)
-        part = Experience.of(rows, rollout, judged, reward_to_go(judged.reward_BT, judged.mask_BT))
-        (advantage,) = advantages([part], settings.reward)
-        loss, _ = policy_gradient_loss(state.model, memory, part, advantage / int(part.kept_BT.sum()))
-        loss.backward()
-        state.apply(settings.optimizer, settings.steps, loss.item())
-        state.step += 1
-        return part, loss.item()
+        row = next(loop)
+        return seen[0], row.values["loss"]
 
     def reference() -> tuple[torch.Tensor, float]:
-        uniform = torch.rand((ROWS, bench.max_new_tokens), generator=torch.Generator().manual_seed(next(seeds[1])))
-        return reference_llmr.update(student, bench.teacher, optimizer, source, mask, uniform)
+        step, (rows,) = next(order)
+        generator = torch.Generator().manual_seed(mixed_seed(SEED, step, 0))
+        uniform = torch.rand((ROWS, bench.max_new_tokens), generator=generator)
+        return reference_llmr.update(student, bench.teacher, optimizer, *sources.batch(rows, 0), uniform)
 
     return ours, reference, (state.model, student)
 

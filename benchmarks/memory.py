@@ -19,7 +19,8 @@ from benchmarks.common import line
 from kd_core.losses.rewards import RewardSettings
 from kd_core.models.shapes import T5Shape, build_t5
 from kd_core.models.t5 import encode
-from kd_core.rollout.scoring import judge
+from kd_core.rollout.outputs import Outputs, Rollout
+from kd_core.rollout.scoring import Judgement, judge
 from kd_core.train.llmr import Experience, policy_gradient_loss
 
 ROWS, SOURCE = 64, 32
@@ -56,16 +57,17 @@ def one_pass(who: str, what: str, vocabulary: int, length: int, rows: int) -> No
     model = build_t5(SHAPE, vocabulary, 0)
     source, mask = torch.randint(3, vocabulary, (rows, SOURCE)), torch.ones(rows, SOURCE, dtype=torch.bool)
     tokens, real = torch.randint(3, vocabulary, (rows, length)), torch.ones(rows, length, dtype=torch.bool)
-    truncated = torch.ones(rows, dtype=torch.bool)
+    written = Outputs(tokens, real, torch.ones(rows, dtype=torch.bool))
     gain = torch.randn(rows, length) / (rows * length)
     if what == "scoring":
         if who == "ours":
-            judge(model, source, mask, tokens, real, truncated, RewardSettings(truncated="bootstrap"))
+            judge(model, source, mask, written, RewardSettings(truncated="bootstrap"))
         else:
             reference_llmr.rewards(model, source, mask, tokens, real)
     elif who == "ours":
-        nothing = torch.zeros(rows, length)
-        part = Experience(torch.arange(rows), tokens, real, truncated, nothing, *[nothing] * 3, real, gain)
+        judged = Judgement(*[torch.zeros(rows, length)] * 3, real)
+        rollout = Rollout(**vars(written), log_prob_BT=torch.zeros(rows, length))
+        part = Experience.of(torch.arange(rows), rollout, judged, gain, None)
         loss, _ = policy_gradient_loss(model, encode(model, source, mask), part, gain)
         loss.backward()
     else:

@@ -71,33 +71,24 @@ def _summary(logits_CV: Tensor, value: ValueKind) -> Tensor:
     return weight_CV.mul_(below_CV).sum(dim=1).div_(below_CV.exp_().sum(dim=1)).add_(largest_C)
 
 
-@dataclass(frozen=True)
-class PolicyTerms:
-    """Detached by-products of `weighted_nll`, each (M,) float32: log q of the targets and the entropy of q, in nats."""
-
-    log_prob_M: Tensor
-    entropy_M: Tensor | None
-
-
 def weighted_nll(
     hidden_MD: Tensor, head: Head, target_M: Tensor, coefficient_M: Tensor, entropy_coefficient: float = 0.0
-) -> tuple[Tensor, PolicyTerms]:
+) -> Tensor:
     """-sum_m coefficient_m log q(target_m) - entropy_coefficient sum_m H(q_m), differentiable in hidden and head.
 
     With coefficient 1/M it is the mean cross-entropy; with G_t/M it is REINFORCE's surrogate loss (LLMR, under
     Eq. 4). The coefficients are constants: no gradient flows into them. Because they are known before the logits,
     loss and gradients come from one pass over each chunk, and nothing of size V survives it.
 
-    Shapes: (M, D), a head of V, (M,), (M,) -> scalar float32 and `PolicyTerms`. Raises ValueError if M differs between
-    arguments.
+    Shapes: (M, D), a head of V, (M,), (M,) -> scalar float32. Raises ValueError if M differs between arguments.
     """
     if not hidden_MD.shape[0] == target_M.shape[0] == coefficient_M.shape[0]:
         sizes = (hidden_MD.shape[0], target_M.shape[0], coefficient_M.shape[0])
         raise ValueError(f"hidden, target and coefficient must have the same number of tokens, got {sizes}")
-    loss, log_prob_M, entropy_M = _WeightedNLL.apply(  # type: ignore[no-untyped-call]
+    loss: Tensor = _WeightedNLL.apply(  # type: ignore[no-untyped-call]
         hidden_MD, head.weight_VD, head.bias_V, head, target_M, coefficient_M.detach(), entropy_coefficient
     )
-    return loss, PolicyTerms(log_prob_M, entropy_M if entropy_coefficient else None)
+    return loss
 
 
 class _WeightedNLL(torch.autograd.Function):
@@ -113,7 +104,7 @@ class _WeightedNLL(torch.autograd.Function):
         target_M: Tensor,
         coefficient_M: Tensor,
         entropy_coefficient: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> Tensor:
         gradients = HeadGradients(hidden_MD, head, ctx.needs_input_grad[:3])
         float_dtype = full_precision(hidden_MD[:0]).dtype
         log_prob_M = hidden_MD.new_empty(target_M.shape, dtype=float_dtype)
@@ -141,9 +132,7 @@ class _WeightedNLL(torch.autograd.Function):
                 grad_CV.scatter_add_(1, target_M[rows, None], -coefficient_M[rows, None].to(float_dtype))
                 gradients.add(rows, grad_CV)
         gradients.save(ctx)
-        ctx.mark_non_differentiable(log_prob_M, entropy_M)
-        loss = -(coefficient_M * log_prob_M).sum() - entropy_coefficient * entropy_M.sum()
-        return loss, log_prob_M, entropy_M
+        return -(coefficient_M * log_prob_M).sum() - entropy_coefficient * entropy_M.sum()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

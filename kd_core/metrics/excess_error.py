@@ -21,7 +21,7 @@ from torch import Tensor
 from kd_core.losses.divergence_head import Divergence, TeacherStates, divergence_loss
 from kd_core.metrics.bootstrap import MetricValue, Resamples, summarise
 from kd_core.metrics.intervals import Floats
-from kd_core.models.policy import decode, encode, head_of, shift_right, start_tokens
+from kd_core.models.policy import encode, head_of, target_states
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def prefix_kl(
     for reader in (teacher, student):
         model = reader.model
         memory = encode(model, reader.source_BS, reader.mask_BS)
-        hidden_MD, layout = decode(model, memory, shift_right(tokens_BT, start_tokens(model, memory)), mask_BT)
+        hidden_MD, layout = target_states(model, memory, tokens_BT, mask_BT)
         seen.append((hidden_MD, head_of(model, num_tokens)))
     ones_M = hidden_MD.new_ones(len(hidden_MD))
     _, kl_M = divergence_loss(*seen[1], TeacherStates(*seen[0]), ones_M, Divergence("forward_kl"))

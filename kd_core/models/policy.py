@@ -2,9 +2,10 @@
 
 Shape legend: B rows, S source positions, T target positions, M real target tokens, R running rows, D model width.
 
-`encode` reads sources (prompts) into a memory; `decode` gives the states that predict given targets (responses) after
-them; a step decoder writes targets, a token a step; the logits of states are `head_of(model).logits`. Targets are read
-shifted right, and what stands in front of them is `start_tokens`: an encoder–decoder's start token, a prompt's last.
+`encode` reads sources (prompts) into a memory; `target_states` gives the states that predict given targets (responses)
+after them; a step decoder writes targets, a token a step; the logits of states are `head_of(model).logits`. Targets are
+read shifted right, and what stands in front of them is `start_tokens`: an encoder–decoder's start token, a prompt's
+last.
 
 What serves a model: our own T5 and GPT-Neo; any other decoder-only model on its stock modules, packed, where these are
 on transformers' attention interface; whatever remains by its stock forward pass on padded rows, which is slower.
@@ -24,19 +25,7 @@ from kd_core.models import gpt_neo, gpt_neo_steps, t5, t5_steps
 from kd_core.models.backends import decoder_only, decoder_only_steps, padded
 from kd_core.models.backends.probe import Backend, Logits, bare_head, probe
 from kd_core.models.packing import Layout
-
-__all__ = [
-    "Layout",
-    "Memory",
-    "Model",
-    "StepDecoder",
-    "backend_of",
-    "decode",
-    "encode",
-    "head_of",
-    "start_tokens",
-    "step_decoder",
-]
+from kd_core.models.token_rows import TokenRows
 
 Model = Any  # a transformers …ForCausalLM or …ForConditionalGeneration; transformers ships no types
 
@@ -59,10 +48,10 @@ class Memory(Protocol):
 
 
 class StepDecoder(Protocol):
-    """Writes R rows, a token a step; see kd_core/models/t5_steps.py and kd_core/models/gpt_neo_steps.py."""
+    """Writes R rows, a token a step; each backend has its own."""
 
     def step(self, tokens_R: Tensor) -> Tensor:
-        """Shapes: (R,) the tokens just chosen -> (R, D) hidden states for `head_weight`."""
+        """Shapes: (R,) the tokens just chosen -> (R, D) hidden states, for `head_of(model).logits`."""
 
     def reorder(self, rows_R: Tensor) -> None:
         """Row r goes on from old row `rows_R[r]` of the same source."""
@@ -122,6 +111,21 @@ def encode(model: Model, ids_BS: Tensor, mask_BS: Tensor) -> Memory:
 def decode(model: Model, memory: Memory, input_ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Layout]:
     """Teacher-forced states of targets. Shapes: Memory, (B, T) shifted targets, (B, T) bool -> (M, D), their layout."""
     return backend_of(model).decode(model, memory, input_ids_BT, mask_BT)
+
+
+def padded_rows(model: Model, rows: TokenRows, index_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of a data set, on the model's device. Shapes: (B,) row numbers -> (B, S) ids, (B, S) mask."""
+    return rows.batch(index_B.cpu(), model.config.pad_token_id, model.device)
+
+
+def encode_rows(model: Model, rows: TokenRows, index_B: Tensor) -> Memory:
+    """Read rows of a data set. Shapes: (B,) row numbers -> Memory of B rows."""
+    return encode(model, *padded_rows(model, rows, index_B))
+
+
+def target_states(model: Model, memory: Memory, tokens_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Layout]:
+    """The states that predict each token of given targets. Shapes: Memory, (B, T), (B, T) -> (M, D), their layout."""
+    return decode(model, memory, shift_right(tokens_BT, start_tokens(model, memory)), mask_BT)
 
 
 def step_decoder(model: Model, memory: Memory, max_length: int, num_beams: int = 1) -> StepDecoder:

@@ -33,7 +33,6 @@ class StepDecoder:
 
     def __init__(self, model: Model, memory: Memory, max_length: int, num_beams: int = 1) -> None:
         self.model, self.num_beams, self.length = model, num_beams, 0
-        self.max_length = max_length
         dtype, device = memory.hidden_ND.dtype, memory.hidden_ND.device
         attention = model.decoder.block[0].layer[0].SelfAttention
         bias_1HTT = attention.compute_bias(max_length, max_length, device=device).to(dtype)

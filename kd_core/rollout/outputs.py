@@ -16,13 +16,19 @@ Ends = int | Sequence[int]  # the token that ends a text, or several of which an
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """Sampled outputs. Padding after the end is `pad_id`; `mask_BT` is the only thing that says where it is."""
+class Outputs:
+    """Texts as written. Padding after the end is `pad_id`; `mask_BT` is the only thing that says where it is."""
 
     tokens_BT: Tensor
     mask_BT: Tensor  # True through the first end of sequence
-    log_prob_BT: Tensor  # log-probability under the distribution really sampled from, in nats; 0 where masked
     truncated_B: Tensor  # True where the limit came before the end of sequence
+
+
+@dataclass(frozen=True)
+class Rollout(Outputs):
+    """Sampled outputs."""
+
+    log_prob_BT: Tensor  # log-probability under the distribution really sampled from, in nats; 0 where masked
 
 
 def is_end(tokens: Tensor, ends: Ends) -> Tensor:

@@ -62,15 +62,7 @@ def sample(
     to what the tokenizer can name. Source: LLMR Eq. 1, y ~ q_theta; METHODS 1.7 for the log-probability of a
     reshaped distribution.
     """
-    num_sources = memory.layout.mask_BS.shape[0]
-    device = memory.layout.mask_BS.device
-    uniform_BT = torch.rand((num_sources, settings.max_new_tokens), generator=generator, device=generator.device)
-    uniform_BT = uniform_BT.to(device)
-
-    def choose(logits_RV: Tensor, rows_R: Tensor, position: int) -> tuple[Tensor, Tensor]:
-        return draw(logits_RV, uniform_BT[rows_R, position], settings)
-
-    return _roll_out(model, memory, settings.max_new_tokens, choose, num_tokens)
+    return sample_from(Writer(model, memory, settings.max_new_tokens, num_tokens), settings, generator)
 
 
 @torch.no_grad()
@@ -82,7 +74,35 @@ def greedy(model: Model, memory: Memory, max_new_tokens: int, *, num_tokens: int
         best_R, token_R = logits_RV.max(dim=1)
         return token_R, best_R - logits_RV.logsumexp(dim=1)
 
-    return _roll_out(model, memory, max_new_tokens, choose, num_tokens)
+    return _roll_out(Writer(model, memory, max_new_tokens, num_tokens), max_new_tokens, choose)
+
+
+class Writer:
+    """What a model would write next in each running row, a step at a time."""
+
+    def __init__(self, model: Model, memory: Memory, max_length: int, num_tokens: int | None) -> None:
+        self.decoder, self.head = step_decoder(model, memory, max_length), head_of(model, num_tokens)
+        self.start_B = start_tokens(model, memory)
+        self.ends, self.pad_id = model.config.eos_token_id, model.config.pad_token_id
+
+    def logits(self, token_R: Tensor | None) -> Tensor:
+        """Of the next token. Shapes: (R,) the tokens just chosen, or None at the start -> (R, V)."""
+        return self.head.logits(self.decoder.step(self.start_B if token_R is None else token_R))
+
+    def keep(self, rows_R: Tensor) -> None:
+        """Drop all rows but these."""
+        self.decoder.keep(rows_R)
+
+
+def sample_from(writer: Writer, settings: SamplingSettings, generator: torch.Generator) -> Rollout:
+    """Draw one output per source from whatever the writer would write. Shapes as `sample`."""
+    shape = (len(writer.start_B), settings.max_new_tokens)
+    uniform_BT = torch.rand(shape, generator=generator, device=generator.device).to(writer.start_B.device)
+
+    def choose(logits_RV: Tensor, rows_R: Tensor, position: int) -> tuple[Tensor, Tensor]:
+        return draw(logits_RV, uniform_BT[rows_R, position], settings)
+
+    return _roll_out(writer, settings.max_new_tokens, choose)
 
 
 def draw(logits_RV: Tensor, uniform_R: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor]:
@@ -148,29 +168,26 @@ def reshape_logits(logits_RV: Tensor, settings: SamplingSettings) -> tuple[Tenso
     return logits_RC, ids_RC
 
 
-def _roll_out(model: Model, memory: Memory, max_new_tokens: int, choose: Choose, num_tokens: int | None) -> Rollout:
-    ends, pad_id = model.config.eos_token_id, model.config.pad_token_id
-    num_sources, device = memory.layout.mask_BS.shape[0], memory.layout.mask_BS.device
-    head = head_of(model, num_tokens)
-    tokens_BT = torch.full((num_sources, max_new_tokens), pad_id, device=device)
-    log_prob_BT = full_precision(head.weight_VD.new_zeros((num_sources, max_new_tokens)))
-    decoder = step_decoder(model, memory, max_new_tokens)
+def _roll_out(writer: Writer, max_new_tokens: int, choose: Choose) -> Rollout:
+    num_sources, device = len(writer.start_B), writer.start_B.device
+    tokens_BT = torch.full((num_sources, max_new_tokens), writer.pad_id, device=device)
+    log_prob_BT = full_precision(writer.head.weight_VD.new_zeros((num_sources, max_new_tokens)))
     rows_R = torch.arange(num_sources, device=device)
-    token_R = start_tokens(model, memory)
+    token_R: Tensor | None = None
     for position in range(max_new_tokens):
-        token_R, log_prob_R = choose(head.logits(decoder.step(token_R)), rows_R, position)
+        token_R, log_prob_R = choose(writer.logits(token_R), rows_R, position)
         tokens_BT[rows_R, position] = token_R
-        log_prob_BT[rows_R, position] = log_prob_R
-        going_on = (~is_end(token_R, ends)).nonzero().squeeze(1)
+        log_prob_BT[rows_R, position] = log_prob_R.to(log_prob_BT.dtype)
+        going_on = (~is_end(token_R, writer.ends)).nonzero().squeeze(1)
         if going_on.numel() == 0:
             break
         if going_on.numel() < rows_R.numel():
-            decoder.keep(going_on)
+            writer.keep(going_on)
             rows_R, token_R = rows_R[going_on], token_R[going_on]
     tokens_BT, log_prob_BT = tokens_BT[:, : position + 1], log_prob_BT[:, : position + 1]
     check_distribution(log_prob_BT)
-    mask_BT = mask_through_eos(tokens_BT, ends)
-    return Rollout(tokens_BT, mask_BT, log_prob_BT, truncated_rows(tokens_BT, mask_BT, ends))
+    mask_BT = mask_through_eos(tokens_BT, writer.ends)
+    return Rollout(tokens_BT, mask_BT, truncated_rows(tokens_BT, mask_BT, writer.ends), log_prob_BT)
 
 
 def mixed_seed(*parts: int) -> int:

@@ -4,7 +4,6 @@ Shape legend: B rollouts, T positions, M real tokens, V vocabulary.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +11,8 @@ from torch import Tensor
 
 from kd_core.losses.lm_head import TokenScores, token_scores
 from kd_core.losses.rewards import RewardSettings, induced_reward
-from kd_core.models.packing import Layout
-from kd_core.models.policy import Memory, Model, decode, encode, head_of, shift_right, start_tokens
+from kd_core.models.policy import Model, encode, head_of, target_states
+from kd_core.rollout.outputs import Outputs
 
 
 @dataclass(frozen=True)
@@ -31,30 +30,28 @@ def judge(
     teacher: Model,
     source_BS: Tensor,
     source_mask_BS: Tensor,
-    tokens_BT: Tensor,
-    mask_BT: Tensor,
-    truncated_B: Tensor,
+    outputs: Outputs,
     settings: RewardSettings,
     *,
     num_tokens: int | None = None,
 ) -> Judgement:
     """q-values, state values and rewards of given outputs.
 
-    Shapes: (B, S) prompted sources with mask, (B, T) outputs with mask, (B,) truncated -> `Judgement`. Source:
-    LLMR Eq. 2 and 3; METHODS 1.2 to 1.4. A bootstrapped truncated rollout needs the value after its last token,
-    so the pass is one position longer there.
+    Shapes: (B, S) prompted sources with mask, (B, T) outputs -> `Judgement`. A bootstrapped truncated rollout needs the
+    value after its last token, so the pass is one position longer there. Source: LLMR Eq. 2 and 3; METHODS 1.2 to 1.4.
     """
+    mask_BT, truncated_B = outputs.mask_BT, outputs.truncated_B
     bootstrap_B = truncated_B if settings.truncated == "bootstrap" else torch.zeros_like(truncated_B)
     length_B = mask_BT.sum(dim=1)
-    tokens_BU = F.pad(tokens_BT, (0, 1))  # of the last position, only the value is wanted
+    tokens_BU = F.pad(outputs.tokens_BT, (0, 1))  # of the last position, only the value is wanted
     reach_B = length_B + bootstrap_B  # positions to score in each row
-    mask_BU = torch.arange(tokens_BU.shape[1], device=tokens_BT.device)[None] < reach_B[:, None]
+    mask_BU = torch.arange(tokens_BU.shape[1], device=mask_BT.device)[None] < reach_B[:, None]
     width = int(reach_B.max())
     tokens_BU, mask_BU = tokens_BU[:, :width], mask_BU[:, :width]
 
-    scores, layout = _score(
-        teacher, encode(teacher, source_BS, source_mask_BS), tokens_BU, mask_BU, settings, num_tokens
-    )
+    memory = encode(teacher, source_BS, source_mask_BS)
+    hidden_MD, layout = target_states(teacher, memory, tokens_BU, mask_BU)
+    scores = token_scores(hidden_MD, head_of(teacher, num_tokens), layout.pack(tokens_BU), settings.value)
     q_value_BU = layout.pad(scores.logit_M - scores.mean_M if settings.centre else scores.logit_M)
     value_BU = layout.pad(state_value(scores, settings))
     last_value_B = torch.where(bootstrap_B, value_BU.gather(1, (reach_B - 1)[:, None]).squeeze(1), 0.0)
@@ -69,14 +66,6 @@ def judge(
 def state_value(scores: TokenScores, settings: RewardSettings) -> Tensor:
     """V(s) of each state, centred like the q-values if these are. Shapes: TokenScores of M states -> (M,)."""
     return scores.value_M - scores.mean_M if settings.centre else scores.value_M
-
-
-def _score(
-    teacher: Any, memory: Memory, tokens: Tensor, mask: Tensor, settings: RewardSettings, num_tokens: int | None
-) -> tuple[TokenScores, Layout]:
-    hidden_MD, layout = decode(teacher, memory, shift_right(tokens, start_tokens(teacher, memory)), mask)
-    head = head_of(teacher, num_tokens)
-    return token_scores(hidden_MD, head, layout.pack(tokens), settings.value), layout
 
 
 def _fit(x_BU: Tensor, time: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_core.losses.lm_head import chunk_rows
-from kd_core.models.policy import Memory, Model, decode, head_of, shift_right, start_tokens
+from kd_core.models.policy import Memory, Model, head_of, target_states
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ def top_k_labels(
 
     Shapes: Memory, (B, T), (B, T) -> B times `TokenLabels`. A k above the vocabulary means the whole of it.
     """
-    inputs_BT = shift_right(tokens_BT, start_tokens(model, memory))
-    hidden_MD, _ = decode(model, memory, inputs_BT, mask_BT)
+    hidden_MD, _ = target_states(model, memory, tokens_BT, mask_BT)
     head = head_of(model, num_tokens)
     k = min(k, len(head))
     ids, log_probs, tails = [], [], []

@@ -20,14 +20,15 @@ from torch import Tensor
 
 from kd_core.lengths import require_length
 from kd_core.losses.divergence_head import Divergence, divergence_loss
-from kd_core.models.policy import Memory, Model, decode, head_of, shift_right, start_tokens
+from kd_core.models.policy import Memory, Model, encode_rows, head_of, padded_rows, target_states
 from kd_core.models.token_rows import TokenRows
-from kd_core.rollout.outputs import Rollout, truncated_rows
-from kd_core.rollout.sampling import mixed_seed, sample
+from kd_core.rollout.outputs import Outputs, truncated_rows
+from kd_core.rollout.sampling import mixed_seed
 from kd_core.train.batches import Sources, updates
 from kd_core.train.budget import Budget
+from kd_core.train.passes import act, teacher_states
 from kd_core.train.state import StepMetrics, TrainState, autocast
-from kd_core.train.validation import encode_rows, teacher_states, validate
+from kd_core.train.validation import validate
 
 Writer = Literal["teacher", "student"]
 GKD_DRAW = 2**32  # the draw of an update's writer; its micro-batches are numbered far below
@@ -127,7 +128,7 @@ class Written:
     """One micro-batch: the outputs of each term, and the student's encoder states if they carry their gradient."""
 
     rows_B: Tensor
-    outputs: list[Rollout]
+    outputs: list[Outputs]
     memory: Memory | None
 
 
@@ -187,30 +188,26 @@ class Pair:
     def write(self, rows_B: Tensor, terms: list[Term], seed: int) -> Written:
         """The sequences of a micro-batch. If it is the only one, its encoder states are kept for learning."""
         student, settings = self.student, self.settings
-        memory, share = None, settings.batch.micro_batches == 1
-        outputs = []
+        memory: Memory | None = None
+        outputs: list[Outputs] = []
         for term in terms:
             if term.writer == "teacher":
                 outputs.append(self._given(rows_B))
                 continue
-            with torch.set_grad_enabled(share), autocast(student.device, settings.optimizer.precision):
-                memory = encode_rows(student, self.train.sources.student, rows_B)
-            generator = torch.Generator(student.device).manual_seed(seed)
-            with autocast(student.device, settings.optimizer.precision):
-                outputs.append(
-                    sample(student, memory.detach(), settings.sampling, generator, num_tokens=self.num_tokens)
-                )
-        return Written(rows_B, outputs, memory if share else None)
+            sources, share = self.train.sources.student, settings.batch.micro_batches == 1
+            rollout, memory = act(
+                student, sources, rows_B, settings, seed, keep_memory=share, num_tokens=self.num_tokens
+            )
+            outputs.append(rollout)
+        return Written(rows_B, outputs, memory)
 
-    def _given(self, rows_B: Tensor) -> Rollout:
+    def _given(self, rows_B: Tensor) -> Outputs:
         """What the teacher wrote for these rows, cut to the length limit."""
         assert self.train.outputs is not None  # the stage reads them wherever a term needs them
-        config, limit = self.student.config, self.settings.sampling.max_new_tokens
+        limit = self.settings.sampling.max_new_tokens
         require_length("max_new_tokens", limit)
-        tokens_BT, mask_BT = self.train.outputs.batch(rows_B, config.pad_token_id, self.student.device)
-        tokens_BT, mask_BT = tokens_BT[:, :limit], mask_BT[:, :limit]
-        no_log_prob_BT = torch.zeros_like(tokens_BT, dtype=torch.float32)
-        return Rollout(tokens_BT, mask_BT, no_log_prob_BT, truncated_rows(tokens_BT, mask_BT, config.eos_token_id))
+        tokens_BT, mask_BT = (x_BT[:, :limit] for x_BT in padded_rows(self.student, self.train.outputs, rows_B))
+        return Outputs(tokens_BT, mask_BT, truncated_rows(tokens_BT, mask_BT, self.student.config.eos_token_id))
 
     def loss(self, part: Written, terms: list[Term], count: int) -> tuple[Tensor, dict[str, float]]:
         """The micro-batch's share of an update of `count` tokens, and the summed divergence of each term, in nats."""
@@ -220,8 +217,7 @@ class Pair:
             teacher_memory = encode_rows(self.teacher, self.train.sources.teacher, part.rows_B)
         losses, sums = [], {}
         for term, each in zip(terms, part.outputs, strict=True):
-            inputs_BT = shift_right(each.tokens_BT, start_tokens(self.student, memory))
-            hidden_MD, _ = decode(self.student, memory, inputs_BT, each.mask_BT)
+            hidden_MD, _ = target_states(self.student, memory, each.tokens_BT, each.mask_BT)
             seen = teacher_states(self.teacher, teacher_memory, each, self.num_tokens)
             ones_M = torch.ones(len(hidden_MD), device=hidden_MD.device)
             loss, divergence_M = divergence_loss(hidden_MD, head, seen, ones_M, term.divergence)

@@ -57,7 +57,7 @@ def train_language_model(
         with autocast(model.device, settings.optimizer.precision):
             hidden_MD, target_M = all_hidden(model, block_BL[:, :-1]), block_BL[:, 1:].flatten()
             weight_M = torch.full(target_M.shape, 1 / len(target_M), device=model.device)
-            loss, _ = weighted_nll(hidden_MD, head_of(model), target_M, weight_M)
+            loss = weighted_nll(hidden_MD, head_of(model), target_M, weight_M)
         loss.backward()
         norm = state.apply(settings.optimizer, settings.max_steps, loss.item())
         state.step += 1

@@ -8,19 +8,20 @@ on-policy update needs the encoder once for both. [ours]
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
 from kd_core.losses.lm_head import token_log_probs, weighted_nll
 from kd_core.losses.rewards import RewardSettings, reward_to_go, scale_and_clip, subtract_baseline
-from kd_core.models.policy import Memory, Model, decode, encode, head_of, shift_right, start_tokens
+from kd_core.models.policy import Memory, Model, encode_rows, head_of, padded_rows, target_states
 from kd_core.rollout.outputs import Rollout
-from kd_core.rollout.sampling import SamplingSettings, mixed_seed, sample
+from kd_core.rollout.sampling import SamplingSettings, mixed_seed
 from kd_core.rollout.scoring import Judgement, judge
 from kd_core.train.batches import Sources, updates
 from kd_core.train.budget import Budget
+from kd_core.train.passes import act
 from kd_core.train.state import StepMetrics, TrainState, autocast, pack, unpack
 from kd_core.train.validation import validate_rewards
 
@@ -55,26 +56,31 @@ class LLMRSettings(Budget):
             raise ValueError("baseline leave_one_out needs rollouts_per_source of at least 2, got 1")
 
 
-@dataclass(frozen=True)
-class Experience:
+@dataclass(frozen=True, kw_only=True)
+class Experience(Rollout):
     """Judged rollouts of one micro-batch: what an update learns from, and what a checkpoint must not lose."""
 
     source_B: Tensor  # row numbers of the data set, one per rollout
-    tokens_BT: Tensor
-    mask_BT: Tensor
-    truncated_B: Tensor
-    log_prob_BT: Tensor  # under the behaviour policy
     q_value_BT: Tensor
     value_BT: Tensor
     reward_BT: Tensor
     kept_BT: Tensor  # tokens that count (truncated rollouts may be dropped)
     gain_BT: Tensor  # G_t, raw, in nats of teacher logit
+    memory: Memory | None = None  # what the student has read, while its gradient holds; no checkpoint has it
 
     @classmethod
-    def of(cls, source_B: Tensor, rollout: Rollout, judged: Judgement, gain_BT: Tensor) -> "Experience":
-        """What was written, what the teacher says of it, and what it gained."""
-        written = rollout.tokens_BT, rollout.mask_BT, rollout.truncated_B, rollout.log_prob_BT
-        return cls(source_B, *written, judged.q_value_BT, judged.value_BT, judged.reward_BT, judged.mask_BT, gain_BT)
+    def of(cls, source_B: Tensor, rollout: Rollout, judged: Judgement, gain_BT: Tensor, memory: Memory | None) -> Self:
+        """What was sampled, judged and summed up for rows of the data set."""
+        return cls(
+            **vars(rollout),
+            source_B=source_B.to(gain_BT.device),
+            q_value_BT=judged.q_value_BT,
+            value_BT=judged.value_BT,
+            reward_BT=judged.reward_BT,
+            kept_BT=judged.mask_BT,
+            gain_BT=gain_BT,
+            memory=memory,
+        )
 
 
 def train_llmr(
@@ -90,48 +96,42 @@ def train_llmr(
 ) -> Iterator[StepMetrics]:
     """Maximise E_{y ~ q_theta}[sum of rewards] by REINFORCE.
 
-    Yields one row a step; goes on from `state`, rollouts in flight included.
-
-    `observe`, if given, holds the judged rollouts of the step just yielded. Source: LLMR Eq. 1 to 4 and the
-    gradient under Eq. 4.
+    Yields one row a step; goes on from `state`, rollouts in flight included. `observe`, if given, holds the judged
+    rollouts of the step just yielded. Source: LLMR Eq. 1 to 4 and the gradient under Eq. 4.
     """
-    student, reuse, precision = state.model, settings.updates_per_rollout, settings.optimizer.precision
+    student, reuse = state.model, settings.updates_per_rollout
     student.eval()
-    models = Models(student, teacher, train, settings, num_tokens)
+    read_once = reuse == 1 and settings.batch.micro_batches == 1  # the encoder serves the rollout and its only update
     batches = updates(train.student.lengths.numpy(), settings.batch, seed, start=-(-state.step // reuse))
     experience = unpack(Experience, state.in_flight)  # of a run that was killed between two uses of it
-    memories: list[Memory | None] = [None] * len(experience)
     while state.step < settings.steps:
-        uses = state.step % reuse
+        uses = state.step % reuse  # updates that these rollouts have served
         if uses == 0:
-            experience, memories = [], []
-            for micro, sources in enumerate(next(batches)):
-                rows = sources.repeat_interleave(settings.rollouts_per_source)
+            experience = []
+            for micro, rows_B in enumerate(next(batches)):
+                source_B = rows_B.repeat_interleave(settings.rollouts_per_source)
                 # act: the student writes, from states of its own; no gradient
-                rollout, memory = models.act(rows, mixed_seed(seed, state.step // reuse, micro))
+                draw = mixed_seed(seed, state.step // reuse, micro)
+                rollout, memory = act(
+                    student, train.student, source_B, settings, draw, keep_memory=read_once, num_tokens=num_tokens
+                )
                 # judge: one pass of the teacher, whose logits reward (Eq. 2 and 3)
-                judged = models.judge(rows, rollout)
+                prompts = padded_rows(teacher, train.teacher, source_B)
+                judged = judge(teacher, *prompts, rollout, settings.reward, num_tokens=num_tokens)
                 gain_BT = reward_to_go(judged.reward_BT, judged.mask_BT)
-                experience.append(Experience.of(rows.to(student.device), rollout, judged, gain_BT))
-                memories.append(memory)
+                experience.append(Experience.of(source_B, rollout, judged, gain_BT, memory))
         # learn: up the mean over tokens of advantage_t * log q(y_t | s_t)
-        num_kept = int(sum(part.kept_BT.sum() for part in experience))
-        values = summary(experience) | {
-            "staleness": float(uses),
-            "loss": 0.0,
-            "grad_norm": 0.0,
-            "tokens": float(num_kept),
-        }
+        num_kept = sum(int(part.kept_BT.sum()) for part in experience)
+        values = summary(experience) | {"staleness": float(uses)}
+        values |= {"loss": 0.0, "grad_norm": 0.0, "tokens": float(num_kept)}
         if num_kept > 0:  # else every rollout was cut off and dropped: there is nothing to learn from
             weighted = settings.importance == "always" or (settings.importance == "reused" and uses > 0)
-            ratios = []
-            for part, memory, advantage_BT in zip(
-                experience, memories, advantages(experience, settings.reward), strict=True
-            ):
-                with autocast(student.device, precision):
+            max_ratio = 1.0
+            for part, advantage_BT in zip(experience, advantages(experience, settings.reward), strict=True):
+                with autocast(student.device, settings.optimizer.precision):
                     loss, ratio = policy_gradient_loss(  # minus that, of this micro-batch
                         student,
-                        memory or models.encode(part.source_B),
+                        part.memory or encode_rows(student, train.student, part.source_B),
                         part,
                         advantage_BT / num_kept,
                         weighted=weighted,
@@ -139,22 +139,21 @@ def train_llmr(
                         num_tokens=num_tokens,
                     )
                 loss.backward()
-                values["loss"] += loss.item()
-                ratios.append(ratio)
+                values["loss"], max_ratio = values["loss"] + loss.item(), max(max_ratio, ratio)
             values["grad_norm"] = state.apply(settings.optimizer, settings.steps, values["loss"])
-            values["max_ratio"] = max(1.0, *ratios)
+            values["max_ratio"] = max_ratio
         state.step += 1
         state.in_flight = pack(experience) if state.step % reuse else {}
         if observe is not None:
             observe[:] = experience
         if settings.validates_at(state.step):
-            limit, looked_at = settings.sampling.max_new_tokens, settings.validation_rows
-            values |= validate_rewards(student, teacher, validation, settings.reward, limit, looked_at, num_tokens)
+            limit, rows = settings.sampling.max_new_tokens, settings.validation_rows
+            values |= validate_rewards(student, teacher, validation, settings.reward, limit, rows, num_tokens)
         yield StepMetrics(state.step, values)
 
 
 def advantages(experience: list[Experience], settings: RewardSettings) -> list[Tensor]:
-    """What multiplies log q(y_t | s_t): the gain less its baseline, scaled and clipped; (B, T) for each micro-batch.
+    """What multiplies log q(y_t | s_t): the gain less its baseline, scaled and clipped; (B, T) of each micro-batch.
 
     A batch baseline is taken over all micro-batches of the update together, so that splitting a batch changes nothing.
     """
@@ -171,29 +170,27 @@ def policy_gradient_loss(
     student: Model,
     memory: Memory,
     part: Experience,
-    coefficient_BT: Tensor,
+    advantage_BT: Tensor,
     *,
     weighted: bool = False,
     entropy_coefficient: float = 0.0,
     num_tokens: int | None = None,
 ) -> tuple[Tensor, float]:
-    """-sum_t c_t log q_theta(y_t|s_t) over the tokens that count, and the largest importance ratio.
+    """-sum_t w_t A_t log q_theta(y_t|s_t) over the tokens that count, and the largest importance ratio w_t.
 
-    Shapes: Memory of B sources, (B, T) coefficients -> scalar, float. Its gradient is REINFORCE's: c_t is the
-    gain less its baseline. Source: LLMR, the gradient under Eq. 4; METHODS 1.6 for the detached ratio q_theta /
-    q_behaviour.
+    Shapes: Memory of B sources, (B, T) advantages, over the number of tokens -> scalar, float. Its gradient is
+    REINFORCE's. w_t is 1, or where `weighted` q_theta / q_behaviour, a constant. Source: LLMR, the gradient under
+    Eq. 4; METHODS 1.6 for w_t.
     """
-    inputs_BT = shift_right(part.tokens_BT, start_tokens(student, memory))
-    hidden_MD, layout = decode(student, memory, inputs_BT, part.kept_BT)
+    hidden_MD, layout = target_states(student, memory, part.tokens_BT, part.kept_BT)
     head = head_of(student, num_tokens)
-    coefficient_M, target_M = layout.pack(coefficient_BT), layout.pack(part.tokens_BT)
+    advantage_M, target_M = layout.pack(advantage_BT), layout.pack(part.tokens_BT)
     ratio = 1.0
     if weighted:
         log_ratio_M = token_log_probs(hidden_MD, head, target_M) - layout.pack(part.log_prob_BT)
-        coefficient_M = coefficient_M * log_ratio_M.exp()
+        advantage_M = advantage_M * log_ratio_M.exp()
         ratio = float(log_ratio_M.exp().max()) if log_ratio_M.numel() else 1.0
-    loss, _ = weighted_nll(hidden_MD, head, target_M, coefficient_M, entropy_coefficient)
-    return loss, ratio
+    return weighted_nll(hidden_MD, head, target_M, advantage_M, entropy_coefficient), ratio
 
 
 def summary(experience: list[Experience]) -> dict[str, float]:
@@ -214,47 +211,3 @@ def _groups(part: Experience) -> Tensor:
     """(B,) the source of each rollout, numbered from 0."""
     _, group_B = torch.unique(part.source_B, return_inverse=True)
     return group_B  # type: ignore[no-any-return]
-
-
-@dataclass(frozen=True)
-class Models:
-    """The student that acts and the teacher that judges, on the sources of a run."""
-
-    student: Model
-    teacher: Model
-    sources: Sources
-    settings: LLMRSettings
-    num_tokens: int | None
-
-    def act(self, rows: Tensor, seed: int) -> tuple[Rollout, Memory | None]:
-        """What the student writes for the sources of given rows, each drawn from the seed and its place alone.
-
-        Where the update that follows reads the same sources once, its pass over them comes with it, with gradient.
-        """
-        device, settings = self.student.device, self.settings
-        shared = settings.updates_per_rollout == 1 and settings.batch.micro_batches == 1
-        with torch.set_grad_enabled(shared), autocast(device, settings.optimizer.precision):
-            memory = self.encode(rows)
-        generator = torch.Generator(device).manual_seed(seed)
-        with autocast(device, settings.optimizer.precision):
-            rollout = sample(self.student, memory.detach(), settings.sampling, generator, num_tokens=self.num_tokens)
-        return rollout, memory if shared else None
-
-    def encode(self, rows: Tensor) -> Memory:
-        """The student's pass over the sources of given rows."""
-        pad_id = self.student.config.pad_token_id
-        return encode(self.student, *self.sources.student.batch(rows.cpu(), pad_id, self.student.device))
-
-    def judge(self, rows: Tensor, rollout: Rollout) -> Judgement:
-        """The teacher's judgement of rollouts of given rows."""
-        source, mask = self.sources.teacher.batch(rows.cpu(), self.teacher.config.pad_token_id, self.teacher.device)
-        return judge(
-            self.teacher,
-            source,
-            mask,
-            rollout.tokens_BT,
-            rollout.mask_BT,
-            rollout.truncated_B,
-            self.settings.reward,
-            num_tokens=self.num_tokens,
-        )

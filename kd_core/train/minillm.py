@@ -28,17 +28,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kd_core.losses.divergence_head import Divergence, TeacherStates, divergence_loss
+from kd_core.losses.divergence_head import Divergence, divergence_loss
 from kd_core.losses.lm_head import token_log_probs, weighted_nll
 from kd_core.losses.rewards import reward_to_go
-from kd_core.models.policy import Model, decode, head_of, shift_right, start_tokens
+from kd_core.models.policy import Model, encode_rows, head_of, target_states
 from kd_core.rollout.mixed_sampling import sample_mixed
 from kd_core.rollout.outputs import Rollout
-from kd_core.rollout.sampling import mixed_seed, sample
+from kd_core.rollout.sampling import mixed_seed
 from kd_core.train.batches import Sources, updates
 from kd_core.train.budget import Budget
+from kd_core.train.passes import act, teacher_states
 from kd_core.train.state import StepMetrics, TrainState, autocast, pack, unpack
-from kd_core.train.validation import encode_rows, teacher_states, validate
+from kd_core.train.validation import validate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +63,11 @@ class MiniLLMSettings(Budget):
             raise ValueError(f"updates_per_rollout must be at least 1, got {self.updates_per_rollout}")
 
 
-@dataclass(frozen=True)
-class Experience:
+@dataclass(frozen=True, kw_only=True)
+class Experience(Rollout):
     """Rollouts of one micro-batch: what an update learns from, and what a checkpoint must not lose."""
 
     source_B: Tensor  # row numbers of the data set
-    tokens_BT: Tensor
-    mask_BT: Tensor
-    log_prob_BT: Tensor  # under the mixture that they were drawn from
-    truncated_B: Tensor
 
 
 def future_return(reward_BT: Tensor, mask_BT: Tensor, *, from_next: bool, length_norm: bool) -> Tensor:
@@ -155,34 +152,33 @@ class Pair:
 
     def write(self, rows_B: Tensor, seed: int) -> Experience:
         """Roll out a micro-batch: the student, or the two of them mixed."""
-        settings, generator = self.settings, torch.Generator(self.student.device).manual_seed(seed)
-        with torch.no_grad(), autocast(self.student.device, settings.optimizer.precision):
-            memory = encode_rows(self.student, self.train.student, rows_B)
-            if settings.teacher_mix == 0:
-                out = sample(self.student, memory, settings.sampling, generator, num_tokens=self.num_tokens)
-            else:
-                seen, mix = encode_rows(self.teacher, self.train.teacher, rows_B), settings.teacher_mix
-                out = sample_mixed(
-                    self.student,
-                    memory,
-                    self.teacher,
-                    seen,
-                    mix,
-                    settings.sampling,
-                    generator,
-                    num_tokens=self.num_tokens,
-                )
-        rows_B = rows_B.to(out.tokens_BT.device)
-        return Experience(rows_B, out.tokens_BT, out.mask_BT, out.log_prob_BT, out.truncated_B)
+        student, teacher, settings = self.student, self.teacher, self.settings
+        if settings.teacher_mix == 0:
+            out, _ = act(student, self.train.student, rows_B, settings, seed, num_tokens=self.num_tokens)
+            return Experience(**vars(out), source_B=rows_B.to(student.device))
+        generator = torch.Generator(student.device).manual_seed(seed)
+        with torch.no_grad(), autocast(student.device, settings.optimizer.precision):
+            out = sample_mixed(
+                student,
+                encode_rows(student, self.train.student, rows_B),
+                teacher,
+                encode_rows(teacher, self.train.teacher, rows_B),
+                settings.teacher_mix,
+                settings.sampling,
+                generator,
+                num_tokens=self.num_tokens,
+            )
+        return Experience(**vars(out), source_B=rows_B.to(student.device))
 
     def loss(self, part: Experience, count: int) -> tuple[Tensor, dict[str, float]]:
         """A surrogate whose gradient is the micro-batch's share of an update of `count` tokens, and what it showed."""
         settings = self.settings
         memory = encode_rows(self.student, self.train.student, part.source_B)
-        inputs_BT = shift_right(part.tokens_BT, start_tokens(self.student, memory))
-        hidden_MD, layout = decode(self.student, memory, inputs_BT, part.mask_BT)
+        hidden_MD, layout = target_states(self.student, memory, part.tokens_BT, part.mask_BT)
         head, target_M = head_of(self.student, self.num_tokens), layout.pack(part.tokens_BT)
-        seen = self._teacher_states(part)
+        with torch.no_grad():
+            prompts = encode_rows(self.teacher, self.train.teacher, part.source_B)
+        seen = teacher_states(self.teacher, prompts, part, self.num_tokens)
         log_q_M = token_log_probs(hidden_MD, head, target_M)
         reward_M = token_log_probs(seen.hidden_ME, seen.head, target_M) - log_q_M
         ratio_M = (log_q_M - layout.pack(part.log_prob_BT)).exp()
@@ -191,7 +187,7 @@ class Pair:
         )
         future_M = layout.pack(future_BT)
         weight_M = clipped_weight(ratio_M, future_M, settings.ratio_clip)
-        loss, _ = weighted_nll(hidden_MD, head, target_M, weight_M * future_M / count)
+        loss = weighted_nll(hidden_MD, head, target_M, weight_M * future_M / count)
         of_step = hidden_MD if settings.single_step else hidden_MD.detach()
         step_head = head if settings.single_step else head.detach()
         step_loss, step_M = divergence_loss(of_step, step_head, seen, ratio_M / count, Divergence("reverse_kl"))
@@ -200,13 +196,6 @@ class Pair:
         values = {"reward": reward_M.sum(), "reverse_kl": step_M.sum(), "clipped": (weight_M == 0).sum()}
         shown = {name: float(total) / count for name, total in values.items()}
         return loss, shown | {"loss": float(loss.detach()), "max_ratio": float(ratio_M.max())}
-
-    @torch.no_grad()
-    def _teacher_states(self, part: Experience) -> TeacherStates:
-        outputs = Rollout(part.tokens_BT, part.mask_BT, part.log_prob_BT, part.truncated_B)
-        return teacher_states(
-            self.teacher, encode_rows(self.teacher, self.train.teacher, part.source_B), outputs, self.num_tokens
-        )
 
 
 def _lengths(experience: list[Experience], count: int) -> dict[str, float]:

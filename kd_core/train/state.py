@@ -130,7 +130,8 @@ class TrainState:
 
 def pack(parts: Sequence[object]) -> dict[str, Tensor]:
     """Dataclasses of tensors as `TrainState.in_flight` holds them: each tensor under its part's number and its name."""
-    return {f"{i}.{name}": tensor for i, part in enumerate(parts) for name, tensor in vars(part).items()}
+    fields = ((f"{i}.{name}", value) for i, part in enumerate(parts) for name, value in vars(part).items())
+    return {name: value for name, value in fields if value is not None}
 
 
 def unpack(kind: type[Part], in_flight: Mapping[str, Tensor]) -> list[Part]:

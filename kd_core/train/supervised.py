@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from kd_core.lengths import check_lengths, source_length, target_length
 from kd_core.losses.lm_head import token_log_probs, weighted_nll
 from kd_core.models.backends.pairs import check_fits, num_positions
-from kd_core.models.policy import Model, decode, encode, head_of, shift_right, start_tokens
+from kd_core.models.policy import Model, encode_rows, head_of, padded_rows, target_states
 from kd_core.models.token_rows import TokenRows
 from kd_core.train.batches import BatchSettings, epoch_updates, updates
 from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState, autocast, dropout_rng
@@ -78,7 +79,6 @@ def train_supervised(
     model, steps = state.model, num_steps or num_updates(train, settings, seed)
     check_positions(model, train)
     check_positions(model, validation, settings.validation_rows)
-    device, pad_id = model.device, model.config.pad_token_id
     lengths = train.source.lengths.numpy()
     for micro_batches in updates(lengths, settings.batch, seed, start=state.step):
         if state.step >= steps:
@@ -87,15 +87,10 @@ def train_supervised(
         loss = 0.0
         model.train()
         for micro, rows in enumerate(micro_batches):
-            source, source_mask = train.source.batch(rows, pad_id, device)
-            target, target_mask = train.target.batch(rows, pad_id, device)
-            with dropout_rng(seed, state.step, micro), autocast(device, settings.optimizer.precision):
-                memory = encode(model, source, source_mask)
-                inputs = shift_right(target, start_tokens(model, memory))
-                hidden_MD, layout = decode(model, memory, inputs, target_mask)
-                target_M = layout.pack(target)
+            with dropout_rng(seed, state.step, micro), autocast(model.device, settings.optimizer.precision):
+                hidden_MD, target_M = pair_states(model, train, rows)
                 weight_M = hidden_MD.new_full(target_M.shape, 1 / num_tokens, dtype=torch.float32)
-                nll, _ = weighted_nll(hidden_MD, head_of(model), target_M, weight_M)
+                nll = weighted_nll(hidden_MD, head_of(model), target_M, weight_M)
             nll.backward()
             loss += nll.item()
         norm = state.apply(settings.optimizer, steps, loss)
@@ -106,6 +101,13 @@ def train_supervised(
             values["validation_loss"] = cross_entropy(model, validation, settings.validation_rows)
         yield StepMetrics(state.step, values)
     model.eval()
+
+
+def pair_states(model: Model, pairs: Pairs, index_B: Tensor) -> tuple[Tensor, Tensor]:
+    """The states that predict each target token of some pairs, and these tokens. Shapes: (B,) -> (M, D), (M,)."""
+    target_BT, mask_BT = padded_rows(model, pairs.target, index_B)
+    hidden_MD, layout = target_states(model, encode_rows(model, pairs.source, index_B), target_BT, mask_BT)
+    return hidden_MD, layout.pack(target_BT)
 
 
 def check_positions(model: Model, pairs: Pairs, rows: int | None = None) -> None:
@@ -121,11 +123,7 @@ def cross_entropy(model: Model, pairs: Pairs, max_rows: int) -> float:
     total, count = 0.0, 0
     rows = min(max_rows, len(pairs.source))
     for index in torch.arange(rows).split(64):
-        source, source_mask = pairs.source.batch(index, model.config.pad_token_id, model.device)
-        target, mask = pairs.target.batch(index, model.config.pad_token_id, model.device)
-        memory = encode(model, source, source_mask)
-        inputs = shift_right(target, start_tokens(model, memory))
-        hidden_MD, layout = decode(model, memory, inputs, mask)
-        total -= token_log_probs(hidden_MD, head_of(model), layout.pack(target)).sum().item()
-        count += int(mask.sum())
+        hidden_MD, target_M = pair_states(model, pairs, index)
+        total -= token_log_probs(hidden_MD, head_of(model), target_M).sum().item()
+        count += len(target_M)
     return total / count

@@ -12,15 +12,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kd_core.losses.divergence_head import Divergence, TeacherStates, divergence_loss
+from kd_core.losses.divergence_head import Divergence, divergence_loss
 from kd_core.losses.rewards import RewardSettings
-from kd_core.models.policy import Memory, Model, decode, encode, head_of, shift_right, start_tokens
-from kd_core.models.token_rows import TokenRows
+from kd_core.models.policy import Memory, Model, encode_rows, head_of, padded_rows, target_states
 from kd_core.rollout.outputs import Rollout
 from kd_core.rollout.sampling import SamplingSettings, greedy, sample
 from kd_core.rollout.scoring import judge
 from kd_core.train.batches import Sources
 from kd_core.train.budget import Budget
+from kd_core.train.passes import teacher_states
 
 BATCH_ROWS = 64
 
@@ -52,12 +52,10 @@ def validate_rewards(
     kept = replace(reward, truncated="bootstrap")
     totals = {"validation": [0.0, 0], "validation_sampled": [0.0, 0]}
     for index, memory, sampled in _samples(student, sources, max_new_tokens, max_rows, num_tokens):
-        source, mask = _rows(teacher, sources.teacher, index)
+        source, mask = padded_rows(teacher, sources.teacher, index)
         written = greedy(student, memory, max_new_tokens, num_tokens=num_tokens)
         for name, each in (("validation", written), ("validation_sampled", sampled)):
-            judged = judge(
-                teacher, source, mask, each.tokens_BT, each.mask_BT, each.truncated_B, kept, num_tokens=num_tokens
-            )
+            judged = judge(teacher, source, mask, each, kept, num_tokens=num_tokens)
             totals[name][0] += float(judged.reward_BT.sum())
             totals[name][1] += int(judged.mask_BT.sum())
     rewards = {f"{name}_reward": total / tokens for name, (total, tokens) in totals.items()}
@@ -77,34 +75,13 @@ def validate_divergences(
     totals, count = {"forward_kl": 0.0, "reverse_kl": 0.0}, 0
     head = head_of(student, num_tokens)
     for index, memory, sampled in _samples(student, sources, max_new_tokens, max_rows, num_tokens):
-        inputs = shift_right(sampled.tokens_BT, start_tokens(student, memory))
-        hidden_MD, _ = decode(student, memory, inputs, sampled.mask_BT)
+        hidden_MD, _ = target_states(student, memory, sampled.tokens_BT, sampled.mask_BT)
         seen = teacher_states(teacher, encode_rows(teacher, sources.teacher, index), sampled, num_tokens)
         for kind in ("forward_kl", "reverse_kl"):
             ones_M = hidden_MD.new_ones(len(hidden_MD))
             totals[kind] += float(divergence_loss(hidden_MD, head, seen, ones_M, Divergence(kind))[0])
         count += len(hidden_MD)
     return {f"validation_{kind}": total / count for kind, total in totals.items()}
-
-
-@torch.no_grad()
-def teacher_states(teacher: Model, memory: Memory, outputs: Rollout, num_tokens: int | None) -> TeacherStates:
-    """The teacher's states at every real token of given outputs.
-
-    Shapes: Memory of B prompted sources, (B, T) outputs with mask -> `TeacherStates` of M tokens.
-    """
-    inputs_BT = shift_right(outputs.tokens_BT, start_tokens(teacher, memory))
-    hidden_ME, _ = decode(teacher, memory, inputs_BT, outputs.mask_BT)
-    return TeacherStates(hidden_ME, head_of(teacher, num_tokens))
-
-
-def encode_rows(model: Model, sources: TokenRows, rows_B: Tensor) -> Memory:
-    """The encoder's states of given rows of a data set."""
-    return encode(model, *_rows(model, sources, rows_B))
-
-
-def _rows(model: Model, sources: TokenRows, rows_B: Tensor) -> tuple[Tensor, Tensor]:
-    return sources.batch(rows_B.cpu(), model.config.pad_token_id, model.device)
 
 
 def _samples(

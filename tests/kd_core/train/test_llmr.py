@@ -14,9 +14,10 @@ import torch
 
 from kd_core.losses import rewards
 from kd_core.losses.rewards import RewardSettings, reward_to_go
+from kd_core.models import policy
 from kd_core.models.t5 import encode
 from kd_core.rollout import scoring
-from kd_core.rollout.outputs import mask_through_eos, truncated_rows
+from kd_core.rollout.outputs import Rollout, mask_through_eos, truncated_rows
 from kd_core.rollout.scoring import judge
 from kd_core.train import llmr as train_llmr
 from kd_core.train.llmr import Experience, advantages, policy_gradient_loss
@@ -37,21 +38,11 @@ def experience(teacher: Any, settings: RewardSettings) -> Experience:
     tokens = every_sequence()
     rows = len(tokens)
     mask = mask_through_eos(tokens, EOS)
-    truncated = truncated_rows(tokens, mask, EOS)
     source = SOURCE.expand(rows, -1)
-    judged = judge(teacher, source, torch.ones_like(source).bool(), tokens, mask, truncated, settings)
-    return Experience(
-        torch.zeros(rows, dtype=torch.long),
-        tokens,
-        mask,
-        truncated,
-        torch.zeros(rows, LIMIT, dtype=torch.float64),
-        judged.q_value_BT,
-        judged.value_BT,
-        judged.reward_BT,
-        judged.mask_BT,
-        reward_to_go(judged.reward_BT, judged.mask_BT),
-    )
+    rollout = Rollout(tokens, mask, truncated_rows(tokens, mask, EOS), torch.zeros(rows, LIMIT, dtype=torch.float64))
+    judged = judge(teacher, source, torch.ones_like(source).bool(), rollout, settings)
+    gain = reward_to_go(judged.reward_BT, judged.mask_BT)
+    return Experience.of(torch.zeros(rows, dtype=torch.long), rollout, judged, gain, None)
 
 
 def sequence_log_prob(student: Any, tokens: torch.Tensor) -> torch.Tensor:
@@ -94,10 +85,10 @@ def check(teacher: Any, student: Any, settings: RewardSettings) -> None:
     part = experience(teacher, settings)
     probability = sequence_log_prob(student, part.tokens_BT).exp().detach()
     assert probability.sum().item() == pytest.approx(1.0, abs=1e-12), "the sequences are not all there are"
-    (coefficient,) = advantages([part], settings)
+    (advantage,) = advantages([part], settings)
     source = SOURCE.expand(len(part.tokens_BT), -1)
     memory = encode(student, source, torch.ones_like(source).bool())
-    loss, _ = policy_gradient_loss(student, memory, part, coefficient * probability[:, None])
+    loss, _ = policy_gradient_loss(student, memory, part, advantage * probability[:, None])
     student.zero_grad()
     loss.backward()
 
@@ -144,14 +135,14 @@ def wrong_mask(q_value: Any, value: Any, mask: Any, last: Any) -> Any:
     return rewards.induced_reward(q_value, value, shorter, last)
 
 
-def wrong_shift(tokens: Any, start_id: int) -> Any:
+def wrong_shift(model: Any, memory: Any, tokens: Any, mask: Any) -> Any:
     """Inputs are the targets themselves."""
-    return tokens
+    return policy.decode(model, memory, tokens, mask)
 
 
-def wrapped_shift(tokens: Any, start_id: int) -> Any:
+def wrapped_shift(model: Any, memory: Any, tokens: Any, mask: Any) -> Any:
     """`roll` wraps the last position onto the first."""
-    return tokens.roll(1, dims=1)
+    return policy.decode(model, memory, tokens.roll(1, dims=1), mask)
 
 
 @pytest.mark.usefixtures("exact_layer_norm")
@@ -160,9 +151,9 @@ def wrapped_shift(tokens: Any, start_id: int) -> Any:
     [
         (train_llmr, "subtract_baseline", wrong_baseline),
         (scoring, "induced_reward", wrong_mask),
-        (train_llmr, "shift_right", wrong_shift),
-        (train_llmr, "shift_right", wrapped_shift),
-        (scoring, "shift_right", wrong_shift),
+        (train_llmr, "target_states", wrong_shift),
+        (train_llmr, "target_states", wrapped_shift),
+        (scoring, "target_states", wrong_shift),
     ],
     ids=["baseline", "mask", "student shift", "wrapped shift", "teacher shift"],
 )

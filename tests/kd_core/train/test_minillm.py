@@ -59,7 +59,7 @@ def test_the_gradient_is_that_of_the_divergence_between_outputs(make_t5: Make, s
     for b in range(len(tokens)):
         row = slice(b, b + 1)
         cut = truncated_rows(tokens[row], mask[row], EOS)
-        part = Experience(torch.tensor([0]), tokens[row], mask[row], step_log_q[row], cut)
+        part = Experience(tokens[row], mask[row], cut, step_log_q[row], source_B=torch.tensor([0]))
         loss, shown = pair.loss(part, 1)
         assert shown["max_ratio"] == pytest.approx(1.0, abs=1e-9)
         for total, grad in zip(found, torch.autograd.grad(loss, list(student.parameters())), strict=True):

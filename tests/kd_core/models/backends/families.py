@@ -188,7 +188,7 @@ def policy_gradient(name: str) -> dict[str, tuple[Tensor | None, Tensor | None]]
     model, prompts, responses = tiny(name), ragged(PROMPTS, 3), ragged(RESPONSES, 4)
     target = responses[0][responses[1]]
     weight = torch.randn(len(target), generator=torch.Generator().manual_seed(5)).to(FAMILIES[name].dtype)
-    ours, _ = weighted_nll(states(model, prompts, responses), head_of(model), target, weight)
+    ours = weighted_nll(states(model, prompts, responses), head_of(model), target, weight)
     picked = stock_rows(model, prompts, responses).log_softmax(dim=1).gather(1, target[:, None]).squeeze(1)
     return _gradients(model, ours, -(weight * picked).sum())
 

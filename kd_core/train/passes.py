@@ -1,0 +1,48 @@
+"""What several methods do with a micro-batch: the student acts, and the teacher reads what was written.
+
+Shape legend: B rows, T target positions, M real tokens, E teacher width.
+"""
+
+import torch
+from torch import Tensor
+
+from kd_core.losses.divergence_head import TeacherStates
+from kd_core.models.policy import Memory, Model, encode_rows, head_of, target_states
+from kd_core.models.token_rows import TokenRows
+from kd_core.rollout.outputs import Outputs, Rollout
+from kd_core.rollout.sampling import sample
+from kd_core.train.budget import Budget
+from kd_core.train.state import autocast
+
+
+def act(
+    student: Model,
+    sources: TokenRows,
+    rows_B: Tensor,
+    settings: Budget,
+    seed: int,
+    *,
+    keep_memory: bool = False,
+    num_tokens: int | None = None,
+) -> tuple[Rollout, Memory | None]:
+    """The student's own outputs for rows of the data set, drawn without a gradient.
+
+    With `keep_memory` what it has read is returned too, with its gradient: an update that is on-policy and follows at
+    once needs the encoder once for both.
+    """
+    with autocast(student.device, settings.optimizer.precision):
+        with torch.set_grad_enabled(keep_memory):
+            memory = encode_rows(student, sources, rows_B)
+        generator = torch.Generator(student.device).manual_seed(seed)
+        rollout = sample(student, memory.detach(), settings.sampling, generator, num_tokens=num_tokens)
+    return rollout, memory if keep_memory else None
+
+
+@torch.no_grad()
+def teacher_states(teacher: Model, memory: Memory, outputs: Outputs, num_tokens: int | None) -> TeacherStates:
+    """The teacher's states at every real token of given outputs.
+
+    Shapes: Memory of B prompted sources, (B, T) outputs -> `TeacherStates` of M tokens.
+    """
+    hidden_ME, _ = target_states(teacher, memory, outputs.tokens_BT, outputs.mask_BT)
+    return TeacherStates(hidden_ME, head_of(teacher, num_tokens))
