@@ -19,7 +19,7 @@ from benchmarks.common import line
 from kd_core.losses.rewards import RewardSettings
 from kd_core.models.shapes import T5Shape, build_t5
 from kd_core.models.t5 import encode
-from kd_core.rollout.outputs import Outputs, Rollout
+from kd_core.rollout.responses import Responses, Rollout
 from kd_core.rollout.scoring import Judgement, judge
 from kd_core.train.llmr import Experience, policy_gradient_loss
 
@@ -57,7 +57,7 @@ def one_pass(who: str, what: str, vocabulary: int, length: int, rows: int) -> No
     model = build_t5(SHAPE, vocabulary, 0)
     source, mask = torch.randint(3, vocabulary, (rows, SOURCE)), torch.ones(rows, SOURCE, dtype=torch.bool)
     tokens, real = torch.randint(3, vocabulary, (rows, length)), torch.ones(rows, length, dtype=torch.bool)
-    written = Outputs(tokens, real, torch.ones(rows, dtype=torch.bool))
+    written = Responses(tokens, real, torch.ones(rows, dtype=torch.bool))
     gain = torch.randn(rows, length) / (rows * length)
     if what == "scoring":
         if who == "ours":

@@ -12,7 +12,7 @@ from benchmarks.common import Bench, demo_bench, in_turn, line
 from kd_core.losses.lm_head import ValueKind, chunk_rows
 from kd_core.losses.rewards import RewardSettings
 from kd_core.models.policy import decode, encode, head_of, shift_right
-from kd_core.rollout.outputs import Outputs
+from kd_core.rollout.responses import Responses
 from kd_core.rollout.sampling import SamplingSettings, sample
 from kd_core.rollout.scoring import judge
 
@@ -39,7 +39,7 @@ def measure(bench: Bench) -> Iterator[dict[str, Any]]:
     sizes |= {"real_tokens": int(real.sum()), "max_new_tokens": bench.max_new_tokens}
     for value in VALUES:
         settings = RewardSettings(value=value, truncated="bootstrap")
-        ours = partial(judge, bench.teacher, source, mask, Outputs(tokens, real, truncated), settings)
+        ours = partial(judge, bench.teacher, source, mask, Responses(tokens, real, truncated), settings)
         for name, reference in references.items():
             seconds = in_turn(ours, reference)
             yield line("scoring", *seconds, "s/batch", reference_is=name, value=value, **sizes)
@@ -86,7 +86,7 @@ def stock_pass(teacher: Any, source: Tensor, mask: Tensor, tokens: Tensor) -> Ca
 
 def check(bench: Bench, source: Tensor, mask: Tensor, tokens: Tensor, real: Tensor, truncated: Tensor) -> None:
     """Raise AssertionError unless our rewards are those of full logits."""
-    ours = judge(bench.teacher, source, mask, Outputs(tokens, real, truncated), RewardSettings(truncated="bootstrap"))
+    ours = judge(bench.teacher, source, mask, Responses(tokens, real, truncated), RewardSettings(truncated="bootstrap"))
     reward, value = reference_llmr.rewards(bench.teacher, source, mask, tokens, real)
     torch.testing.assert_close(ours.reward_BT, reward, atol=2e-3, rtol=1e-3)
     torch.testing.assert_close(ours.value_BT, value, atol=2e-3, rtol=1e-3)

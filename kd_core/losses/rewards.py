@@ -24,18 +24,13 @@ TruncatedKind = Literal["drop", "bootstrap"]
 
 @dataclass(frozen=True, kw_only=True)
 class RewardSettings:
-    """How teacher logits become gains. Defaults: the paper's Eq.
-
-    2 to 4; scale and clip as its predecessor's published scripts.
-    """
+    """How teacher logits become gains. Defaults: the paper's Eq. 2 to 4; scale and clip of its predecessor's code."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
 
     value: ValueKind = "max"
     centre: bool = True  # subtract the mean over V at each position, as the authors' code does
-    truncated: TruncatedKind = (
-        "drop"  # what becomes of rollouts cut off at the length limit; dropping favours short outputs
-    )
+    truncated: TruncatedKind = "drop"  # what becomes of rollouts cut off at the limit; dropping favours short ones
     baseline: BaselineKind = "none"
     reward_scale: float = 100.0  # the gain is divided by it, nats
     reward_clip: float = 1.0  # then clipped to +- this; 0 = off

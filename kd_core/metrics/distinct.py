@@ -22,6 +22,7 @@ import numpy as np
 
 from kd_core.metrics.bootstrap import Measure
 from kd_core.metrics.intervals import Floats
+from kd_core.metrics.ratios import quotient
 
 NGrams = Sequence[Hashable]
 
@@ -81,9 +82,7 @@ def _measure(metric: str, ngrams: Sequence[NGrams], denominators: list[int], und
     shared = len(num_outputs_with) - sum(only_here)
 
     def score(sums_SK: Floats) -> Floats:
-        num_different_S, denominator_S = shared + sums_SK[:, 0], sums_SK[:, 1]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(denominator_S > 0, 100 * num_different_S / denominator_S, np.nan)
+        return quotient(100 * (shared + sums_SK[:, 0]), sums_SK[:, 1])
 
     return Measure(
         metric=metric,

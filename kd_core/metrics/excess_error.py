@@ -21,6 +21,7 @@ from torch import Tensor
 from kd_core.losses.divergence_head import Divergence, TeacherStates, divergence_loss
 from kd_core.metrics.bootstrap import MetricValue, Resamples, summarise
 from kd_core.metrics.intervals import Floats
+from kd_core.metrics.ratios import quotient
 from kd_core.models.policy import encode, head_of, target_states
 
 
@@ -70,8 +71,7 @@ def excess_error(student_NL: Floats, teacher_NL: Floats, resamples: Resamples) -
         raise ValueError(f"D_s and D_t need the same inputs and lengths, got {student_NL.shape}, {teacher_NL.shape}")
     weights_SN = resamples.weights_SN.astype(np.float64)
     above_SL, below_SL = weights_SN @ (student_NL - teacher_NL), weights_SN @ teacher_NL
-    with np.errstate(invalid="ignore", divide="ignore"):
-        value_SL = np.where(below_SL > 0, 100 * above_SL / below_SL, np.nan)
+    value_SL = quotient(100 * above_SL, below_SL)
     means = zip(student_NL.mean(axis=0), teacher_NL.mean(axis=0), value_SL.T, strict=True)
     return [
         ExcessError(

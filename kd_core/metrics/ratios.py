@@ -10,12 +10,17 @@ from kd_core.metrics.bootstrap import Measure
 from kd_core.metrics.intervals import Floats
 
 
+def quotient(above: Floats, below: Floats) -> Floats:
+    """above / below, NaN where there is nothing below. Shapes: any two of one shape -> the same."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(below > 0, above / below, np.nan)
+
+
 def ratio(metric: str, unit: str, above_N: ArrayLike, below_N: ArrayLike, undefined: str, note: str = "") -> Measure:
     """sum(above) / sum(below), undefined where there is nothing below. Shapes: (N,), (N,)."""
 
     def score(sums_SK: Floats) -> Floats:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(sums_SK[:, 1] > 0, sums_SK[:, 0] / sums_SK[:, 1], np.nan)
+        return quotient(sums_SK[:, 0], sums_SK[:, 1])
 
     columns_NK = np.stack([np.asarray(above_N, dtype=np.float64), np.asarray(below_N, dtype=np.float64)], axis=1)
     return Measure(metric=metric, unit=unit, columns_NK=columns_NK, score=score, undefined=undefined, note=note)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from kd_core.metrics.bootstrap import Measure
 from kd_core.metrics.intervals import Floats
+from kd_core.metrics.ratios import quotient
 
 
 def block_numbers(positions: NDArray[np.int64], block: int, first: int) -> NDArray[np.int64]:
@@ -72,8 +73,7 @@ def _all_steps(sums_NX: Floats, num_steps: int) -> Floats:
 
 
 def _mean(sums_S2: Floats) -> Floats:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(sums_S2[:, 1] > 0, sums_S2[:, 0] / sums_S2[:, 1], np.nan)
+    return quotient(sums_S2[:, 0], sums_S2[:, 1])
 
 
 def _measure(metric: str, unit: str, columns_N2: Floats, score: Callable[[Floats], Floats]) -> Measure:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kd_core.lengths import check_lengths, target_length
 from kd_core.models.policy import Memory, Model, head_of, start_tokens, step_decoder
-from kd_core.rollout.outputs import Ends, check_distribution, is_end
+from kd_core.rollout.responses import Ends, check_distribution, is_end
 
 
 @dataclass(frozen=True, kw_only=True)

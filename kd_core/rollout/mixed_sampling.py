@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kd_core.losses.head import full_precision
 from kd_core.models.policy import Memory, Model
-from kd_core.rollout.outputs import Rollout
+from kd_core.rollout.responses import Rollout
 from kd_core.rollout.sampling import SamplingSettings, Writer, sample_from
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from kd_core.lengths import check_lengths, target_length
 from kd_core.losses.head import full_precision
 from kd_core.models.policy import Memory, Model, head_of, start_tokens, step_decoder
-from kd_core.rollout.outputs import Rollout, check_distribution, is_end, mask_through_eos, truncated_rows
+from kd_core.rollout.responses import Rollout, check_distribution, is_end, mask_through_eos, truncated_rows
 
 BLOCK = 128  # tokens of the vocabulary that are summed before any is looked at
 Choose = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]  # logits, rows, position -> tokens, log-probabilities
@@ -191,5 +191,5 @@ def _roll_out(writer: Writer, max_new_tokens: int, choose: Choose) -> Rollout:
 
 
 def mixed_seed(*parts: int) -> int:
-    """One 63-bit seed from several numbers, none of which cancels another."""
+    """One 63-bit seed from several numbers; other numbers, or the same in another order, give another seed."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from kd_core.losses.lm_head import TokenScores, token_scores
 from kd_core.losses.rewards import RewardSettings, induced_reward
 from kd_core.models.policy import Model, encode, head_of, target_states
-from kd_core.rollout.outputs import Outputs
+from kd_core.rollout.responses import Responses
 
 
 @dataclass(frozen=True)
@@ -30,20 +30,20 @@ def judge(
     teacher: Model,
     source_BS: Tensor,
     source_mask_BS: Tensor,
-    outputs: Outputs,
+    responses: Responses,
     settings: RewardSettings,
     *,
     num_tokens: int | None = None,
 ) -> Judgement:
     """q-values, state values and rewards of given outputs.
 
-    Shapes: (B, S) prompted sources with mask, (B, T) outputs -> `Judgement`. A bootstrapped truncated rollout needs the
-    value after its last token, so the pass is one position longer there. Source: LLMR Eq. 2 and 3; METHODS 1.2 to 1.4.
+    Shapes: (B, S) prompted sources with mask, (B, T) responses -> `Judgement`. A bootstrapped truncated rollout needs
+    the value after its last token: the pass is one position longer there. Source: LLMR Eq. 2 and 3; METHODS 1.2 to 1.4.
     """
-    mask_BT, truncated_B = outputs.mask_BT, outputs.truncated_B
+    mask_BT, truncated_B = responses.mask_BT, responses.truncated_B
     bootstrap_B = truncated_B if settings.truncated == "bootstrap" else torch.zeros_like(truncated_B)
     length_B = mask_BT.sum(dim=1)
-    tokens_BU = F.pad(outputs.tokens_BT, (0, 1))  # of the last position, only the value is wanted
+    tokens_BU = F.pad(responses.tokens_BT, (0, 1))  # of the last position, only the value is wanted
     reach_B = length_B + bootstrap_B  # positions to score in each row
     mask_BU = torch.arange(tokens_BU.shape[1], device=mask_BT.device)[None] < reach_B[:, None]
     width = int(reach_B.max())

@@ -22,7 +22,7 @@ from kd_core.lengths import require_length
 from kd_core.losses.divergence_head import Divergence, divergence_loss
 from kd_core.models.policy import Memory, Model, encode_rows, head_of, padded_rows, target_states
 from kd_core.models.token_rows import TokenRows
-from kd_core.rollout.outputs import Outputs, truncated_rows
+from kd_core.rollout.responses import Responses, truncated_rows
 from kd_core.rollout.sampling import mixed_seed
 from kd_core.train.batches import Sources, updates
 from kd_core.train.budget import Budget
@@ -128,7 +128,7 @@ class Written:
     """One micro-batch: the outputs of each term, and the student's encoder states if they carry their gradient."""
 
     rows_B: Tensor
-    outputs: list[Outputs]
+    outputs: list[Responses]
     memory: Memory | None
 
 
@@ -153,6 +153,7 @@ def train_divergence(
         if state.step >= settings.steps:
             break
         terms = step_terms(settings, seed, state.step)
+        # act: a term is taken on what the student writes now, or on what the teacher has written
         written = [
             pair.write(rows, terms, mixed_seed(seed, state.step, micro)) for micro, rows in enumerate(micro_batches)
         ]
@@ -160,6 +161,7 @@ def train_divergence(
         values, sums = summary(written, terms), dict.fromkeys((f"{term.writer}_term" for term in terms), 0.0)
         loss = 0.0
         for part in written:
+            # judge and learn: the sum over t of D(p, q), the teacher's distributions against the student's
             with autocast(student.device, settings.optimizer.precision):
                 objective, of_terms = pair.loss(part, terms, count)
             objective.backward()
@@ -189,7 +191,7 @@ class Pair:
         """The sequences of a micro-batch. If it is the only one, its encoder states are kept for learning."""
         student, settings = self.student, self.settings
         memory: Memory | None = None
-        outputs: list[Outputs] = []
+        outputs: list[Responses] = []
         for term in terms:
             if term.writer == "teacher":
                 outputs.append(self._given(rows_B))
@@ -201,13 +203,13 @@ class Pair:
             outputs.append(rollout)
         return Written(rows_B, outputs, memory)
 
-    def _given(self, rows_B: Tensor) -> Outputs:
+    def _given(self, rows_B: Tensor) -> Responses:
         """What the teacher wrote for these rows, cut to the length limit."""
         assert self.train.outputs is not None  # the stage reads them wherever a term needs them
         limit = self.settings.sampling.max_new_tokens
         require_length("max_new_tokens", limit)
         tokens_BT, mask_BT = (x_BT[:, :limit] for x_BT in padded_rows(self.student, self.train.outputs, rows_B))
-        return Outputs(tokens_BT, mask_BT, truncated_rows(tokens_BT, mask_BT, self.student.config.eos_token_id))
+        return Responses(tokens_BT, mask_BT, truncated_rows(tokens_BT, mask_BT, self.student.config.eos_token_id))
 
     def loss(self, part: Written, terms: list[Term], count: int) -> tuple[Tensor, dict[str, float]]:
         """The micro-batch's share of an update of `count` tokens, and the summed divergence of each term, in nats."""

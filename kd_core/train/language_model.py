@@ -45,13 +45,14 @@ def train_language_model(
 ) -> Iterator[StepMetrics]:
     """Minimise the cross-entropy of every token given those before it in its block; goes on from `state.step`.
 
-    Each epoch cuts the text anew, at an offset of its own. Raises ValueError for a text shorter than two blocks, or
-    held-out text shorter than one.
+    Each epoch cuts the text anew, at an offset of its own. Dropout is off. Raises ValueError for a text shorter than
+    two blocks, or held-out text shorter than one.
     """
     model = state.model
     if len(text_N) < 2 * settings.block + 1 or len(held_out_N) < settings.block + 1:
         sizes = f"{len(text_N):,} tokens to train on, {len(held_out_N):,} held out"
         raise ValueError(f"the text is shorter than its blocks of {settings.block} tokens: {sizes}\ngive more text")
+    model.eval()
     for index in _batches(len(text_N), settings, seed, state.step):
         block_BL = text_N[index[:, None] + torch.arange(settings.block + 1)].to(model.device)
         with autocast(model.device, settings.optimizer.precision):

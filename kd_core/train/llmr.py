@@ -16,7 +16,7 @@ from torch import Tensor
 from kd_core.losses.lm_head import token_log_probs, weighted_nll
 from kd_core.losses.rewards import RewardSettings, reward_to_go, scale_and_clip, subtract_baseline
 from kd_core.models.policy import Memory, Model, encode_rows, head_of, padded_rows, target_states
-from kd_core.rollout.outputs import Rollout
+from kd_core.rollout.responses import Rollout
 from kd_core.rollout.sampling import SamplingSettings, mixed_seed
 from kd_core.rollout.scoring import Judgement, judge
 from kd_core.train.batches import Sources, updates
@@ -36,9 +36,7 @@ class LLMRSettings(Budget):
     kind: Literal["llmr"] = "llmr"
     rollouts_per_source: int = 1  # leave_one_out needs at least 2
     updates_per_rollout: int = 1  # above 1, rollouts are reused and weighted by q_theta / q_behaviour
-    importance: Literal["reused", "always", "never"] = (
-        "reused"  # always: also where top_k or top_p reshaped the first use
-    )
+    importance: Literal["reused", "always", "never"] = "reused"  # always: the first use too, reshaped by top_k or top_p
     entropy_bonus: float = 0.0  # nats^-1; the true entropy, not the cross-entropy to uniform of the authors' code
     sampling: SamplingSettings = field(default_factory=lambda: SamplingSettings(top_k=2))
     reward: RewardSettings = field(default_factory=RewardSettings)

@@ -33,7 +33,7 @@ from kd_core.losses.lm_head import token_log_probs, weighted_nll
 from kd_core.losses.rewards import reward_to_go
 from kd_core.models.policy import Model, encode_rows, head_of, target_states
 from kd_core.rollout.mixed_sampling import sample_mixed
-from kd_core.rollout.outputs import Rollout
+from kd_core.rollout.responses import Rollout
 from kd_core.rollout.sampling import mixed_seed
 from kd_core.train.batches import Sources, updates
 from kd_core.train.budget import Budget
@@ -116,6 +116,7 @@ def train_minillm(
     experience = unpack(Experience, state.in_flight)
     while state.step < settings.steps:
         if state.step % reuse == 0:
+            # act: the student writes, or the two of them mixed
             experience = [
                 pair.write(rows, mixed_seed(seed, state.step // reuse, micro))
                 for micro, rows in enumerate(next(batches))
@@ -125,6 +126,7 @@ def train_minillm(
         sums = dict.fromkeys(("loss", "reward", "reverse_kl", "clipped"), 0.0)
         max_ratio = 0.0
         for part in experience:
+            # judge and learn: -sum_t w_t R_{t+1} log q(y_t | s_t), and sum_t w_t KL(q || p) of the steps themselves
             with autocast(student.device, settings.optimizer.precision):
                 objective, seen = pair.loss(part, count)
             objective.backward()

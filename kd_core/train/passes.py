@@ -9,7 +9,7 @@ from torch import Tensor
 from kd_core.losses.divergence_head import TeacherStates
 from kd_core.models.policy import Memory, Model, encode_rows, head_of, target_states
 from kd_core.models.token_rows import TokenRows
-from kd_core.rollout.outputs import Outputs, Rollout
+from kd_core.rollout.responses import Responses, Rollout
 from kd_core.rollout.sampling import sample
 from kd_core.train.budget import Budget
 from kd_core.train.state import autocast
@@ -39,10 +39,10 @@ def act(
 
 
 @torch.no_grad()
-def teacher_states(teacher: Model, memory: Memory, outputs: Outputs, num_tokens: int | None) -> TeacherStates:
+def teacher_states(teacher: Model, memory: Memory, responses: Responses, num_tokens: int | None) -> TeacherStates:
     """The teacher's states at every real token of given outputs.
 
-    Shapes: Memory of B prompted sources, (B, T) outputs -> `TeacherStates` of M tokens.
+    Shapes: Memory of B prompted sources, (B, T) responses -> `TeacherStates` of M tokens.
     """
-    hidden_ME, _ = target_states(teacher, memory, outputs.tokens_BT, outputs.mask_BT)
+    hidden_ME, _ = target_states(teacher, memory, responses.tokens_BT, responses.mask_BT)
     return TeacherStates(hidden_ME, head_of(teacher, num_tokens))

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kd_core.rollout.outputs import NotFiniteError
+from kd_core.rollout.responses import NotFiniteError
 from kd_core.rollout.sampling import mixed_seed
 
 Part = TypeVar("Part")

@@ -15,7 +15,7 @@ from torch import Tensor
 from kd_core.losses.divergence_head import Divergence, divergence_loss
 from kd_core.losses.rewards import RewardSettings
 from kd_core.models.policy import Memory, Model, encode_rows, head_of, padded_rows, target_states
-from kd_core.rollout.outputs import Rollout
+from kd_core.rollout.responses import Rollout
 from kd_core.rollout.sampling import SamplingSettings, greedy, sample
 from kd_core.rollout.scoring import judge
 from kd_core.train.batches import Sources

@@ -22,7 +22,7 @@ from kd_core.windows.cutting import contexts, followers
 from kd_core.windows.free_running import free_run
 from kd_core.windows.gpt_neo import Trunk, trunk
 
-Sampled = SamplingSettings(max_new_tokens=1)  # temperature 1: the paper's
+PLAIN = SamplingSettings(max_new_tokens=1)  # temperature 1: the paper's
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def aggregate(
     horizon: int,
     seed: int,
     *,
-    sampling: SamplingSettings = Sampled,
+    sampling: SamplingSettings = PLAIN,
     packed: bool = False,
     num_tokens: int | None = None,
     batch_rows: int = 64,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kd_core.losses.head import full_precision
 from kd_core.models.policy import Model, head_of
-from kd_core.rollout.outputs import check_distribution
+from kd_core.rollout.responses import check_distribution
 from kd_core.rollout.sampling import SamplingSettings, draw
 from kd_core.windows.cutting import contexts, followers
 from kd_core.windows.gpt_neo import Trunk, last_hidden, trunk

@@ -36,7 +36,7 @@ class Trunk:
     last_BPD: Tensor  # its input at the predicting positions as it is, for the residual connection
 
     def of(self, model: Model, index_B: Tensor) -> "Trunk":
-        """Some of the windows. The model is not asked: it has answered."""
+        """Some of the windows, as `Below` has it; their states are here already, and `model` is not run."""
         return Trunk(self.normed_BLD[index_B], self.last_BPD[index_B])
 
     @staticmethod

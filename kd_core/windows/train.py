@@ -98,6 +98,7 @@ def train_windows(
     for number, part in enumerate(train):
         _refuse_unlabelled(part, f"part {number} of the training windows", settings.alpha)
     _refuse_unlabelled(validation, "the validation set", settings.alpha)
+    state.model.eval()
     per_epoch = updates_per_epoch(train, settings)
     while state.step < per_epoch * settings.epochs and not _stopped(state, settings):
         epoch, done = divmod(state.step, per_epoch)

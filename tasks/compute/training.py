@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kd_core.models.loading import save_model
-from kd_core.rollout.outputs import NotFiniteError
+from kd_core.rollout.responses import NotFiniteError
 from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState
 from tasks.compute.models import LoadedModel
 from tasks.store.stage import Build

@@ -16,7 +16,7 @@ from kd_core.models.policy import encode
 from kd_core.models.prompts import Prompts
 from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.beam_search import BeamSettings, beam_search
-from kd_core.rollout.outputs import Outputs, mask_through_eos, truncated_rows
+from kd_core.rollout.responses import Responses, mask_through_eos, truncated_rows
 from kd_core.rollout.sampling import SamplingSettings, greedy, mixed_seed, sample
 from kd_core.rollout.scoring import judge
 from tasks.compute.device import device_of
@@ -171,6 +171,6 @@ def _rewards(
     """(B,) the teacher's reward of each output, summed over its tokens."""
     source, source_mask = prompted.batch(rows, teacher.model.config.pad_token_id, teacher.model.device)
     kept = replace(reward, truncated="bootstrap")
-    outputs = Outputs(tokens, mask, truncated)
-    judged = judge(teacher.model, source, source_mask, outputs, kept, num_tokens=teacher.num_tokens)
+    responses = Responses(tokens, mask, truncated)
+    judged = judge(teacher.model, source, source_mask, responses, kept, num_tokens=teacher.num_tokens)
     return judged.reward_BT.sum(dim=1)

@@ -18,7 +18,7 @@ from kd_core.models.policy import encode
 from kd_core.models.prompts import Prompt
 from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.beam_search import BeamSettings, beam_search
-from kd_core.rollout.outputs import mask_through_eos, truncated_rows
+from kd_core.rollout.responses import mask_through_eos, truncated_rows
 from kd_core.rollout.token_labels import TokenLabels, top_k_labels
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_artifact

@@ -11,7 +11,7 @@ import numpy as np
 
 from kd_core.metrics.bootstrap import Measure, MetricValue
 from kd_core.metrics.g_eval.reply import Verdict
-from kd_core.metrics.intervals import Floats
+from kd_core.metrics.ratios import ratio
 
 METRICS = {
     "g_eval": "[0, 1]",
@@ -45,9 +45,9 @@ def normalised_g_eval(system_scores: Sequence[float | None], true_scores: Sequen
     none = "no window has a score of both the continuation and the true one"
     worst = none if not both_N.any() else "every true continuation has the lowest score"
     return [
-        _ratio("g_eval", ours_N, both_N, none, note),
-        _ratio("g_eval_true", true_N, both_N, none, note),
-        _ratio("g_eval_normalised", 100 * ours_N, true_N, worst, note),
+        ratio("g_eval", METRICS["g_eval"], ours_N, both_N, none, note),
+        ratio("g_eval_true", METRICS["g_eval_true"], true_N, both_N, none, note),
+        ratio("g_eval_normalised", METRICS["g_eval_normalised"], 100 * ours_N, true_N, worst, note),
     ]
 
 
@@ -61,7 +61,7 @@ def g_eval_shares(verdicts: Sequence[Verdict | None]) -> list[Measure]:
         for outcome in ("refused", "unparsed")
     }
     return [
-        _ratio(f"g_eval_{outcome}", share_N, asked_N, "no window was judged", note)
+        ratio(f"g_eval_{outcome}", "%", share_N, asked_N, "no window was judged", note)
         for outcome, share_N in shares.items()
     ]
 
@@ -78,13 +78,3 @@ def windows_to_judge(num_windows: int, most: int) -> list[int]:
     """At most `most` of `num_windows` windows, evenly spread: neighbours overlap, and the first are one scene."""
     number = min(num_windows, most)
     return [i * num_windows // number for i in range(number)]
-
-
-def _ratio(metric: str, above_N: Floats, below_N: Floats, undefined: str, note: str) -> Measure:
-    def score(sums_SK: Floats) -> Floats:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(sums_SK[:, 1] > 0, sums_SK[:, 0] / sums_SK[:, 1], np.nan)
-
-    columns_NK = np.stack([above_N, below_N], axis=1)
-    unit = METRICS[metric]
-    return Measure(metric=metric, unit=unit, columns_NK=columns_NK, score=score, undefined=undefined, note=note)

@@ -11,7 +11,7 @@ from torch import Tensor
 from kd_core.metrics.bootstrap import Resamples
 from kd_core.metrics.excess_error import ExcessError, Reader, excess_error, prefix_kl
 from kd_core.models.t5 import encode
-from kd_core.rollout.outputs import mask_through_eos
+from kd_core.rollout.responses import mask_through_eos
 from kd_core.rollout.sampling import SamplingSettings, sample
 
 EOS, VOCABULARY, LONGEST = 1, 5, 3

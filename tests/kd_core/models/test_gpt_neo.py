@@ -14,7 +14,7 @@ from kd_core.models.policy import head_of, shift_right, start_tokens
 from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.beam_search import BeamSettings, beam_search
 from kd_core.rollout.mixed_sampling import sample_mixed
-from kd_core.rollout.outputs import Outputs, mask_through_eos
+from kd_core.rollout.responses import Responses, mask_through_eos
 from kd_core.rollout.sampling import SamplingSettings, draw, greedy, mixed_seed, sample
 from kd_core.rollout.scoring import judge
 from kd_core.train.batches import BatchSettings, Sources, updates
@@ -218,7 +218,7 @@ def test_rewards_equal_those_of_the_stock_logits() -> None:
     tokens, mask = padded(RESPONSES)
     cut = torch.tensor([False, False, False, True])
     settings = RewardSettings(centre=False, truncated="bootstrap")
-    judged = judge(teacher, *padded(PROMPTS), Outputs(tokens, mask, cut), settings)
+    judged = judge(teacher, *padded(PROMPTS), Responses(tokens, mask, cut), settings)
     for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
         with torch.no_grad():
             logits = teacher(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 :]

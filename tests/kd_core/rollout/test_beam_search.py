@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from kd_core.models.t5 import encode
 from kd_core.rollout.beam_search import BeamSettings, beam_search
-from kd_core.rollout.outputs import mask_through_eos
+from kd_core.rollout.responses import mask_through_eos
 
 SOURCE = torch.randint(2, 11, (12, 5), generator=torch.Generator().manual_seed(0))
 SOURCE_MASK = torch.arange(5)[None] < torch.tensor([5, 3, 1, 4, 2, 5, 3, 1, 4, 2, 5, 4])[:, None]

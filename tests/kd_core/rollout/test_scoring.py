@@ -8,7 +8,7 @@ import torch
 
 from kd_core.losses.rewards import RewardSettings
 from kd_core.models.policy import shift_right
-from kd_core.rollout.outputs import Outputs, mask_through_eos, truncated_rows
+from kd_core.rollout.responses import Responses, mask_through_eos, truncated_rows
 from kd_core.rollout.scoring import judge
 
 SOURCE = torch.tensor([[3, 4, 5, 6], [8, 9, 0, 0], [4, 4, 4, 0], [9, 1, 0, 0]])
@@ -28,7 +28,7 @@ def test_rewards_equal_those_from_full_logits(
     mask = mask_through_eos(tokens, 1)
     cut = truncated_rows(tokens, mask, 1)
     chosen = RewardSettings(value=value, truncated=truncated, centre=centre)
-    judged = judge(teacher, SOURCE, SOURCE_MASK, Outputs(tokens, mask, cut), chosen, num_tokens=num_tokens)
+    judged = judge(teacher, SOURCE, SOURCE_MASK, Responses(tokens, mask, cut), chosen, num_tokens=num_tokens)
 
     # the stock model reads one token more than the output has: its last logits are the state after a truncated output
     inputs = shift_right(torch.cat([tokens, tokens.new_zeros(4, 1)], 1), 0)
@@ -76,5 +76,5 @@ def test_no_tensor_of_batch_by_time_by_vocabulary_is_made(make_t5: Callable[...,
     tokens = torch.randint(2, vocab, (rows, time))
     ones = torch.ones_like(tokens, dtype=torch.bool)
     with Watch():
-        judge(teacher, source, torch.ones_like(source).bool(), Outputs(tokens, ones, ~ones[:, 0]), RewardSettings())
+        judge(teacher, source, torch.ones_like(source).bool(), Responses(tokens, ones, ~ones[:, 0]), RewardSettings())
     assert largest < rows * time * vocab / 5

@@ -17,7 +17,7 @@ from kd_core.losses.rewards import RewardSettings, reward_to_go
 from kd_core.models import policy
 from kd_core.models.t5 import encode
 from kd_core.rollout import scoring
-from kd_core.rollout.outputs import Rollout, mask_through_eos, truncated_rows
+from kd_core.rollout.responses import Rollout, mask_through_eos, truncated_rows
 from kd_core.rollout.scoring import judge
 from kd_core.train import llmr as train_llmr
 from kd_core.train.llmr import Experience, advantages, policy_gradient_loss

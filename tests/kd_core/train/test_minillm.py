@@ -11,7 +11,7 @@ import torch
 from kd_core.models.t5 import encode
 from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.mixed_sampling import sample_mixed
-from kd_core.rollout.outputs import mask_through_eos, truncated_rows
+from kd_core.rollout.responses import mask_through_eos, truncated_rows
 from kd_core.rollout.sampling import SamplingSettings
 from kd_core.train import minillm as train_minillm
 from kd_core.train.batches import BatchSettings, Sources

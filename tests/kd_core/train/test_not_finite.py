@@ -9,7 +9,7 @@ import torch
 from kd_core.models.policy import encode
 from kd_core.rollout.beam_search import BeamSettings, beam_search
 from kd_core.rollout.mixed_sampling import sample_mixed
-from kd_core.rollout.outputs import NotFiniteError
+from kd_core.rollout.responses import NotFiniteError
 from kd_core.rollout.sampling import SamplingSettings, greedy, sample
 from kd_core.train.state import OptimizerSettings, TrainState
 from kd_core.windows.free_running import free_run

@@ -89,6 +89,17 @@ def test_the_frozen_part_stays_as_it_was() -> None:
         assert torch.equal(a, b) != trained, name
 
 
+def test_dropout_is_off_whatever_state_the_model_is_in() -> None:
+    expected = [row.values for row in train(started())]
+    state, p = started(), teacher_distributions()
+    windows = ready(state.model, p, slice(0, 40)), ready(state.model, p, slice(40, None))
+    for module in state.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    state.model.train()
+    assert [row.values for row in train_windows(state, windows[:1], windows[1], SETTINGS, seed=7)] == expected
+
+
 def test_a_resumed_round_ends_with_the_same_bytes(tmp_path: Path) -> None:
     unbroken = started()
     rows = train(unbroken)

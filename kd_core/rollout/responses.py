@@ -16,7 +16,7 @@ Ends = int | Sequence[int]  # the token that ends a text, or several of which an
 
 
 @dataclass(frozen=True)
-class Outputs:
+class Responses:
     """Texts as written. Padding after the end is `pad_id`; `mask_BT` is the only thing that says where it is."""
 
     tokens_BT: Tensor
@@ -25,7 +25,7 @@ class Outputs:
 
 
 @dataclass(frozen=True)
-class Rollout(Outputs):
+class Rollout(Responses):
     """Sampled outputs."""
 
     log_prob_BT: Tensor  # log-probability under the distribution really sampled from, in nats; 0 where masked
@@ -60,7 +60,7 @@ def truncated_rows(tokens_BT: Tensor, mask_BT: Tensor, ends: Ends) -> Tensor:
 
 
 class NotFiniteError(ValueError):
-    """Training has blown up, or a model is damaged: what should be a number is none. Two lines."""
+    """A number is nan or infinite: training has blown up, or a model is damaged. Its second line says what to do."""
 
 
 def check_distribution(log_prob: Tensor) -> None:

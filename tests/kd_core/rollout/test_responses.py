@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kd_core.rollout.outputs import mask_through_eos, truncated_rows
+from kd_core.rollout.responses import mask_through_eos, truncated_rows
 
 EOS, PAD = 1, 0
 
