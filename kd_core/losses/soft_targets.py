@@ -12,8 +12,8 @@ the head's product), its K most probable tokens with the mass of the rest (biase
 of tokens drawn from p (unbiased).
 """
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +58,20 @@ class HiddenLabels:
 
 
 @dataclass(frozen=True)
-class TopKLabels:
+class _RowByRow:
+    """Labels whose every tensor has a row for each prediction."""
+
+    def of(self, index_B: Tensor, device: torch.device | None = None) -> Self:
+        """See `TeacherLabels`."""
+        return replace(self, **{name: rows[index_B].to(device) for name, rows in vars(self).items()})
+
+    def followed_by(self, other: Self) -> Self:
+        """See `TeacherLabels`."""
+        return replace(self, **{name: torch.cat([rows, vars(other)[name]]) for name, rows in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class TopKLabels(_RowByRow):
     """The K most probable tokens of each prediction; what they leave of 1 is spread evenly over the others."""
 
     ids_MK: Tensor
@@ -72,17 +85,9 @@ class TopKLabels:
         even_CV = (tail_C1 / others).repeat(1, vocab_size)
         return even_CV.scatter(1, self.ids_MK[rows].long(), top_CK)
 
-    def of(self, index_B: Tensor, device: torch.device | None = None) -> "TopKLabels":
-        """See `TeacherLabels`."""
-        return TopKLabels(self.ids_MK[index_B].to(device), self.log_prob_MK[index_B].to(device))
-
-    def followed_by(self, other: "TopKLabels") -> "TopKLabels":
-        """See `TeacherLabels`."""
-        return TopKLabels(torch.cat([self.ids_MK, other.ids_MK]), torch.cat([self.log_prob_MK, other.log_prob_MK]))
-
 
 @dataclass(frozen=True)
-class SampledLabels:
+class SampledLabels(_RowByRow):
     """How often each token came up in N draws from p. A token of count 0 is padding."""
 
     ids_MK: Tensor
@@ -93,14 +98,6 @@ class SampledLabels:
         count_CK = self.count_MK[rows].float()
         share_CK = count_CK / count_CK.sum(dim=1, keepdim=True)
         return share_CK.new_zeros((len(share_CK), vocab_size)).scatter_add_(1, self.ids_MK[rows].long(), share_CK)
-
-    def of(self, index_B: Tensor, device: torch.device | None = None) -> "SampledLabels":
-        """See `TeacherLabels`."""
-        return SampledLabels(self.ids_MK[index_B].to(device), self.count_MK[index_B].to(device))
-
-    def followed_by(self, other: "SampledLabels") -> "SampledLabels":
-        """See `TeacherLabels`."""
-        return SampledLabels(torch.cat([self.ids_MK, other.ids_MK]), torch.cat([self.count_MK, other.count_MK]))
 
 
 @dataclass(frozen=True)
