@@ -11,7 +11,7 @@ from benchmarks import reference_llmr
 from benchmarks.common import Bench, demo_bench, in_turn, line
 from kd_core.losses.lm_head import ValueKind, chunk_rows
 from kd_core.losses.rewards import RewardSettings
-from kd_core.models.policy import decode, encode, head_of, shift_right
+from kd_core.models.policy import encode, head_of, target_states
 from kd_core.rollout.responses import Responses
 from kd_core.rollout.sampling import SamplingSettings, sample
 from kd_core.rollout.scoring import judge
@@ -64,7 +64,7 @@ def bare_pass(teacher: Any, source: Tensor, mask: Tensor, tokens: Tensor, real: 
 
     @torch.no_grad()
     def forward() -> object:
-        hidden, _ = decode(teacher, encode(teacher, source, mask), shift_right(tokens, 0), real)
+        hidden, _ = target_states(teacher, encode(teacher, source, mask), tokens, real)
         head = head_of(teacher)
         for rows in chunk_rows(len(hidden), len(head)):
             logits = head.logits(hidden[rows])

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks.common import line
 from kd_core.losses.divergence_head import Divergence, TeacherStates, divergence_loss
-from kd_core.models.policy import decode, encode, head_of, shift_right, start_tokens
+from kd_core.models.policy import encode, head_of, target_states
 from kd_core.models.shapes import GPTNeoShape, build_gpt_neo
 from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.sampling import SamplingSettings
@@ -241,7 +241,7 @@ def jsd(pair: Pair, prompts: Tensor, tokens: Tensor) -> Tensor:
     mask = torch.ones_like(tokens, dtype=torch.bool)
     for model in (pair.student, pair.teacher):
         memory = encode(model, prompts, torch.ones_like(prompts, dtype=torch.bool))
-        states.append(decode(model, memory, shift_right(tokens, start_tokens(model, memory)), mask)[0])
+        states.append(target_states(model, memory, tokens, mask)[0])
     seen = TeacherStates(states[1].detach(), head_of(pair.teacher).detach())
     weight_M = states[0].new_full((tokens.numel(),), 1 / tokens.numel())
     loss, _ = divergence_loss(states[0], head_of(pair.student), seen, weight_M, Divergence.generalised_jsd(BETA))

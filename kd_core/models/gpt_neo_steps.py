@@ -25,6 +25,7 @@ from kd_core.models.gpt_neo import (
     reaches_window,
     visible,
 )
+from kd_core.models.packing import rows_of
 
 
 @dataclass
@@ -101,7 +102,7 @@ class StepDecoder:
 
     def keep(self, sources: Tensor) -> None:
         """Drop finished prompts. Shapes: (B',) indices of the prompts that go on."""
-        rows = (sources[:, None] * self.num_beams + torch.arange(self.num_beams, device=sources.device)).flatten()
+        rows = rows_of(sources, self.num_beams)
         for cache in self._caches:
             cache.key_RHJK = cache.key_RHJK.index_select(0, rows)
             cache.value_RHJK = cache.value_RHJK.index_select(0, rows)

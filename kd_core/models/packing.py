@@ -46,6 +46,11 @@ class Layout:
         return unflatten(flat.index_copy(0, self.index_N, packed_NX), 0, self.mask_BS.shape)
 
 
+def rows_of(sources: Tensor, num_beams: int) -> Tensor:
+    """The rows of some sources where each source has `num_beams`, one after another. Shapes: (B',) -> (R',)."""
+    return (sources[:, None] * num_beams + torch.arange(num_beams, device=sources.device)).flatten()
+
+
 def unflatten(x: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
     """`Tensor.unflatten`, typed."""
     shaped: Tensor = x.unflatten(dim, tuple(sizes))

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_core.models.packing import rows_of
 from kd_core.models.t5 import Memory, Model, feed_forward, key_mask, rms_norm, scale_for_head, split_heads
 
 
@@ -91,9 +92,7 @@ class StepDecoder:
 
     def keep(self, sources: Tensor) -> None:
         """Drop finished sources. Shapes: (B',) indices of the sources that go on."""
-        rows = sources
-        if self.num_beams > 1:
-            rows = (sources[:, None] * self.num_beams + torch.arange(self.num_beams, device=sources.device)).flatten()
+        rows = rows_of(sources, self.num_beams)
         for cache in self._caches:
             cache.self_key_RHTE = cache.self_key_RHTE.index_select(0, rows)
             cache.self_value_RHTE = cache.self_value_RHTE.index_select(0, rows)

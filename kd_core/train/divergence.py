@@ -26,7 +26,7 @@ from kd_core.rollout.responses import Responses, truncated_rows
 from kd_core.rollout.sampling import mixed_seed
 from kd_core.train.batches import Sources, updates
 from kd_core.train.budget import Budget
-from kd_core.train.passes import act, teacher_states
+from kd_core.train.passes import act, lengths, teacher_states
 from kd_core.train.state import StepMetrics, TrainState, autocast
 from kd_core.train.validation import validate
 
@@ -233,11 +233,7 @@ def summary(written: list[Written], terms: list[Term]) -> dict[str, float]:
     values = {}
     for number, term in enumerate(terms):
         outputs = [part.outputs[number] for part in written]
-        tokens, rows = (
-            float(sum(n)) for n in ((int(o.mask_BT.sum()) for o in outputs), (len(o.mask_BT) for o in outputs))
-        )
-        values[f"{term.writer}_tokens"] = tokens
+        values[f"{term.writer}_tokens"] = float(sum(each.mask_BT.sum() for each in outputs))
         if term.writer == "student":
-            truncated = float(sum(int(each.truncated_B.sum()) for each in outputs))
-            values |= {"length": tokens / rows, "truncated": truncated / rows}
+            values |= lengths(outputs)
     return values

@@ -21,7 +21,7 @@ from kd_core.rollout.sampling import SamplingSettings, mixed_seed
 from kd_core.rollout.scoring import Judgement, judge
 from kd_core.train.batches import Sources, updates
 from kd_core.train.budget import Budget
-from kd_core.train.passes import act
+from kd_core.train.passes import act, lengths
 from kd_core.train.state import StepMetrics, TrainState, autocast, pack, unpack
 from kd_core.train.validation import validate_rewards
 
@@ -193,16 +193,13 @@ def policy_gradient_loss(
 
 def summary(experience: list[Experience]) -> dict[str, float]:
     """What a batch of rollouts shows: mean reward and gain of what counts, length and share of truncated of all."""
-    rows = sum(len(e.tokens_BT) for e in experience)
     kept = max(int(sum(e.kept_BT.sum() for e in experience)), 1)
     kept_rows = max(int(sum(e.kept_BT.any(dim=1).sum() for e in experience)), 1)
     return {
         "reward": float(sum(e.reward_BT.sum() for e in experience)) / kept,
         "gain": float(sum(e.gain_BT[:, 0].sum() for e in experience)) / kept_rows,
         "behaviour_nll": -float(sum((e.log_prob_BT * e.kept_BT).sum() for e in experience)) / kept,
-        "length": float(sum(e.mask_BT.sum() for e in experience)) / rows,
-        "truncated": float(sum(e.truncated_B.sum() for e in experience)) / rows,
-    }
+    } | lengths(experience)
 
 
 def _groups(part: Experience) -> Tensor:

@@ -37,7 +37,7 @@ from kd_core.rollout.responses import Rollout
 from kd_core.rollout.sampling import mixed_seed
 from kd_core.train.batches import Sources, updates
 from kd_core.train.budget import Budget
-from kd_core.train.passes import act, teacher_states
+from kd_core.train.passes import act, lengths, teacher_states
 from kd_core.train.state import StepMetrics, TrainState, autocast, pack, unpack
 from kd_core.train.validation import validate
 
@@ -122,7 +122,7 @@ def train_minillm(
                 for micro, rows in enumerate(next(batches))
             ]
         count = sum(int(part.mask_BT.sum()) for part in experience)
-        values = {"staleness": float(state.step % reuse), "tokens": float(count)} | _lengths(experience, count)
+        values = {"staleness": float(state.step % reuse), "tokens": float(count)} | lengths(experience)
         sums = dict.fromkeys(("loss", "reward", "reverse_kl", "clipped"), 0.0)
         max_ratio = 0.0
         for part in experience:
@@ -156,21 +156,20 @@ class Pair:
         """Roll out a micro-batch: the student, or the two of them mixed."""
         student, teacher, settings = self.student, self.teacher, self.settings
         if settings.teacher_mix == 0:
-            out, _ = act(student, self.train.student, rows_B, settings, seed, num_tokens=self.num_tokens)
-            return Experience(**vars(out), source_B=rows_B.to(student.device))
-        generator = torch.Generator(student.device).manual_seed(seed)
-        with torch.no_grad(), autocast(student.device, settings.optimizer.precision):
-            out = sample_mixed(
-                student,
-                encode_rows(student, self.train.student, rows_B),
-                teacher,
-                encode_rows(teacher, self.train.teacher, rows_B),
-                settings.teacher_mix,
-                settings.sampling,
-                generator,
-                num_tokens=self.num_tokens,
-            )
-        return Experience(**vars(out), source_B=rows_B.to(student.device))
+            rollout, _ = act(student, self.train.student, rows_B, settings, seed, num_tokens=self.num_tokens)
+        else:
+            with torch.no_grad(), autocast(student.device, settings.optimizer.precision):
+                rollout = sample_mixed(
+                    student,
+                    encode_rows(student, self.train.student, rows_B),
+                    teacher,
+                    encode_rows(teacher, self.train.teacher, rows_B),
+                    settings.teacher_mix,
+                    settings.sampling,
+                    torch.Generator(student.device).manual_seed(seed),
+                    num_tokens=self.num_tokens,
+                )
+        return Experience(**vars(rollout), source_B=rows_B.to(student.device))
 
     def loss(self, part: Experience, count: int) -> tuple[Tensor, dict[str, float]]:
         """A surrogate whose gradient is the micro-batch's share of an update of `count` tokens, and what it showed."""
@@ -198,8 +197,3 @@ class Pair:
         values = {"reward": reward_M.sum(), "reverse_kl": step_M.sum(), "clipped": (weight_M == 0).sum()}
         shown = {name: float(total) / count for name, total in values.items()}
         return loss, shown | {"loss": float(loss.detach()), "max_ratio": float(ratio_M.max())}
-
-
-def _lengths(experience: list[Experience], count: int) -> dict[str, float]:
-    rows = sum(len(part.tokens_BT) for part in experience)
-    return {"length": count / rows, "truncated": sum(float(part.truncated_B.sum()) for part in experience) / rows}

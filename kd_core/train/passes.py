@@ -1,7 +1,9 @@
-"""What several methods do with a micro-batch: the student acts, and the teacher reads what was written.
+"""What several methods do with micro-batches: the student acts, the teacher reads what was written, the log sums up.
 
 Shape legend: B rows, T target positions, M real tokens, E teacher width.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -46,3 +48,12 @@ def teacher_states(teacher: Model, memory: Memory, responses: Responses, num_tok
     """
     hidden_ME, _ = target_states(teacher, memory, responses.tokens_BT, responses.mask_BT)
     return TeacherStates(hidden_ME, head_of(teacher, num_tokens))
+
+
+def lengths(responses: Sequence[Responses]) -> dict[str, float]:
+    """The mean length of an update's responses in tokens, and the share of them that the limit cut off."""
+    rows = sum(len(each.mask_BT) for each in responses)
+    return {
+        "length": float(sum(each.mask_BT.sum() for each in responses)) / rows,
+        "truncated": float(sum(each.truncated_B.sum() for each in responses)) / rows,
+    }

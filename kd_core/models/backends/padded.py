@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_core.models.backends.pairs import check_fits, last_tokens, num_positions
-from kd_core.models.packing import Layout
+from kd_core.models.packing import Layout, rows_of
 
 Model = Any  # a transformers …ForCausalLM or …ForConditionalGeneration; transformers ships no types
 
@@ -127,7 +127,7 @@ class StepDecoder:
 
     def keep(self, sources: Tensor) -> None:
         """Drop finished sources. Shapes: (B',) indices of the sources that go on."""
-        rows = (sources[:, None] * self.num_beams + torch.arange(self.num_beams, device=sources.device)).flatten()
+        rows = rows_of(sources, self.num_beams)
         self._cache.reorder_cache(rows)  # takes any rows; not every cache can select
         self._more = {name: x.index_select(0, rows) for name, x in self._more.items()}
 

@@ -32,8 +32,11 @@ torch.set_num_threads(1)  # tensors this small only lose by being shared out
 
 @pytest.mark.parametrize("write", [write_llama, write_bart])
 def test_a_teacher_and_a_student_by_path_go_through_every_stage(tmp_path: Path, write: Callable[..., Path]) -> None:
-    guide, other = write(tmp_path / "a"), write(tmp_path / "b", seed=1)
-    teacher, student = TeacherSettings(name=str(guide), prompt="say {source}:"), StudentSettings(name=str(other))
+    teacher_path, student_path = write(tmp_path / "a"), write(tmp_path / "b", seed=1)
+    teacher, student = (
+        TeacherSettings(name=str(teacher_path), prompt="say {source}:"),
+        StudentSettings(name=str(student_path)),
+    )
     check_models(teacher, student)
     run, made = run_llmr(Store(tmp_path / "store"), teacher, student)
     assert {each.outcome for each in run.stages} == {"built"}
@@ -51,13 +54,13 @@ def test_a_teacher_and_a_student_by_path_go_through_every_stage(tmp_path: Path, 
 
 
 def test_a_model_that_chats_teaches_one_that_reads_the_same_chat(tmp_path: Path) -> None:
-    guide, other = write_chat(tmp_path / "a"), write_llama(tmp_path / "b", seed=1)
-    tokenizer = load_tokenizer(guide)
+    teacher_path, student_path = write_chat(tmp_path / "a"), write_llama(tmp_path / "b", seed=1)
+    tokenizer = load_tokenizer(teacher_path)
     chat = Chat(system="reply", user="say {source} now", options={"brief": True})
     tokenizer.chat_template, template = None, tokenizer.chat_template
-    tokenizer.save_pretrained(other)  # a base model of the family: same tokens, no template, one end
-    (other / "chat_template.jinja").unlink(missing_ok=True)
-    teacher, student = TeacherSettings(name=str(guide), chat=chat), StudentSettings(name=str(other))
+    tokenizer.save_pretrained(student_path)  # a base model of the family: same tokens, no template, one end
+    (student_path / "chat_template.jinja").unlink(missing_ok=True)
+    teacher, student = TeacherSettings(name=str(teacher_path), chat=chat), StudentSettings(name=str(student_path))
     run, made = run_llmr(Store(tmp_path / "store"), teacher, student)
     trained = load_artifact(made["llmr"], torch.device("cpu"))
     assert trained.tokenizer.chat_template == template
@@ -80,8 +83,8 @@ def test_a_model_that_chats_teaches_one_that_reads_the_same_chat(tmp_path: Path)
 
 
 def test_an_exported_llama_writes_in_transformers_own_pipeline(tmp_path: Path) -> None:
-    guide, other = write_llama(tmp_path / "a"), write_llama(tmp_path / "b", seed=1)
-    teacher, student = TeacherSettings(name=str(guide)), StudentSettings(name=str(other))
+    teacher_path, student_path = write_llama(tmp_path / "a"), write_llama(tmp_path / "b", seed=1)
+    teacher, student = TeacherSettings(name=str(teacher_path)), StudentSettings(name=str(student_path))
     run, _ = run_llmr(Store(tmp_path / "store"), teacher, student)
     export_run(Store(tmp_path / "store"), run.record, tmp_path / "out")
     write = pipeline("text-generation", model=str(tmp_path / "out"))
@@ -90,8 +93,8 @@ def test_an_exported_llama_writes_in_transformers_own_pipeline(tmp_path: Path) -
 
 
 def test_vocabularies_padded_to_different_sizes_are_cut_to_what_the_tokenizer_names(tmp_path: Path) -> None:
-    guide, other = write_llama(tmp_path / "a", vocab_size=330), write_llama(tmp_path / "b", seed=1)
-    teacher, student = TeacherSettings(name=str(guide)), StudentSettings(name=str(other))
+    teacher_path, student_path = write_llama(tmp_path / "a", vocab_size=330), write_llama(tmp_path / "b", seed=1)
+    teacher, student = TeacherSettings(name=str(teacher_path)), StudentSettings(name=str(student_path))
     _, made = run_llmr(Store(tmp_path / "store"), teacher, student)
     outputs = pq.read_table(made["score"].path / "outputs-00000.parquet")["token_ids"].to_pylist()
     assert max(max(ids) for ids in outputs) < 300
