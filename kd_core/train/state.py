@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from kd_core.rollout.responses import NotFiniteError
 from kd_core.rollout.sampling import mixed_seed
@@ -30,7 +31,8 @@ class OptimizerSettings:
     warmup_steps: int = 0  # updates on the way up, before the first at the full rate
     betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = 1.0  # 0 = off
-    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast, weights stay float32
+    # bfloat16: autocast, weights stay float32; bfloat16_weights: weights are bfloat16, their float32 masters are updated
+    precision: Literal["float32", "bfloat16", "bfloat16_weights"] = "float32"
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
@@ -72,23 +74,31 @@ class TrainState:
 
     model: Any
     optimizer: torch.optim.Adam
+    parameters: dict[str, Tensor]  # of the model, by name: those that are trained
+    trained: dict[str, Tensor]  # by the same names what the optimizer updates: the parameters, or their masters
+    hooks: list[RemovableHandle] = field(default_factory=list)  # by which masters come to their gradients
     step: int = 0
     in_flight: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def start(cls, model: Any, settings: OptimizerSettings) -> "TrainState":
-        """A fresh state for `model`, whose parameters are all trained."""
+        """A fresh state for `model`, of which all parameters are trained that are not frozen."""
+        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        masters = [_master(p) for p in parameters.values()] if settings.precision == "bfloat16_weights" else []
+        trained = (
+            {name: master for name, (master, _) in zip(parameters, masters, strict=True)} if masters else parameters
+        )
         fused = next(model.parameters()).device.type in ("cpu", "cuda")
-        optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, betas=settings.betas, fused=fused)
-        return cls(model, optimizer)
+        optimizer = torch.optim.Adam(trained.values(), lr=settings.learning_rate, betas=settings.betas, fused=fused)
+        return cls(model, optimizer, parameters, trained, [hook for _, hook in masters])
 
     def apply(self, settings: OptimizerSettings, num_steps: int, loss: float) -> float:
         """One optimizer update from the gradients at hand, those of `loss`; returns their norm before clipping.
 
         Raises NotFiniteError, before a weight is touched, if either is no finite number.
         """
-        parameters = list(self.model.parameters())
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or float("inf")))
+        trained = list(self.trained.values())
+        norm = float(torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm or float("inf")))
         for name, value in (("loss", loss), ("grad_norm", norm)):
             if not math.isfinite(value):
                 raise NotFiniteError(f"{name} is {value}\nlower the learning rate")
@@ -96,13 +106,28 @@ class TrainState:
             group["lr"] = settings.rate_at(self.step + 1, num_steps)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self._round()
         return norm
+
+    @torch.no_grad()
+    def _round(self) -> None:
+        """Give the model its weights, where it has masters."""
+        for name, master in self.trained.items():
+            if self.parameters[name] is not master:
+                self.parameters[name].copy_(master)
+
+    def finish(self) -> None:
+        """Leave the model with what was trained, in full precision: nothing is rounded from one stage to the next."""
+        for hook in self.hooks:
+            hook.remove()
+        for name, master in self.trained.items():
+            self.parameters[name].data = master.data
 
     def save(self, directory: Path, log: list[StepMetrics]) -> None:
         """Write weights, optimizer state, tensors in flight and the log so far, without pickle."""
-        tensors = {f"model.{name}": p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
-        for name, parameter in self.model.named_parameters():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
+        tensors = {f"model.{name}": tensor.detach() for name, tensor in self.trained.items()}
+        for name, tensor in self.trained.items():
+            for key, value in self.optimizer.state.get(tensor, {}).items():
                 tensors[f"optimizer.{key}.{name}"] = value
         tensors |= {f"in_flight.{name}": tensor.clone() for name, tensor in self.in_flight.items()}  # no shared storage
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, directory / "state.safetensors")
@@ -117,15 +142,31 @@ class TrainState:
         with safe_open(directory / "state.safetensors", "pt", device=str(device)) as file:
             names = set(file.keys())
             with torch.no_grad():
-                for name, parameter in self.model.named_parameters():
-                    if not parameter.requires_grad:  # frozen: as it was loaded
-                        continue
-                    parameter.copy_(file.get_tensor(f"model.{name}"))
+                for name, tensor in self.trained.items():  # what is frozen is as it was loaded
+                    tensor.copy_(file.get_tensor(f"model.{name}"))
                     keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"optimizer.{key}.{name}" in names]
-                    self.optimizer.state[parameter] = {k: file.get_tensor(f"optimizer.{k}.{name}") for k in keys}
+                    self.optimizer.state[tensor] = {k: file.get_tensor(f"optimizer.{k}.{name}") for k in keys}
             prefix = "in_flight."
             self.in_flight = {n.removeprefix(prefix): file.get_tensor(n) for n in names if n.startswith(prefix)}
+        self._round()
         return [StepMetrics(int(row.pop("step")), row) for row in record["log"]]
+
+
+def _master(parameter: Tensor) -> tuple[Tensor, RemovableHandle]:
+    """A parameter's value in float32, and the hook that brings it gradients; the parameter itself becomes bfloat16.
+
+    Gradients of several micro-batches are summed in float32, and no more than one of bfloat16 is ever kept.
+    """
+    master = torch.nn.Parameter(parameter.detach().float())
+    parameter.data = parameter.detach().bfloat16()
+
+    def gather(rounded: Tensor) -> None:
+        assert rounded.grad is not None  # it has just been written
+        gradient = rounded.grad.float()
+        master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+        rounded.grad = None
+
+    return master, parameter.register_post_accumulate_grad_hook(gather)
 
 
 def pack(parts: Sequence[object]) -> dict[str, Tensor]:

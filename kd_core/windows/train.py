@@ -43,6 +43,8 @@ class WindowTrainingSettings:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.patience < 0:
             raise ValueError(f"patience must be 0 (off) or more, got {self.patience}")
+        if self.optimizer.precision == "bfloat16_weights":  # the best epoch's would be rounded, the frozen part is not
+            raise ValueError("precision must be float32 or bfloat16 for training on windows, got 'bfloat16_weights'")
 
 
 class Below(Protocol):

@@ -67,6 +67,7 @@ def run_training(
                 build.checkpoints.save(row.step, write)
     except NotFiniteError as error:
         raise ValueError(_blown_up(build.stage, state.step, error)) from None
+    state.finish()
     save_model(loaded.model, loaded.tokenizer, build.dir / "model")
     write_log(build.dir / "training_log.parquet", log)
     if gathered is not None:
