@@ -8,7 +8,8 @@ read shifted right, and what stands in front of them is `start_tokens`: an encod
 last.
 
 What serves a model: our own T5 and GPT-Neo; any other decoder-only model on its stock modules, packed, where these are
-on transformers' attention interface; whatever remains by its stock forward pass on padded rows, which is slower.
+on transformers' attention interface; whatever remains by its stock forward pass on padded rows, which is slower. A T5
+or GPT-Neo with an adapter is among these.
 """
 
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from kd_core.losses.head import Head
 from kd_core.models import gpt_neo, gpt_neo_steps, t5, t5_steps
 from kd_core.models.backends import decoder_only, decoder_only_steps, padded
 from kd_core.models.backends.probe import Backend, Logits, bare_head, probe
+from kd_core.models.lora import has_adapter
 from kd_core.models.packing import Layout
 from kd_core.models.token_rows import TokenRows
 
@@ -77,9 +79,11 @@ def backend_of(model: Model) -> Backend:
 
 
 def _served(model: Model) -> _Served:
+    own = OWN.get(model.config.model_type)
+    if own is not None and not has_adapter(model):  # they read the base's weights, and would pass over an adapter
+        return _Served(own, Logits())
     if model not in _SERVED:
-        own = OWN.get(model.config.model_type)
-        _SERVED[model] = _Served(own, Logits()) if own is not None else _first_that_serves(model, candidates(model))
+        _SERVED[model] = _first_that_serves(model, candidates(model))
     return _SERVED[model]
 
 

@@ -31,7 +31,7 @@ class OptimizerSettings:
     warmup_steps: int = 0  # updates on the way up, before the first at the full rate
     betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = 1.0  # 0 = off
-    # bfloat16: autocast, weights stay float32; bfloat16_weights: weights are bfloat16, their float32 masters are updated
+    # bfloat16: autocast, weights stay float32; bfloat16_weights: they are bfloat16, and float32 masters are updated
     precision: Literal["float32", "bfloat16", "bfloat16_weights"] = "float32"
 
     def __post_init__(self) -> None:

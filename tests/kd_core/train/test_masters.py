@@ -1,4 +1,4 @@
-"""Weights in bfloat16 whose float32 masters are trained: an update, sums of gradients, a kill, what is left at the end."""
+"""Weights in bfloat16 whose float32 masters are trained: updates, summed gradients, a kill, what is left at the end."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
