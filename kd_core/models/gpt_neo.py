@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_core.models.backends.pairs import Memory, check_fits, last_tokens
+from kd_core.models.backends.recomputing import run_block
 from kd_core.models.packing import Layout, additive_mask, dropout, unflatten
 
 Model = Any  # transformers.GPTNeoForCausalLM; transformers ships no types
@@ -126,12 +127,10 @@ def encode(model: Model, ids_BS: Tensor, mask_BS: Tensor) -> Memory:
     position_1S = torch.arange(layout.mask_BS.shape[1], device=ids_BS.device)[None]
     bias = _biases(model, position_1S, position_1S, x_ND.dtype)
     *blocks, last = model.transformer.h
-    pairs = []
+    pairs: list[tuple[Tensor, Tensor]] = []
     for block in blocks:
-        q, k, v = _padded_heads(block, x_ND, layout, "qkv")
+        x_ND, k, v = run_block(model, _prompt_block, x_ND, block, layout, bias)
         pairs.append((k, v))
-        attended_BSD = attend(block, q, k, v, bias[block.attn.attention_type])
-        x_ND = finish(block, x_ND, layout.pack(attended_BSD))
     k, v = _padded_heads(last, x_ND, layout, "kv")
     return Memory((*pairs, (k, v)), layout, last_B)
 
@@ -150,11 +149,24 @@ def decode(model: Model, memory: Memory, input_ids_BT: Tensor, mask_BT: Tensor) 
     wide = layout.widened()
     query_BT = start_B1 + torch.arange(wide.mask_BS.shape[1], device=mask_BT.device)
     bias = _biases(model, query_BT, torch.cat([memory.position_BS, query_BT], dim=1), x_MD.dtype)
-    for block, (key, value) in zip(model.transformer.h, memory.keys_values, strict=True):
-        q, k, v = _padded_heads(block, x_MD, wide, "qkv")
-        k, v = torch.cat([key, k], dim=2), torch.cat([value, v], dim=2)
-        x_MD = finish(block, x_MD, wide.pack(attend(block, q, k, v, bias[block.attn.attention_type])))
+    for block, pair in zip(model.transformer.h, memory.keys_values, strict=True):
+        x_MD = run_block(model, _response_block, x_MD, block, wide, pair, bias)
     return layer_norm(x_MD, model.transformer.ln_f), layout
+
+
+def _prompt_block(x_ND: Tensor, block: Any, layout: Layout, bias: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The block's output, and the keys and values that stay."""
+    q, k, v = _padded_heads(block, x_ND, layout, "qkv")
+    attended_BSD = attend(block, q, k, v, bias[block.attn.attention_type])
+    return finish(block, x_ND, layout.pack(attended_BSD)), k, v
+
+
+def _response_block(
+    x_MD: Tensor, block: Any, layout: Layout, pair: tuple[Tensor, Tensor], bias: dict[str, Tensor]
+) -> Tensor:
+    q, k, v = _padded_heads(block, x_MD, layout, "qkv")
+    k, v = (torch.cat([before, after], dim=2) for before, after in zip(pair, (k, v), strict=True))
+    return finish(block, x_MD, layout.pack(attend(block, q, k, v, bias[block.attn.attention_type])))
 
 
 def _padded_heads(block: Any, x_ND: Tensor, layout: Layout, which: str) -> tuple[Tensor, ...]:

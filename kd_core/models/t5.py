@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_core.models.backends.recomputing import run_block
 from kd_core.models.packing import Layout, additive_mask, dropout, unflatten
 
 Model = Any  # transformers.T5ForConditionalGeneration and its mT5 twin; transformers ships no types
@@ -66,8 +67,7 @@ def encode(model: Model, ids_BS: Tensor, mask_BS: Tensor) -> Memory:
     layout = layout.widened()
     bias_BHSS = _position_bias(stack, layout.mask_BS.shape[1], x_ND) + key_mask(layout.mask_BS, x_ND.dtype)
     for block in stack.block:
-        x_ND = _self_attention(x_ND, block.layer[0], layout, bias_BHSS)
-        x_ND = feed_forward(x_ND, block.layer[1])
+        x_ND = run_block(model, _encoder_block, x_ND, block, layout, bias_BHSS)
     return Memory(dropout(rms_norm(x_ND, stack.final_layer_norm), stack.dropout), layout)
 
 
@@ -85,9 +85,7 @@ def decode(model: Model, memory: Memory, input_ids_BT: Tensor, mask_BT: Tensor) 
     bias_HTT = _position_bias(stack, length, x_MD).masked_fill(future_TT, torch.finfo(x_MD.dtype).min)
     memory_bias = key_mask(memory.layout.mask_BS, x_MD.dtype)
     for block in stack.block:
-        x_MD = _self_attention(x_MD, block.layer[0], wide, bias_HTT)
-        x_MD = _cross_attention(x_MD, block.layer[1], wide, memory, memory_bias)
-        x_MD = feed_forward(x_MD, block.layer[2])
+        x_MD = run_block(model, _decoder_block, x_MD, block, wide, bias_HTT, memory, memory_bias)
     return scale_for_head(model, dropout(rms_norm(x_MD, stack.final_layer_norm), stack.dropout)), layout
 
 
@@ -100,6 +98,18 @@ def scale_for_head(model: Model, hidden_MD: Tensor) -> Tensor:
 def split_heads(x_BSI: Tensor, attention: Any) -> Tensor:
     """(B, S, I) -> (B, H, S, K)."""
     return unflatten(x_BSI, -1, (attention.n_heads, attention.key_value_proj_dim)).transpose(1, 2)
+
+
+def _encoder_block(x_ND: Tensor, block: Any, layout: Layout, bias: Tensor) -> Tensor:
+    return feed_forward(_self_attention(x_ND, block.layer[0], layout, bias), block.layer[1])
+
+
+def _decoder_block(
+    x_MD: Tensor, block: Any, layout: Layout, bias: Tensor, memory: Memory, memory_bias: Tensor
+) -> Tensor:
+    x_MD = _self_attention(x_MD, block.layer[0], layout, bias)
+    x_MD = _cross_attention(x_MD, block.layer[1], layout, memory, memory_bias)
+    return feed_forward(x_MD, block.layer[2])
 
 
 def _self_attention(x_ND: Tensor, layer: Any, layout: Layout, bias: Tensor) -> Tensor:

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kd_core.models.backends.recomputing import recomputing
 from kd_core.models.loading import save_model
 from kd_core.rollout.responses import NotFiniteError
 from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState
@@ -56,15 +58,16 @@ def run_training(
             gathered.save(directory)
 
     try:
-        for row in loop(state):
-            check_finite(row)
-            log.append(row)
-            if gathered is not None:
-                gathered.add(row)
-            shown = {name: row.values[name] for name in SHOWN if name in row.values}
-            build.progress(row.step, num_steps, "steps", **shown)
-            if build.checkpoints.due() and row.step < num_steps:
-                build.checkpoints.save(row.step, write)
+        with recomputing(loaded.model) if build.runtime.gradient_checkpointing else nullcontext():
+            for row in loop(state):
+                check_finite(row)
+                log.append(row)
+                if gathered is not None:
+                    gathered.add(row)
+                shown = {name: row.values[name] for name in SHOWN if name in row.values}
+                build.progress(row.step, num_steps, "steps", **shown)
+                if build.checkpoints.due() and row.step < num_steps:
+                    build.checkpoints.save(row.step, write)
     except NotFiniteError as error:
         raise ValueError(_blown_up(build.stage, state.step, error)) from None
     state.finish()

@@ -40,6 +40,7 @@ class RuntimeSettings:
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     threads: int | None = None  # CPU threads; None = torch's choice. Byte-identical results need the same number
     checkpoint_seconds: float = 30.0  # between two checkpoints; 0 = after every step
+    gradient_checkpointing: bool = False  # students on pairs learn in less memory, a third slower: the same bytes
 
     def __post_init__(self) -> None:
         if self.device != "auto" and self.device.split(":")[0] not in ("cpu", "cuda", "mps"):

@@ -77,6 +77,10 @@ class Rows(Protocol):
         """Shapes: (B, H, T, K) -> as the stock module expects, heads last but one."""
 
 
+class EnoughRead(Exception):
+    """Raised by `Rows.take` where the last layer's keys are there: what follows is of no use to anybody."""
+
+
 @contextmanager
 def own_attention(base: Any) -> Iterator[None]:
     """Within it, the base model's layers ask the function here; its config says afterwards what it said before."""
@@ -87,6 +91,11 @@ def own_attention(base: Any) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = before
+
+
+def is_own_attention(base: Any) -> bool:
+    """Whether this is within `own_attention`."""
+    return bool(base.config._attn_implementation == NAME)
 
 
 @cache

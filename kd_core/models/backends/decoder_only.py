@@ -17,15 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd_core.models.backends.attention import Places, Rows, own_attention
+from kd_core.models.backends.attention import EnoughRead, Places, Rows, own_attention
 from kd_core.models.backends.pairs import Memory, check_fits, last_tokens, num_positions
 from kd_core.models.packing import Layout
 
 Model = Any  # a transformers …ForCausalLM; transformers ships no types
-
-
-class _EnoughRead(Exception):
-    """The last layer's keys are there: what follows is of no use to anybody."""
 
 
 @dataclass
@@ -42,7 +38,7 @@ class _Prompts:
         k, v = _padded(key, self.layout), _padded(value, self.layout)
         self.keys_values[layer] = k, v
         if layer == self.last_layer:
-            raise _EnoughRead
+            raise EnoughRead
         return _padded(query, self.layout), k, v
 
     def give(self, out: Tensor) -> Tensor:
@@ -88,7 +84,7 @@ def encode(model: Model, ids_BS: Tensor, mask_BS: Tensor) -> Memory:
     position_1S = torch.arange(width, device=ids_BS.device)[None]
     last_layer = model.get_decoder().config.num_hidden_layers - 1
     rows = _Prompts(layout, last_layer, Places(position_1S, position_1S, width, needs_mask=False))
-    with suppress(_EnoughRead):
+    with suppress(EnoughRead):
         run(model, ids_N[None], position_N[None], rows)
     return Memory(tuple(rows.keys_values[layer] for layer in range(last_layer + 1)), layout, last_B)
 
