@@ -27,7 +27,7 @@ from tasks.pairs.starts.prune import Calibration, prune
 from tasks.pairs.starts.unpack import unpack
 from tasks.pairs.student import StudentSettings
 from tasks.pairs.teacher import TeacherSettings
-from tasks.preflight.models import check_chat, check_models, check_pruning
+from tasks.preflight.models import check_adapter, check_chat, check_models, check_pruning
 from tasks.preflight.positions import check_room, needs
 from tasks.store.artifacts import Artifact
 
@@ -128,6 +128,7 @@ def check(settings: Mapping[str, Any]) -> list[str]:
         )
     remarks = check_models(teacher, student)
     check_pruning(teacher, student)
+    check_adapter(teacher, student)
     for role, each in (("teacher", teacher), ("student", student)):
         check_chat(role, each, each.reads)
     return remarks

@@ -283,12 +283,17 @@ def check_same_tokenizer(teacher: Tokenizer, student: Tokenizer) -> None:
 
 
 def save_model(model: Model, tokenizer: Tokenizer, directory: Path) -> None:
-    """A directory that transformers' `from_pretrained` loads, model and tokenizer.
+    """A directory that transformers' `from_pretrained` loads, model and tokenizer."""
+    with quiet():
+        model.save_pretrained(directory)
+    save_tokenizer(tokenizer, directory)
+
+
+def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
+    """Its files, beside others or alone.
 
     tokenizer.json would keep the length that a text was last cut at, and other libraries would cut at it too.
     """
-    with quiet():
-        model.save_pretrained(directory)
     if hasattr(tokenizer, "backend_tokenizer"):
         tokenizer.backend_tokenizer.no_truncation()
     tokenizer.save_pretrained(directory)

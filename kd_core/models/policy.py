@@ -24,8 +24,8 @@ from kd_core.lengths import require_length
 from kd_core.losses.head import Head
 from kd_core.models import gpt_neo, gpt_neo_steps, t5, t5_steps
 from kd_core.models.backends import decoder_only, decoder_only_steps, padded
+from kd_core.models.backends.lora import has_adapter
 from kd_core.models.backends.probe import Backend, Logits, bare_head, probe
-from kd_core.models.lora import has_adapter
 from kd_core.models.packing import Layout
 from kd_core.models.token_rows import TokenRows
 

@@ -1,19 +1,38 @@
-"""The models that stages have made or referred to, loaded."""
+"""The models that stages have made or referred to, loaded.
+
+A stage leaves a model in one of three forms: all of it (`model/`), a reference to one that is somewhere already
+(`reference.json`), or an adapter with its tokenizer and a note of its base (`adapter/`): a reference again, or another
+artifact.
+"""
 
 import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from kd_core.losses.head import Head
+from kd_core.models.backends.lora import base_of, load_adapter, merge, save_adapter
 from kd_core.models.files import read_config
 from kd_core.models.formats.content import content_hash
-from kd_core.models.loading import DType, Model, Tokenizer, check_same_tokenizer, load_model, load_tokenizer
+from kd_core.models.loading import (
+    DType,
+    Model,
+    Tokenizer,
+    check_same_tokenizer,
+    load_model,
+    load_tokenizer,
+    save_model,
+    save_tokenizer,
+)
 from kd_core.models.policy import head_of
-from kd_core.models.special_ids import vocabulary_size
-from tasks.store.artifacts import Artifact, StoreError
+from kd_core.models.special_ids import also_ends, vocabulary_size
+from tasks.store.artifacts import Artifact, Store, StoreError
+
+Location = tuple[str | Path, str | None, DType]  # directory or hub id, revision, dtype
+ADAPTER, BASE = "adapter", "base.json"
 
 
 @dataclass(frozen=True)
@@ -22,6 +41,7 @@ class LoadedModel:
 
     model: Model
     tokenizer: Tokenizer
+    base: dict[str, Any] | None = None  # of a model with an adapter: where the weights under it are, as in base.json
 
     @property
     def is_encoder_decoder(self) -> bool:
@@ -34,18 +54,61 @@ class LoadedModel:
         return vocabulary_size(self.tokenizer)
 
 
-def load_artifact(artifact: Artifact, device: torch.device) -> LoadedModel:
-    """The model that a stage has made (`model/`), or referred to (`reference.json`)."""
-    location, revision, dtype = model_location(artifact)
+def load_artifact(artifact: Artifact, device: torch.device, beside: LoadedModel | None = None) -> LoadedModel:
+    """The model that a stage has made, or referred to.
+
+    beside: a model that is loaded already; where this one is the base under its adapter, its weights are taken.
+    """
+    found, adapter = model_location(artifact), artifact.path / ADAPTER
+    under = None if beside is None or beside.base is None else _location(beside.base, artifact)
+    if beside is not None and under == found and not adapter.is_dir():
+        return LoadedModel(base_of(beside.model), beside.tokenizer)
+    if adapter.is_dir():
+        return _adapted(adapter, found, device)
+    location, revision, dtype = found
     tokenizer = load_tokenizer(location, revision)
     return LoadedModel(load_model(location, revision, dtype, device, tokenizer), tokenizer)
 
 
+def _adapted(adapter: Path, base: Location, device: torch.device) -> LoadedModel:
+    """A base with an adapter, which ends where the adapter learned to."""
+    location, revision, dtype = base
+    said, tokenizer = _read(adapter / BASE), load_tokenizer(adapter)
+    model = load_model(location, revision, dtype, device, tokenizer)
+    also_ends(model, said["ends"])
+    load_adapter(model, adapter)
+    return LoadedModel(model, tokenizer, said)
+
+
 def load_pair(teacher: Artifact, student: Artifact, device: torch.device) -> tuple[LoadedModel, LoadedModel]:
-    """A teacher and its student. Raises ValueError if they read different tokens."""
-    pair = load_artifact(teacher, device), load_artifact(student, device)
+    """A teacher and its student. Raises ValueError if they read different tokens.
+
+    A student that is an adapter on this teacher shares its weights: they are loaded once.
+    """
+    taught = load_artifact(student, device)
+    pair = load_artifact(teacher, device, beside=taught), taught
     check_same_tokenizer(*(each.tokenizer for each in pair))
     return pair
+
+
+def save_trained(loaded: LoadedModel, directory: Path) -> None:
+    """What a stage that trains leaves in `directory`: the model, or its adapter alone."""
+    if loaded.base is None:
+        save_model(loaded.model, loaded.tokenizer, directory / "model")
+        return
+    ends = loaded.model.config.eos_token_id
+    said = loaded.base | {"ends": ends if isinstance(ends, list) else [ends]}
+    save_adapter(loaded.model, directory / ADAPTER)
+    save_tokenizer(loaded.tokenizer, directory / ADAPTER)
+    (directory / ADAPTER / BASE).write_text(json.dumps(said, indent=2), encoding="utf-8")
+
+
+def save_merged(artifact: Artifact, directory: Path) -> None:
+    """Write the model that an adapter and its base are together, in float32 whatever the base is in."""
+    location, revision, _ = model_location(artifact)
+    loaded = _adapted(artifact.path / ADAPTER, (location, revision, "float32"), torch.device("cpu"))
+    merge(loaded.model)
+    save_model(loaded.model, loaded.tokenizer, directory)
 
 
 def lone_head(artifact: Artifact, device: torch.device, num_tokens: int) -> Head:
@@ -53,18 +116,30 @@ def lone_head(artifact: Artifact, device: torch.device, num_tokens: int) -> Head
     return head_of(load_artifact(artifact, torch.device("cpu")).model, num_tokens).copied_to(device)
 
 
-def model_location(artifact: Artifact) -> tuple[str | Path, str | None, DType]:
-    """Directory or hub id, revision and dtype of an artifact's model.
+def model_location(artifact: Artifact) -> Location:
+    """Directory or hub id, revision and dtype of an artifact's model, or of the base under its adapter.
 
     Raises StoreError if a directory is not, or no longer, the one that the artifact refers to.
     """
     made = artifact.path / "model"
     if made.is_dir():
         return made, None, "bfloat16" if read_config(made).get("dtype") == "bfloat16" else "float32"
-    reference = json.loads((artifact.path / "reference.json").read_text(encoding="utf-8"))
+    base = artifact.path / ADAPTER / BASE
+    return _location(_read(base if base.is_file() else artifact.path / "reference.json"), artifact)
+
+
+def _location(reference: dict[str, Any], artifact: Artifact) -> Location:
+    """What an artifact refers to: a model somewhere, or another artifact of its store."""
+    if "key" in reference:
+        return model_location(Store(artifact.path.parents[2]).known_as(reference["stage"], reference["key"]))
     if reference["content"] is not None:
         _check_unchanged(artifact, Path(reference["name"]), reference["content"])
     return reference["name"], reference["revision"], reference["dtype"]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def _check_unchanged(artifact: Artifact, directory: Path, content: str) -> None:

@@ -1,6 +1,7 @@
 """A model that exists already: the stage writes down which one, and makes no copy of what can be read as it is."""
 
 import json
+from typing import Any
 
 from kd_core.models.files import is_gguf
 from kd_core.models.formats.content import content_hash
@@ -15,22 +16,28 @@ def refer(build: Build, settings: ModelSettings) -> None:
 
     Its tokenizer is loaded, so that a wrong name fails here and not after hours.
     """
-    directory = settings.path
-    if directory is not None and is_gguf(directory):
+    path = settings.path
+    if path is not None and is_gguf(path):
         build.progress(0, 1, "reading the .gguf file")
-        tokenizer = load_tokenizer(directory)
-        model = load_model(directory, dtype=settings.dtype, tokenizer=tokenizer)
+        tokenizer = load_tokenizer(path)
+        model = load_model(path, dtype=settings.dtype, tokenizer=tokenizer)
         save_model(model, tokenizer, build.dir / "model")
-        build.record(model=directory.name, parameters=model.num_parameters())
+        build.record(model=path.name, parameters=model.num_parameters())
         return
-    name = settings.name if directory is None else str(directory.resolve())
-    assert name is not None  # the settings' own check
-    load_tokenizer(name, settings.commit)
+    record = reference_to(settings)
+    load_tokenizer(record["name"], settings.commit)
     remark_on(build, settings)
-    content = None if directory is None else content_hash(directory)
-    record = {"name": name, "revision": settings.commit, "dtype": settings.dtype, "content": content}
     (build.dir / "reference.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
-    build.record(model=str(name))
+    build.record(model=str(record["name"]))
+
+
+def reference_to(settings: ModelSettings) -> dict[str, Any]:
+    """Which model a name means now: where it is, and what it must be to be the same one later."""
+    path = settings.path
+    name = settings.name if path is None else str(path.resolve())
+    assert name is not None  # the settings' own check
+    content = None if path is None else content_hash(path)
+    return {"name": name, "revision": settings.commit, "dtype": settings.dtype, "content": content}
 
 
 def remark_on(build: Build, settings: ModelSettings) -> None:

@@ -10,10 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kd_core.models.backends.recomputing import recomputing
-from kd_core.models.loading import save_model
 from kd_core.rollout.responses import NotFiniteError
 from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState
-from tasks.compute.models import LoadedModel
+from tasks.compute.models import LoadedModel, save_trained
 from tasks.store.stage import Build
 
 Loop = Callable[[TrainState], Iterator[StepMetrics]]
@@ -41,7 +40,7 @@ def run_training(
     num_steps: int,
     gathered: Gathered | None = None,
 ) -> list[StepMetrics]:
-    """Train a model by `loop`, from the last checkpoint to the end: model/ and training_log.parquet.
+    """Train a model by `loop`, from the last checkpoint to the end: model/ (or adapter/) and training_log.parquet.
 
     Checkpoints are written as they fall due. Returns one row an update. Raises ValueError if training blows up.
     """
@@ -71,7 +70,7 @@ def run_training(
     except NotFiniteError as error:
         raise ValueError(_blown_up(build.stage, state.step, error)) from None
     state.finish()
-    save_model(loaded.model, loaded.tokenizer, build.dir / "model")
+    save_trained(loaded, build.dir)
     write_log(build.dir / "training_log.parquet", log)
     if gathered is not None:
         gathered.save(build.dir)

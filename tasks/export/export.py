@@ -30,7 +30,7 @@ def export_run(store: Store, record: RunRecord, directory: Path) -> str:
     artifact, target = _student(store, record), directory.expanduser().resolve()
     with store.try_lock(artifact, shared=True):  # so that gc leaves it alone meanwhile
         _write(store, record, artifact, directory, target)
-    return family_of(artifact).auto_class
+    return family_of(target).auto_class
 
 
 def _write(store: Store, record: RunRecord, artifact: Artifact, directory: Path, target: Path) -> None:
@@ -41,7 +41,7 @@ def _write(store: Store, record: RunRecord, artifact: Artifact, directory: Path,
         partial.mkdir(parents=True)
         _copy_model(artifact, partial)
         card = text_card if artifact.stage == "dagger_train" else pairs_card
-        (partial / "README.md").write_text(card(store, record, artifact), encoding="utf-8")
+        (partial / "README.md").write_text(card(store, record, artifact, family_of(partial)), encoding="utf-8")
         for path in (*partial.iterdir(), partial):
             sync(path)
         partial.replace(target)
@@ -75,7 +75,11 @@ def _student(store: Store, record: RunRecord) -> Artifact:
 
 
 def _copy_model(artifact: Artifact, directory: Path) -> None:
-    """Copy model/, each file checked against what it was when it was made."""
+    """Copy model/, each file checked against what it was when it was made; an adapter is merged with its base."""
+    if (artifact.path / "adapter").is_dir():
+        from tasks.compute.models import save_merged
+
+        save_merged(artifact, directory)
     for name, known in artifact.manifest().files.items():
         if not name.startswith("model/"):
             continue

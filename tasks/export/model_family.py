@@ -1,9 +1,9 @@
 """How a student is described once it is exported: an encoder–decoder, or a causal model."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from kd_core.models.files import OWN, ModelKind, check_config, read_config
-from tasks.store.artifacts import Artifact
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ FAMILIES: dict[ModelKind, Family] = {
 }
 
 
-def family_of(student: Artifact) -> Family:
-    """The family of the model that a stage has made."""
-    family = FAMILIES[check_config(student.path / "model")]
-    name = str(read_config(student.path / "model")["model_type"])
+def family_of(directory: Path) -> Family:
+    """The family of a model."""
+    family = FAMILIES[check_config(directory)]
+    name = str(read_config(directory)["model_type"])
     if name in OWN:
         return family
     what = "A sequence-to-sequence model" if family.auto_class == "AutoModelForSeq2SeqLM" else "A causal language model"

@@ -7,7 +7,7 @@ from typing import Any
 from kd_core.models.prompts import PLACEHOLDER, Chat, Prompt, Prompts
 from tasks.export import card
 from tasks.export.markdown import escape, fenced, table
-from tasks.export.model_family import Family, family_of
+from tasks.export.model_family import Family
 from tasks.export.usage import usage
 from tasks.formatting import count, short
 from tasks.store.artifacts import Artifact, Manifest, Store
@@ -38,12 +38,12 @@ CHOSEN = {
 }
 
 
-def pairs_card(store: Store, record: RunRecord, student: Artifact) -> str:
+def pairs_card(store: Store, record: RunRecord, student: Artifact, family: Family) -> str:
     """README.md for the student of a run: YAML front matter, then Markdown."""
     found = {each.stage: store.artifact(each.stage, each.key) for each in record.stages}
     manifests = {stage: manifest for stage, each in found.items() if (manifest := card.read_manifest(each)) is not None}
     kind = card.settings_of(manifests, student.stage, "settings").get("kind", student.stage)
-    method, family, own = METHODS[kind], family_of(student), _own_system(store, record, student)
+    method, own = METHODS[kind], _own_system(store, record, student)
     sections = {
         "What it is": _what(record, manifests, method, family),
         "Data": _data(record, manifests.get("prepare")),
@@ -75,6 +75,8 @@ def _what(record: RunRecord, manifests: Mapping[str, Manifest], method: str, fam
     size = f" of {count(trained.stats['parameters'])} parameters" if trained and "parameters" in trained.stats else ""
     start = card.settings_of(manifests, "pre_distill", "student")
     origin = f", from {card.model_text(start, record, 'student')}" if start else ""
+    if start.get("lora"):
+        origin += f". What was trained is a LoRA adapter of rank {start['lora']['rank']}, merged into the weights here"
     pruned = f"\n\n{_pruning(manifests['prune'])}" if "prune" in manifests else ""
     return f"{family.description}{size}, trained by {method}{origin}.{pruned}"
 

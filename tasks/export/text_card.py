@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from tasks.export import card
 from tasks.export.markdown import escape, fenced, table
-from tasks.export.model_family import family_of
+from tasks.export.model_family import Family
 from tasks.formatting import count, short
 from tasks.store.artifacts import Artifact, Manifest, Store
 from tasks.store.runs import RunRecord
@@ -20,7 +20,7 @@ outputs = model.generate(input_ids=inputs["input_ids"], do_sample=True, max_new_
 print(tokenizer.batch_decode(outputs, skip_special_tokens=True))"""
 
 
-def text_card(store: Store, record: RunRecord, student: Artifact) -> str:
+def text_card(store: Store, record: RunRecord, student: Artifact, family: Family) -> str:
     """README.md for the last round's student: YAML front matter, then Markdown."""
     found = {each.name: store.artifact(each.stage, each.key) for each in record.stages}
     manifests = {name: manifest for name, each in found.items() if (manifest := card.read_manifest(each)) is not None}
@@ -37,7 +37,7 @@ def text_card(store: Store, record: RunRecord, student: Artifact) -> str:
         "How to use": fenced(USAGE.format(horizon=40), "python"),
         "How it was made": card.making_text(store, record, manifests, student),
     }
-    return card.written_card(record, method, family_of(student), {}, sections)
+    return card.written_card(record, method, family, {}, sections)
 
 
 def _what(record: RunRecord, manifests: Mapping[str, Manifest], method: str) -> str:

@@ -84,8 +84,8 @@ def decode(
     """
     device = device_of(build.runtime)
     split = read_split(corpus, settings.split, ("id", "source"), settings.max_rows)
-    teacher_model = load_artifact(teacher, device)
-    writer_model = teacher_model if writer.key == teacher.key else load_artifact(writer, device)
+    writer_model = load_artifact(writer, device)
+    teacher_model = writer_model if writer.key == teacher.key else load_artifact(teacher, device, beside=writer_model)
     limit = settings.max_source_tokens
     judged = prompt_rows(teacher_model, prompt.teacher, split["source"], limit)
     sources = (

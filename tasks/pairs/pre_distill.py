@@ -1,7 +1,10 @@
 """The stage `pre_distill`: the student learns the teacher's outputs (SeqKD), from where every method goes on."""
 
+from dataclasses import replace
+
 import torch
 
+from kd_core.models.backends.lora import add_adapter
 from kd_core.models.loading import check_same_tokenizer, load_model, load_tokenizer, read_configs
 from kd_core.models.prompts import Prompts
 from kd_core.models.shapes import build_model
@@ -9,7 +12,7 @@ from kd_core.models.special_ids import also_ends, special_ids, vocabulary_size
 from kd_core.train.supervised import Pairs, SupervisedSettings, cross_entropy, num_updates, train_supervised
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_artifact, model_location
-from tasks.compute.reference import remark_on
+from tasks.compute.reference import reference_to, remark_on
 from tasks.compute.teacher_check import STUDENT, warn_if_no_better
 from tasks.compute.training import run_training
 from tasks.pairs.inputs import prompt_rows, read_split, reference_pairs, seqkd_pairs
@@ -30,7 +33,7 @@ def pre_distill(
     seed: int,
     start: Artifact | None = None,
 ) -> None:
-    """Train the student on the teacher's outputs: model/ and training_log.parquet.
+    """Train the student on the teacher's outputs: model/ or adapter/, and training_log.parquet.
 
     start: the student's weights, where a stage has had to make them.
     """
@@ -53,33 +56,51 @@ def pre_distill(
         num_updates(pairs, settings, seed),
     )
     after = log[-1].values["validation_loss"]
-    teacher_model = load_artifact(teacher, device)
+    teacher_model = load_artifact(teacher, device, beside=loaded)
     prompted = prompt_rows(teacher_model, prompt.teacher, held_out["source"], settings.max_source_tokens)
     teacher_nll = cross_entropy(teacher_model.model, Pairs(prompted, validation.target), settings.validation_rows)
-    build.record(parameters=loaded.model.num_parameters(), validation_loss=after, teacher_validation_loss=teacher_nll)
+    parameters = loaded.model.num_parameters()
+    if student.lora is not None:
+        build.record(trained_parameters=loaded.model.num_parameters(only_trainable=True))
+        parameters -= build.stats["trained_parameters"]  # merged, they are none more
+    build.record(parameters=parameters, validation_loss=after, teacher_validation_loss=teacher_nll)
     warn_if_no_better(build, teacher_nll, {STUDENT: after} | losses, "validation references")
 
 
 def untrained_student(
     settings: StudentSettings, teacher: Artifact, seed: int, device: torch.device, start: Artifact | None = None
 ) -> LoadedModel:
-    """The untrained student: loaded, made to its shape over the teacher's tokenizer, or the teacher's. In float32.
+    """The untrained student: loaded, made to its shape over the teacher's tokenizer, or the teacher's.
 
-    Raises ValueError if it reads other tokens than the teacher.
+    In float32; under an adapter, which is, in the precision that it is loaded in. Raises ValueError if it reads other
+    tokens than the teacher, or lacks a matrix that is to be adapted.
     """
+    made = teacher if start is None and settings.from_ is not None else start
+    loaded = _start(settings, teacher, seed, device, made)
+    if settings.lora is None:
+        return replace(loaded, model=loaded.model.float())
+    add_adapter(loaded.model, settings.lora, seed)
+    base = reference_to(settings) if made is None else {"stage": made.stage, "key": made.key}
+    return replace(loaded, base=base)
+
+
+def _start(
+    settings: StudentSettings, teacher: Artifact, seed: int, device: torch.device, made: Artifact | None
+) -> LoadedModel:
+    """The student's weights; those of `made`, where some stage has made them."""
     location, revision, _ = model_location(teacher)
     tokenizer = load_tokenizer(location, revision)
     if settings.shape is not None:
         model = build_model(settings.shape, vocabulary_size(tokenizer), seed, eos_id=tokenizer.eos_token_id)
         return LoadedModel(model.to(device), tokenizer)
     name, commit, dtype = settings.path or settings.name, settings.commit, settings.dtype
-    if start is not None or settings.from_ is not None:
-        name, commit, dtype = model_location(start or teacher)
+    if made is not None:
+        name, commit, dtype = model_location(made)
     assert name is not None  # the settings' own check
     own = load_tokenizer(name, commit)
     check_same_tokenizer(tokenizer, own)
     if not own.chat_template:  # a base model that is to read what its teacher does
         own.chat_template = tokenizer.chat_template
-    model = load_model(name, commit, dtype, device, own).float()
+    model = load_model(name, commit, dtype, device, own)
     also_ends(model, special_ids(*read_configs(location, revision), tokenizer, str(location)).ends)
     return LoadedModel(model, own)

@@ -1,6 +1,6 @@
 """The stage `prompting_student`: the student as it is, to be prompted like the teacher. Nothing is trained."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from kd_core.models.loading import save_model
@@ -27,6 +27,6 @@ def prompting_student(build: Build, teacher: Artifact, student: StudentSettings,
     if student.name is not None:
         refer(build, student)
         return
-    loaded = untrained_student(student, teacher, seed, device_of(build.runtime))
+    loaded = untrained_student(replace(student, lora=None), teacher, seed, device_of(build.runtime))
     save_model(loaded.model, loaded.tokenizer, build.dir / "model")
     build.warn("the student is described by its shape: prompting it before any training shows what random weights say")

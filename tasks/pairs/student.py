@@ -1,11 +1,12 @@
 """What a student is before it is taught: a model by name, one of a shape, the teacher itself, or some of its layers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from kd_core.models.backends.lora import LoraSettings
 from kd_core.models.loading import ModelSettings
 from kd_core.models.prompts import Chat, Prompt, check_prompt
 from kd_core.models.pruning import Choice, Layers
@@ -20,8 +21,11 @@ class StudentSettings(ModelSettings):
     choose: Choice = "even"  # which, where it is a number: evenly spread, without the middle, or of most influence
     prompt: str | None = None  # what it reads; null = the bare source, a decoder-only one what its teacher does
     chat: Chat | None = None  # in place of it: a turn of a chat, by the model's own chat template
+    lora: LoraSettings | None = field(default=None, metadata={"later": True})  # train an adapter; the weights stay
 
     def __post_init__(self) -> None:
+        if self.lora is not None and self.shape is not None:
+            raise ValueError("a student described by shape starts at random: there is nothing that lora could adapt")
         if self.prompt is not None:
             check_prompt(self.prompt)
             if self.chat is not None:
@@ -53,4 +57,6 @@ class StudentSettings(ModelSettings):
 
     def identity(self) -> dict[str, object]:
         """What makes this student itself; what it reads is told apart, as is a teacher that it is made of, and how."""
-        return super().identity() if self.from_ is None else {"from": self.from_, "dtype": self.dtype}
+        own: dict[str, object] = {"from": self.from_, "dtype": self.dtype}
+        start = own if self.from_ is not None else super().identity()
+        return start if self.lora is None else start | {"lora": self.lora}

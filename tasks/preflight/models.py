@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kd_core.models.files import (
     OWN,
@@ -75,6 +75,24 @@ def check_chat(role: str, settings: ModelSettings, reads: Prompt | None) -> None
         rendered(load_tokenizer(found), reads)
     except ValueError as error:
         raise ValueError(f"{role}.chat: {error}") from None
+
+
+def check_adapter(teacher: ModelSettings, student: StudentSettings) -> None:
+    """A student's model has the matrices that are to be adapted, as far as it is on this machine.
+
+    Raises ValueError naming those that there are.
+    """
+    origin = teacher if student.from_ is not None else student
+    if student.lora is None or origin.name is None:  # a teacher that is fitted is a T5 or GPT-Neo of ours
+        return
+    directory = _where(origin)
+    if directory is not None and not is_gguf(directory):
+        from kd_core.models.backends.lora import targeted
+
+        try:
+            targeted(_described(directory, check_config(directory)), student.lora)
+        except ValueError as error:
+            raise ValueError(f"student.{error}") from None
 
 
 def check_positions(role: str, settings: ModelSettings, tokens: int) -> None:
@@ -189,6 +207,24 @@ def _check_kind(directory: Path, kind: ModelKind, wanted: ModelKind | None) -> N
 
 def _check_complete(directory: Path, kind: ModelKind) -> None:
     """The weights are those that config.json describes, told by names and sizes; no weight is read."""
+    model = _described(directory, kind)
+    there = tensor_shapes(directory)
+    tied = TIED[kind]
+    if there.keys() & tied:  # one of them stands for those that are left out
+        there = dict.fromkeys(tied, there[min(there.keys() & tied)]) | there
+    for name, weight in model.state_dict().items():
+        if name not in there and model.config.model_type not in OWN:
+            continue  # published under another name, or tied: found out when it is loaded
+        if there.get(name) != list(weight.shape):
+            actual = "is missing" if name not in there else f"has the size {there[name]}, not {list(weight.shape)}"
+            raise ValueError(
+                f"{directory} does not hold the model that its config.json describes: {name} {actual}\n"
+                "copy or download both again"
+            )
+
+
+def _described(directory: Path, kind: ModelKind) -> Any:
+    """The model that config.json describes, without weights."""
     import torch
     from transformers import AutoConfig
 
@@ -197,25 +233,12 @@ def _check_complete(directory: Path, kind: ModelKind) -> None:
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         with torch.device("meta"):
-            model = auto_model(kind).from_config(config)
+            return auto_model(kind).from_config(config)
     except Exception as error:  # whatever a nonsensical value leads to, from a type error to a negative size
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"{directory / 'config.json'} describes no model: {reason[:200]}\ncopy or download it again"
         ) from None
-    there = tensor_shapes(directory)
-    tied = TIED[kind]
-    if there.keys() & tied:  # one of them stands for those that are left out
-        there = dict.fromkeys(tied, there[min(there.keys() & tied)]) | there
-    for name, weight in model.state_dict().items():
-        if name not in there and config.model_type not in OWN:
-            continue  # published under another name, or tied: found out when it is loaded
-        if there.get(name) != list(weight.shape):
-            actual = "is missing" if name not in there else f"has the size {there[name]}, not {list(weight.shape)}"
-            raise ValueError(
-                f"{directory} does not hold the model that its config.json describes: {name} {actual}\n"
-                "copy or download both again"
-            )
 
 
 def _cached(settings: ModelSettings) -> Path | None:

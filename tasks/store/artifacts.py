@@ -118,6 +118,17 @@ class Store:
         for path in sorted((self.root / "artifacts").glob(f"{stage}/*/")):
             yield Artifact(path.parent.name, path.name, path)
 
+    def known_as(self, stage: str, key: str) -> Artifact:
+        """The artifact that has this key, or had it before `distill accept`. Raises StoreError if there is none."""
+        artifact = self.artifact(stage, key)
+        if artifact.path.exists():
+            return artifact
+        for each in self.artifacts(stage):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                if any(before["key"] == key for before in each.manifest().accepted):
+                    return each
+        raise StoreError(f"{artifact.path} is gone\nrun again what it was used in: that builds it again")
+
     def checkpoint_dir(self, artifact: Artifact) -> Path:
         """Where an unfinished build of this artifact keeps what it has."""
         return self.root / ".checkpoints" / f"{artifact.stage}-{artifact.key}"

@@ -13,8 +13,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from kd_core.losses.lm_head import weighted_nll
-from kd_core.models import lora
-from kd_core.models.lora import LoraSettings, add_adapter, base_of, load_adapter, merge, save_adapter, targeted
+from kd_core.models.backends import lora
+from kd_core.models.backends.lora import LoraSettings, add_adapter, base_of, load_adapter, merge, save_adapter, targeted
 from kd_core.models.policy import backend_of, encode, head_of
 from kd_core.rollout.beam_search import BeamSettings, beam_search
 from kd_core.rollout.sampling import greedy
@@ -168,8 +168,8 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
 
 def test_the_same_seed_gives_the_same_bytes_in_any_process(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from kd_core.models.lora import save_adapter;"
-        "from tests.kd_core.models.test_lora import adapted;"
+        "import sys; from pathlib import Path; from kd_core.models.backends.lora import save_adapter;"
+        "from tests.kd_core.models.backends.test_lora import adapted;"
         "save_adapter(adapted('llama', trained=False), Path(sys.argv[1]))"
     )
     for number in range(2):
