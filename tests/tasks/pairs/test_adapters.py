@@ -26,6 +26,7 @@ from tasks.compute.models import load_artifact, load_pair
 from tasks.export.export import export_run
 from tasks.pairs.student import StudentSettings
 from tasks.pairs.teacher import TeacherSettings
+from tasks.store.accept import Acceptable, accept
 from tasks.store.artifacts import Artifact, Store
 from tasks.store.keys import canonical
 from tasks.store.progress import NullReporter
@@ -141,8 +142,7 @@ def test_a_base_that_teaches_is_loaded_once(store: Store, monkeypatch: pytest.Mo
     assert len(loads) == 2
 
 
-@pytest.mark.parametrize("stage", ["pre_distill", "llmr"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("stage", "dtype"), [("pre_distill", "float32"), ("llmr", "bfloat16")])
 def test_killed_and_resumed_it_is_the_same_byte_for_byte(store: Store, tmp_path: Path, stage: str, dtype: Any) -> None:
     _, whole = distil(store, ON_TEACHER, dtype=dtype)
     again, each_step = Store(tmp_path / "again"), replace(RUNTIME, checkpoint_seconds=0)
