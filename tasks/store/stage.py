@@ -164,8 +164,7 @@ class Build:
         self.stage = name  # as it is shown, its label included
         self.dir, self.runtime = directory, run.runtime
         self.stats: dict[str, Any] = {}
-        self.store_root = run.store.root
-        self._reporter = run.reporter
+        self.store_root, self._reporter = run.store.root, run.reporter
         self.checkpoints = Checkpoints(
             run.store, run.store.checkpoint_dir(artifact), run.runtime.checkpoint_seconds, run.reporter.warning
         )

@@ -16,9 +16,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import tasks.compute.models
-from flows.distill_outline import check, pipeline
+from flows.distill_outline import OUTLINE, check, pipeline
+from flows.settings import jsonable, validate
 from kd_core.models.backends.lora import LoraSettings
 from kd_core.models.policy import encode
+from kd_core.models.shapes import T5Shape
 from kd_core.models.token_rows import TokenRows
 from kd_core.train.batches import BatchSettings
 from kd_core.train.state import OptimizerSettings
@@ -218,6 +220,16 @@ def test_what_lora_is_given_is_in_the_key_and_nothing_where_it_is_not() -> None:
     }  # fmt: skip
 
 
+def test_lora_is_set_by_name_and_survives_the_record_of_a_run() -> None:
+    known = {"student": OUTLINE.parameters["student"]}
+    given = {"student": {"from": "teacher", "lora": {"rank": 4, "targets": ["q_proj"]}}}
+    (student,) = validate(known, given).values()
+    assert student.lora == LoraSettings(rank=4, targets=("q_proj",))
+    assert validate(known, jsonable({"student": student}))["student"] == student
+    with pytest.raises(ValueError, match=r"no setting student.lora.ranks; did you mean student.lora.rank\?"):
+        validate(known, {"student": {"from": "teacher", "lora": {"ranks": 4}}})
+
+
 def test_a_wrong_target_is_said_before_anything_starts(tmp_path: Path) -> None:
     teacher = TeacherSettings(name=str(write_llama(tmp_path / "llama")))
     for student in (
@@ -232,7 +244,5 @@ def test_a_wrong_target_is_said_before_anything_starts(tmp_path: Path) -> None:
 
 
 def test_a_described_student_has_nothing_to_adapt() -> None:
-    from kd_core.models.shapes import T5Shape
-
     with pytest.raises(ValueError, match="nothing that lora could adapt"):
         StudentSettings(shape=T5Shape(), lora=LORA)
