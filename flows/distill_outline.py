@@ -128,10 +128,9 @@ def check(settings: Mapping[str, Any]) -> list[str]:
         )
     remarks = check_models(teacher, student)
     check_pruning(teacher, student)
-    check_adapter(teacher, student)
     for role, each in (("teacher", teacher), ("student", student)):
         check_chat(role, each, each.reads)
-    return remarks
+    return remarks + check_adapter(teacher, student)
 
 
 OUTLINE = Outline("flows/distill.py:distill", pipeline, check)

@@ -41,7 +41,7 @@ def _write(store: Store, record: RunRecord, artifact: Artifact, directory: Path,
         partial.mkdir(parents=True)
         _copy_model(artifact, partial)
         card = text_card if artifact.stage == "dagger_train" else pairs_card
-        (partial / "README.md").write_text(card(store, record, artifact, family_of(partial)), encoding="utf-8")
+        (partial / "README.md").write_text(card(store, record, artifact, partial), encoding="utf-8")
         for path in (*partial.iterdir(), partial):
             sync(path)
         partial.replace(target)

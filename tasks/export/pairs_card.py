@@ -7,7 +7,7 @@ from typing import Any
 from kd_core.models.prompts import PLACEHOLDER, Chat, Prompt, Prompts
 from tasks.export import card
 from tasks.export.markdown import escape, fenced, table
-from tasks.export.model_family import Family
+from tasks.export.model_family import Family, family_of
 from tasks.export.usage import usage
 from tasks.formatting import count, short
 from tasks.store.artifacts import Artifact, Manifest, Store
@@ -38,19 +38,19 @@ CHOSEN = {
 }
 
 
-def pairs_card(store: Store, record: RunRecord, student: Artifact, family: Family) -> str:
-    """README.md for the student of a run: YAML front matter, then Markdown."""
+def pairs_card(store: Store, record: RunRecord, student: Artifact, directory: Path) -> str:
+    """README.md for the student of a run, exported to `directory`: YAML front matter, then Markdown."""
     found = {each.stage: store.artifact(each.stage, each.key) for each in record.stages}
     manifests = {stage: manifest for stage, each in found.items() if (manifest := card.read_manifest(each)) is not None}
     kind = card.settings_of(manifests, student.stage, "settings").get("kind", student.stage)
-    method, own = METHODS[kind], _own_system(store, record, student)
+    method, family, own = METHODS[kind], family_of(directory), _own_system(store, record, student)
     sections = {
         "What it is": _what(record, manifests, method, family),
         "Data": _data(record, manifests.get("prepare")),
         "Teacher": _teacher(record, manifests, family),
         "Method and settings": f"{METHOD_TEXT[kind]}\n\n{card.settings_text(manifests)}",
         "Metrics": card.metrics_text(found.get("evaluate"), manifests.get("evaluate"), own),
-        "How to use": _usage(manifests, family, student),
+        "How to use": _usage(manifests, family, directory),
         "How it was made": card.making_text(store, record, manifests, student),
     }
     return card.written_card(record, method, family, _front_matter(manifests), sections)
@@ -167,7 +167,7 @@ def _own_system(store: Store, record: RunRecord, student: Artifact) -> str:
     return ""
 
 
-def _usage(manifests: Mapping[str, Manifest], family: Family, student: Artifact) -> str:
+def _usage(manifests: Mapping[str, Manifest], family: Family, directory: Path) -> str:
     settings = card.settings_of(manifests, "decode", "settings")
     decoding = settings.get("decoding", {})
     chosen = {
@@ -177,4 +177,4 @@ def _usage(manifests: Mapping[str, Manifest], family: Family, student: Artifact)
     cut = f", truncation=True, max_length={int(limit)}" if limit else ""
     arguments = ", ".join(f"{name}={int(value)}" for name, value in (chosen or {"max_new_tokens": 64}).items())
     reads = _student_reads(_prompts(manifests) or Prompts(PLACEHOLDER), family)
-    return fenced(usage(student.path / "model", family.auto_class, reads, cut, arguments), "python")
+    return fenced(usage(directory, family.auto_class, reads, cut, arguments), "python")

@@ -1,10 +1,11 @@
 """The card of a student that was distilled on running text."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from tasks.export import card
 from tasks.export.markdown import escape, fenced, table
-from tasks.export.model_family import Family
+from tasks.export.model_family import family_of
 from tasks.formatting import count, short
 from tasks.store.artifacts import Artifact, Manifest, Store
 from tasks.store.runs import RunRecord
@@ -20,8 +21,8 @@ outputs = model.generate(input_ids=inputs["input_ids"], do_sample=True, max_new_
 print(tokenizer.batch_decode(outputs, skip_special_tokens=True))"""
 
 
-def text_card(store: Store, record: RunRecord, student: Artifact, family: Family) -> str:
-    """README.md for the last round's student: YAML front matter, then Markdown."""
+def text_card(store: Store, record: RunRecord, student: Artifact, directory: Path) -> str:
+    """README.md for the last round's student, exported to `directory`: YAML front matter, then Markdown."""
     found = {each.name: store.artifact(each.stage, each.key) for each in record.stages}
     manifests = {name: manifest for name, each in found.items() if (manifest := card.read_manifest(each)) is not None}
     last = next(name for name, each in reversed(found.items()) if each == student)
@@ -37,7 +38,7 @@ def text_card(store: Store, record: RunRecord, student: Artifact, family: Family
         "How to use": fenced(USAGE.format(horizon=40), "python"),
         "How it was made": card.making_text(store, record, manifests, student),
     }
-    return card.written_card(record, method, family, {}, sections)
+    return card.written_card(record, method, family_of(directory), {}, sections)
 
 
 def _what(record: RunRecord, manifests: Mapping[str, Manifest], method: str) -> str:

@@ -32,6 +32,7 @@ TIED = {
     "seq2seq": {"shared.weight", "lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"},
     "causal": {"transformer.wte.weight", "lm_head.weight"},
 }
+SLOW = "a {} is run by its own forward pass, on padded rows: right"
 WANTED = {"seq2seq": "an encoder–decoder (T5, BART, …)", "causal": "a causal language model (GPT-Neo, Llama, …)"}
 
 
@@ -77,22 +78,28 @@ def check_chat(role: str, settings: ModelSettings, reads: Prompt | None) -> None
         raise ValueError(f"{role}.chat: {error}") from None
 
 
-def check_adapter(teacher: ModelSettings, student: StudentSettings) -> None:
+def check_adapter(teacher: ModelSettings, student: StudentSettings) -> list[str]:
     """A student's model has the matrices that are to be adapted, as far as it is on this machine.
 
-    Raises ValueError naming those that there are.
+    Returns remarks. Raises ValueError naming the matrices that there are.
     """
     origin = teacher if student.from_ is not None else student
-    if student.lora is None or origin.name is None:  # a teacher that is fitted is a T5 or GPT-Neo of ours
-        return
+    if student.lora is None or origin.name is None:  # a teacher that is fitted is looked at when it is there
+        return []
     directory = _where(origin)
-    if directory is not None and not is_gguf(directory):
-        from kd_core.models.backends.lora import targeted
+    if directory is None or is_gguf(directory):
+        return []
+    from kd_core.models.backends.lora import targeted
 
-        try:
-            targeted(_described(directory, check_config(directory)), student.lora)
-        except ValueError as error:
-            raise ValueError(f"student.{error}") from None
+    model = _described(directory, check_config(directory))
+    try:
+        targeted(model, student.lora)
+    except ValueError as error:
+        raise ValueError(f"student.{error}") from None
+    family = model.config.model_type
+    return (
+        [f"student.lora: {SLOW.format(f'{family} with an adapter')}, but slower than without"] if family in OWN else []
+    )
 
 
 def check_positions(role: str, settings: ModelSettings, tokens: int) -> None:
@@ -176,9 +183,7 @@ def _check_special_ids(role: str, directory: Path) -> list[str]:
 @cache
 def _remarks(directory: Path, _unchanged: tuple[tuple[int, ...], ...]) -> tuple[str, ...]:
     """Cached, as all cells of a comparison ask and a large vocabulary takes seconds to read."""
-    import torch
-
-    from kd_core.models.loading import auto_model, read_configs, read_tokenizer
+    from kd_core.models.loading import read_configs, read_tokenizer
     from kd_core.models.policy import PADDED, candidates
     from kd_core.models.special_ids import special_ids
 
@@ -186,12 +191,9 @@ def _remarks(directory: Path, _unchanged: tuple[tuple[int, ...], ...]) -> tuple[
     remarks = special_ids(config, generation, read_tokenizer(directory), str(directory)).remarks
     if config.model_type in OWN:
         return remarks
-    with torch.device("meta"):
-        model = auto_model(check_config(directory)).from_config(config)
-    if candidates(model)[0] is not PADDED:
+    if candidates(_described(directory, check_config(directory)))[0] is not PADDED:
         return remarks
-    slow = f"a {config.model_type} is run by its own forward pass, on padded rows: right, but slower than most families"
-    return (*remarks, f"{directory}: {slow}")
+    return (*remarks, f"{directory}: {SLOW.format(config.model_type)}, but slower than most families")
 
 
 def _check_kind(directory: Path, kind: ModelKind, wanted: ModelKind | None) -> None:

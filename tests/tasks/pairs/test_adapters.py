@@ -19,6 +19,7 @@ import tasks.compute.models
 from flows.distill_outline import OUTLINE, check, pipeline
 from flows.settings import jsonable, validate
 from kd_core.models.backends.lora import LoraSettings
+from kd_core.models.loading import load_tokenizer, save_tokenizer
 from kd_core.models.policy import encode
 from kd_core.models.shapes import T5Shape
 from kd_core.models.token_rows import TokenRows
@@ -31,6 +32,7 @@ from tasks.pairs.teacher import TeacherSettings
 from tasks.store.accept import Acceptable, accept
 from tasks.store.artifacts import Artifact, Store
 from tasks.store.keys import canonical
+from tasks.store.maintenance import unreferenced
 from tasks.store.progress import NullReporter
 from tasks.store.stage import Run, RuntimeSettings, open_run
 from tests.flows.test_methods import SHORT, method
@@ -142,6 +144,7 @@ def test_a_base_that_teaches_is_loaded_once(store: Store, monkeypatch: pytest.Mo
     loads.clear()
     distil(store, ON_TEACHER, replace(METHOD, entropy_bonus=0.5))  # llmr and decode, with nothing before them
     assert len(loads) == 2
+    assert made["teacher"] not in {each.artifact for each in unreferenced(store, days=1, grace_hours=0)}
 
 
 @pytest.mark.parametrize(("stage", "dtype"), [("pre_distill", "float32"), ("llmr", "bfloat16")])
@@ -166,6 +169,25 @@ def test_running_blocks_again_changes_no_key_and_no_byte(store: Store, tmp_path:
     for each in ("pre_distill", "llmr"):
         assert made[each].key == plain[each].key
         assert weights(made, each) == weights(plain, each)
+
+
+def test_what_a_student_was_told_of_chats_and_ends_stays_with_its_adapter(tmp_path: Path) -> None:
+    teacher, student = write_llama(tmp_path / "chats"), write_llama(tmp_path / "base", seed=1)
+    template = "{% for message in messages %}<{{ message['content'] }}>{% endfor %}"
+    tokenizer = load_tokenizer(teacher)
+    tokenizer.chat_template = template
+    save_tokenizer(tokenizer, teacher)
+    config = json.loads((teacher / "config.json").read_text())
+    (teacher / "config.json").write_text(json.dumps(config | {"eos_token_id": [*config["eos_token_id"], 9]}))
+    run, made = distil(Store(tmp_path / "store"), StudentSettings(name=str(student), lora=LORA), teacher=teacher)
+    for stage in ("pre_distill", "llmr"):
+        loaded = load_artifact(made[stage], CPU)
+        assert loaded.tokenizer.chat_template == template
+        assert 9 in loaded.model.config.eos_token_id
+    assert load_artifact(made["llmr"], CPU).model.generation_config.eos_token_id == loaded.model.config.eos_token_id
+    export_run(Store(tmp_path / "store"), run.record, tmp_path / "out")
+    assert 9 in json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"]
+    assert load_tokenizer(tmp_path / "out").chat_template == template
 
 
 def test_a_named_student_and_a_t5_take_adapters_too(tmp_path: Path) -> None:
@@ -240,7 +262,13 @@ def test_a_wrong_target_is_said_before_anything_starts(tmp_path: Path) -> None:
             ValueError, match=r"^student.lora.targets: a llama has no matrix 'q'\nit has: down_proj, gate"
         ):
             check({"teacher": teacher, "student": student})
-    assert check({"teacher": teacher, "student": StudentSettings(from_="teacher", lora=LORA)}) is not None
+    adapted = StudentSettings(from_="teacher", lora=LORA)
+    assert check({"teacher": teacher, "student": adapted}) == check(
+        {"teacher": teacher, "student": replace(adapted, lora=None)}
+    )
+    t5 = TeacherSettings(name=str(write_model(tmp_path / "t5", own_head=False)))
+    slower = "a t5 with an adapter is run by its own forward pass, on padded rows: right, but slower than without"
+    assert check({"teacher": t5, "student": adapted})[-1] == f"student.lora: {slower}"
 
 
 def test_a_described_student_has_nothing_to_adapt() -> None:
