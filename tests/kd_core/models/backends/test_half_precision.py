@@ -9,8 +9,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from kd_core.losses.lm_head import token_log_probs, weighted_nll
 from kd_core.models.policy import backend_of, encode, head_of
 from kd_core.rollout.sampling import SamplingSettings, sample
-from tests.kd_core.models.backends.families import ragged, stock_rows, tiny
-from tests.kd_core.models.backends.test_families import PROMPTS, RESPONSES, states
+from tests.kd_core.models.backends.families import PROMPTS, RESPONSES, ragged, states, stock_rows, tiny
 
 FAMILIES = {"llama": "packed", "gemma2": "packed", "cohere": "packed", "gpt2": "packed", "falcon": "padded"}
 FAMILIES |= {"bart": "padded", "gpt_neo": "gpt_neo", "t5": "t5"}

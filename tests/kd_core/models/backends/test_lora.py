@@ -18,8 +18,18 @@ from kd_core.models.backends.lora import LoraSettings, add_adapter, base_of, loa
 from kd_core.models.policy import backend_of, encode, head_of
 from kd_core.rollout.beam_search import BeamSettings, beam_search
 from kd_core.rollout.sampling import greedy
-from tests.kd_core.models.backends.families import FAMILIES, GROUPED, ragged, stock_rows, tiny
-from tests.kd_core.models.backends.test_families import PROMPTS, RESPONSES, ending_in, generated, states
+from tests.kd_core.models.backends.families import (
+    FAMILIES,
+    GROUPED,
+    PROMPTS,
+    RESPONSES,
+    generated,
+    ragged,
+    states,
+    stock_rows,
+    tiny,
+)
+from tests.kd_core.models.backends.test_families import ending_in
 from tests.kd_core.models.backends.test_probe import made
 
 of_peft = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # it asks transformers for it

@@ -13,8 +13,7 @@ from kd_core.losses.lm_head import weighted_nll
 from kd_core.models.backends.lora import LoraSettings, add_adapter
 from kd_core.models.backends.recomputing import recomputing
 from kd_core.models.policy import head_of
-from tests.kd_core.models.backends.families import FAMILIES, GROUPED, ragged, tiny
-from tests.kd_core.models.backends.test_families import PROMPTS, RESPONSES, states
+from tests.kd_core.models.backends.families import FAMILIES, GROUPED, PROMPTS, RESPONSES, ragged, states, tiny
 from tests.kd_core.models.backends.test_probe import made
 
 every_family = pytest.mark.parametrize("name", FAMILIES)
