@@ -6,7 +6,7 @@ No pickled weights and no remote code: `from_pretrained` is told so at the one p
 import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from kd_core.models.files import (
     is_gguf,
 )
 from kd_core.models.formats.content import content_hash, stamps
+from kd_core.models.formats.place import PACKAGE, place_of
 from kd_core.models.revisions import commit_of
 from kd_core.models.shapes import GPTNeoShape, T5Shape
 from kd_core.models.special_ids import settle, settle_tokenizer
@@ -38,7 +39,7 @@ MIXED = "config.json and weights belong to different models, or a part is gone: 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """A language model: `name` (a hub id, a local directory or .gguf) or `shape` (a small T5 or GPT-Neo made here)."""
+    """A language model: `name` (hub id, directory or .gguf, package:PACKAGE/FILE) or `shape` (small, made here)."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
 
@@ -65,13 +66,11 @@ class ModelSettings:
         """
         if self.name is None:
             return None
-        path = Path(self.name)
-        with suppress(RuntimeError):  # `~name` of a user that there is not
-            path = path.expanduser()
+        path = place_of(self.name)
         check_no_part(path)
         if path.exists():
             return path
-        if self.name.startswith((".", "/", "~")) or self.name.count("/") > 1 or is_gguf(path):
+        if self.name.startswith((".", "/", "~", PACKAGE)) or self.name.count("/") > 1 or is_gguf(path):
             what = "model file" if is_gguf(path) else "model directory"
             raise ValueError(
                 f"{what} {self.name!r} does not exist\n"

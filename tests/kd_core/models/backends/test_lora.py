@@ -77,7 +77,7 @@ def test_logits_and_gradients_are_those_of_transformers_and_peft(name: str) -> N
     plain = stock_rows(tiny(name), prompts, responses)
     assert float((expected - plain).detach().abs().mean()) > 100 * family.within, "the adapter does nothing: not tested"
     torch.testing.assert_close(head_of(model).logits(hidden), expected, atol=family.within, rtol=family.within)
-    ours, _ = weighted_nll(hidden, head_of(model), target, weight)
+    ours = weighted_nll(hidden, head_of(model), target, weight)
     stock = -(weight * expected.log_softmax(dim=1).gather(1, target[:, None]).squeeze(1)).sum()
     assert trained(model).keys() == trained(theirs).keys()
     assert all("lora_" in key for key in trained(model))

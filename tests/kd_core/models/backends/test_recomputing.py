@@ -26,7 +26,7 @@ def gradients(model: Any, *, again: bool) -> list[Tensor | None]:
     with recomputing(model) if again else nullcontext():
         torch.manual_seed(3)
         hidden = states(model, prompts, responses)
-        loss, _ = weighted_nll(hidden, head_of(model), target, torch.ones(len(target), dtype=hidden.dtype))
+        loss = weighted_nll(hidden, head_of(model), target, torch.ones(len(target), dtype=hidden.dtype))
         wanted = [p for p in model.parameters() if p.requires_grad]
         return list(torch.autograd.grad(loss, wanted, allow_unused=True))
 
