@@ -33,6 +33,7 @@ TIED = {
     "causal": {"transformer.wte.weight", "lm_head.weight"},
 }
 SLOW = "a {} is run by its own forward pass, on padded rows: right"
+POSITIONS = ("max_position_embeddings", "n_positions")  # what a config calls the number of them
 WANTED = {"seq2seq": "an encoder–decoder (T5, BART, …)", "causal": "a causal language model (GPT-Neo, Llama, …)"}
 
 
@@ -113,14 +114,15 @@ def check_positions(role: str, settings: ModelSettings, tokens: int) -> None:
 
 
 def positions_of(settings: ModelSettings) -> int | None:
-    """The positions of a causal model; None for one of the T5 family, which counts none, and for one not here yet."""
+    """The positions of a model; None for one that counts none (T5 and its family, some others), or is not here yet."""
     if settings.shape is not None:
         return getattr(settings.shape, "max_position_embeddings", None)
     found = _where(settings)
-    if found is None or check_config(found) != "causal":
+    if found is None:
         return None
     config = read_config(found)
-    names = ("max_position_embeddings", "n_positions")
+    # T5's n_positions limits nothing
+    names = POSITIONS if check_config(found) == "causal" else POSITIONS[:1]
     return next((int(config[name]) for name in names if config.get(name) is not None), None)
 
 
@@ -142,6 +144,11 @@ def check_pruning(teacher: ModelSettings, student: StudentSettings) -> None:
 def _where(settings: ModelSettings) -> Path | None:
     """The directory, or .gguf file, of a named model; None if it is not on this machine."""
     return settings.path or _cached(settings)
+
+
+def is_encoder_decoder(settings: ModelSettings) -> bool:
+    """Whether a model that is here reads sources by an encoder."""
+    return _kind(settings, None if settings.name is None else _where(settings)) == "seq2seq"
 
 
 def _kind(settings: ModelSettings, found: Path | None) -> ModelKind | None:

@@ -1,7 +1,8 @@
-"""Whether causal models have enough positions for all that a run on pairs gives them, before anything is trained.
+"""Whether models have enough positions for all that a run on pairs gives them, before anything is trained.
 
 A prompt of N tokens and T written after it take N + T - 1 positions, since the last token is only written. Judging
-takes one more: what is cut off is valued by the state after it. Encoder–decoders of the T5 family have no such limit.
+takes one more: what is cut off is valued by the state after it. An encoder–decoder (BART) has positions for its source
+and for what it writes apart; those of the T5 family have no such limit.
 """
 
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from tasks.pairs.inputs import read_split
 from tasks.pairs.prompting_student import PromptingStudentSettings
 from tasks.pairs.score import ScoreSettings
 from tasks.pairs.seqkd import SeqKDSettings
-from tasks.preflight.models import positions_of
+from tasks.preflight.models import is_encoder_decoder, positions_of
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import current_run
 
@@ -106,11 +107,12 @@ def check_room(
     readers = dict.fromkeys(("teacher", "student"), load_tokenizer(location, revision))
     if isinstance(prompt.student, Chat) and student.path is not None:
         readers["student"] = load_tokenizer(student.path)  # same tokens, a chat template of its own
+    apart = {"teacher": is_encoder_decoder(teacher), "student": is_encoder_decoder(student)}
     for need in wanted:
-        most, tokenizer = positions[need.role], readers[need.role]
-        if most is None or _bound(need, tokenizer, prompt) <= most:
+        most, reader = positions[need.role], _Reader(readers[need.role], prompt, apart[need.role])
+        if most is None or reader.bound(need) <= most:
             continue
-        tokens = _longest(need, corpus, tokenizer, prompt)
+        tokens = reader.longest(need, corpus)
         if tokens > most:
             what = "judges" if need.judged else "is given"
             raise ValueError(
@@ -119,26 +121,35 @@ def check_room(
             )
 
 
-def _bound(need: Need, tokenizer: Tokenizer, prompt: Prompts) -> int:
-    template = len(_read(need, tokenizer, prompt, [""]).flat)
-    return need.max_source_tokens - 1 + template + need.tokens - 1 + need.judged
+@dataclass(frozen=True)
+class _Reader:
+    """How a model reads and writes: an encoder–decoder's sources take positions of their own."""
 
+    tokenizer: Tokenizer
+    prompt: Prompts
+    is_encoder_decoder: bool
 
-def _longest(need: Need, corpus: Artifact, tokenizer: Tokenizer, prompt: Prompts) -> int:
-    """Positions that the longest row takes."""
-    rows = read_split(corpus, need.split, ("source", "target"), need.rows)
-    if not rows["source"]:
-        return 0
-    lengths = _read(need, tokenizer, prompt, rows["source"]).lengths
-    if need.references:
-        lengths = lengths + TokenRows.targets(tokenizer, rows["target"], need.tokens).lengths
-    else:
-        lengths = lengths + need.tokens
-    return int(lengths.max()) - 1 + need.judged
+    def bound(self, need: Need) -> int:
+        """Positions that no row can exceed, by the settings alone."""
+        template = len(self.rows(need, [""]).flat)
+        return self.at_once(need, need.max_source_tokens - 1 + template, need.tokens)
 
+    def longest(self, need: Need, corpus: Artifact) -> int:
+        """Positions that the longest row takes."""
+        texts = read_split(corpus, need.split, ("source", "target"), need.rows)
+        written = [need.tokens] * len(texts["source"])
+        if need.references:
+            written = TokenRows.targets(self.tokenizer, texts["target"], need.tokens).lengths.tolist()
+        read = self.rows(need, texts["source"]).lengths.tolist() if texts["source"] else []
+        return max((self.at_once(need, *each) for each in zip(read, written, strict=True)), default=0)
 
-def _read(need: Need, tokenizer: Tokenizer, prompt: Prompts, sources: list[str]) -> TokenRows:
-    """The rows as a causal model reads them."""
-    read = prompt.teacher if need.prompted else prompt.of_student(is_encoder_decoder=False)
-    ends = isinstance(read, str) and read.endswith(PLACEHOLDER)
-    return wrapped_rows(tokenizer, read, sources, need.max_source_tokens, ends=ends)
+    def at_once(self, need: Need, read: int, written: int) -> int:
+        """Positions of a row of so many tokens."""
+        return max(read, written + need.judged) if self.is_encoder_decoder else read + written - 1 + need.judged
+
+    def rows(self, need: Need, sources: list[str]) -> TokenRows:
+        """The sources as the model reads them."""
+        read = self.prompt.of_student(is_encoder_decoder=self.is_encoder_decoder)
+        read = self.prompt.teacher if need.prompted else read
+        ends = self.is_encoder_decoder or (isinstance(read, str) and read.endswith(PLACEHOLDER))
+        return wrapped_rows(self.tokenizer, read, sources, need.max_source_tokens, ends=ends)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from tasks.preflight.positions import Need, check_room, needs
 from tasks.store.artifacts import Artifact, Store
 from tasks.store.progress import NullReporter
 from tasks.store.stage import open_run
+from tests.tasks.tiny_models import write_bart
 from tests.tasks.tiny_runs import EVALUATION, METHOD, RUNTIME, SCORE, TRAINING, write_pairs
 
 SHAPE = GPTNeoShape(hidden_size=16, num_heads=2)
@@ -177,3 +180,24 @@ def test_pairs_longer_than_the_positions_are_refused_before_the_first_update() -
         with pytest.raises(ValueError, match="7 tokens together are longer than the model's 6 positions"):
             next(train_supervised(state, train, validation, settings, 0))
         assert state.step == 0
+
+
+def test_an_encoder_decoder_has_positions_for_source_and_target_apart(made: Made, tmp_path: Path) -> None:
+    directory = write_bart(tmp_path / "bart")
+    config = json.loads((directory / "config.json").read_text())
+    need = Need(
+        stage="method",
+        role="teacher",
+        prompted=True,
+        split="train",
+        rows=None,
+        max_source_tokens=500,
+        tokens=6,
+        judged=True,
+    )
+    longest_source = longest(made, "train", PROMPT) + 1  # its end of sequence
+    for positions, refused in ((max(longest_source, 7), False), (longest_source - 1, True), (6, True)):
+        (directory / "config.json").write_text(json.dumps(config | {"max_position_embeddings": positions}))
+        named = TeacherSettings(name=str(directory)), StudentSettings(shape=T5Shape())
+        with pytest.raises(ValueError, match="method: the teacher has") if refused else nullcontext():
+            check_room(*made[1:], *named, Prompts(PROMPT), need)
