@@ -8,6 +8,7 @@ without tanh where there is no softcap c. Phi and GPT-J have a bias, BART and Ma
 and Granite a scale, Gemma 2 a softcap; most heads are a matrix and nothing else, and their logits one product.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +25,7 @@ class Head:
     bias_V: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+    product: Callable[[Tensor], Tensor] | None = None  # by these very weights, where there is a faster way; no gradient
 
     def __len__(self) -> int:
         """V."""
@@ -36,7 +38,7 @@ class Head:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Shapes: (..., D) -> (..., V), in float32 or better where more than a product is to be done."""
-        product = F.linear(hidden, self.weight_VD, self.bias_V)
+        product = self.product(hidden) if self.product else F.linear(hidden, self.weight_VD, self.bias_V)
         if self.scale == 1 and self.softcap is None:
             return product
         z = full_precision(product) * self.scale

@@ -25,6 +25,7 @@ from kd_core.losses.head import Head
 from kd_core.models import gpt_neo, gpt_neo_steps, t5, t5_steps
 from kd_core.models.backends import decoder_only, decoder_only_steps, padded
 from kd_core.models.backends.lora import has_adapter
+from kd_core.models.backends.prepacked import prepacked_product
 from kd_core.models.backends.probe import Backend, Logits, bare_head, probe
 from kd_core.models.packing import Layout
 from kd_core.models.token_rows import TokenRows
@@ -147,6 +148,17 @@ def head_of(model: Model, num_tokens: int | None = None) -> Head:
     """
     logits = _served(model).logits
     return replace(bare_head(model), scale=logits.scale, softcap=logits.softcap).first(num_tokens)
+
+
+def step_head(model: Model, num_tokens: int | None = None) -> Head:
+    """`head_of` for the states of a step decoder: on a CPU its weights are laid out once for all steps.
+
+    Not those of T5 and GPT-Neo: products that round differently would draw other rollouts than their stored runs hold.
+    """
+    head = head_of(model, num_tokens)
+    if backend_of(model) in OWN.values():
+        return head
+    return replace(head, product=prepacked_product(head.weight_VD, head.bias_V))
 
 
 def start_tokens(model: Model, memory: Any) -> Tensor:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_core.lengths import check_lengths, target_length
-from kd_core.models.policy import Memory, Model, head_of, start_tokens, step_decoder
+from kd_core.models.policy import Memory, Model, start_tokens, step_decoder, step_head
 from kd_core.rollout.responses import Ends, check_distribution, is_end
 
 
@@ -69,7 +69,7 @@ def beam_search(model: Model, memory: Memory, settings: BeamSettings, *, num_tok
     """
     num_sources, num_beams, limit = memory.layout.mask_BS.shape[0], settings.num_beams, settings.max_new_tokens
     ends, pad_id, device = model.config.eos_token_id, model.config.pad_token_id, memory.layout.mask_BS.device
-    head = head_of(model, num_tokens)
+    head = step_head(model, num_tokens)
     out_BT = torch.full((num_sources, limit), pad_id, device=device)
     out_log_prob_B = torch.zeros(num_sources, device=device)
     beams = _start(start_tokens(model, memory), num_beams, limit, pad_id)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kd_core.lengths import check_lengths, target_length
 from kd_core.losses.head import full_precision
-from kd_core.models.policy import Memory, Model, head_of, start_tokens, step_decoder
+from kd_core.models.policy import Memory, Model, start_tokens, step_decoder, step_head
 from kd_core.rollout.responses import Rollout, check_distribution, is_end, mask_through_eos, truncated_rows
 
 BLOCK = 128  # tokens of the vocabulary that are summed before any is looked at
@@ -81,7 +81,7 @@ class Writer:
     """What a model would write next in each running row, a step at a time."""
 
     def __init__(self, model: Model, memory: Memory, max_length: int, num_tokens: int | None) -> None:
-        self.decoder, self.head = step_decoder(model, memory, max_length), head_of(model, num_tokens)
+        self.decoder, self.head = step_decoder(model, memory, max_length), step_head(model, num_tokens)
         self.start_B = start_tokens(model, memory)
         self.ends, self.pad_id = model.config.eos_token_id, model.config.pad_token_id
 

@@ -6,8 +6,9 @@ J = S + T*W cached places, H query heads, G key heads, K head width.
 The counterpart of t5_steps.py, on stock modules as in decoder_only.py. The cache of a prompt holds the prompt's keys
 once, padded to the longest, then those of its beams, a step after the other: at step t beam w writes place S + t*W + w.
 So the beams are queries over the same keys, and a mask hides each other's; with one beam, where no row is padded and
-no window ends, attention needs no mask at all. The cache is written in place, and rows that have ended are dropped
-(`keep`).
+no window ends, attention needs no mask at all. The cache is written in place. Where prompts are dropped (`keep`), the
+last ones move into the places that became free, and nothing else is copied: so the order in here is not the caller's,
+and `_slot_B` says where each of his prompts is. Weights are laid out once for all steps (`prepacked.py`).
 """
 
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor
 from kd_core.models.backends.attention import Places
 from kd_core.models.backends.decoder_only import Model, run
 from kd_core.models.backends.pairs import Memory, check_fits, num_positions
+from kd_core.models.backends.prepacked import prepacked_layers, standing_in
+from kd_core.models.packing import unflatten
 
 
 class StepDecoder:
@@ -31,6 +34,8 @@ class StepDecoder:
         self.model, self.num_beams, self.max_length, self.length = model, num_beams, max_length, 0
         self.prompt_length = int(memory.length_B.max())
         check_fits(self.prompt_length + max_length, num_positions(model))
+        self._slot_B = torch.arange(len(memory.last_B), device=memory.last_B.device)
+        self._products = prepacked_layers(model.get_decoder())
         self._start_B = memory.length_B
         step_X = torch.arange(max_length, device=memory.last_B.device).repeat_interleave(num_beams)
         self._position_BJ = torch.cat(
@@ -56,6 +61,7 @@ class StepDecoder:
 
     def step(self, tokens_R: Tensor) -> Tensor:
         """Shapes: (R,) the tokens just chosen (the prompt's last first) -> (R, D) hidden states for the head."""
+        tokens_BW = self._in_slots(tokens_R.unflatten(0, (-1, self.num_beams)))
         query_B1, end = self._start_B[:, None] + self.length, self._end + self.num_beams
         beams = self._mine_WJ[:, :end] if self.num_beams > 1 else None
         self.places = Places(
@@ -65,9 +71,15 @@ class StepDecoder:
             needs_mask=self._is_padded or beams is not None,
             seen_too_TJ=beams,
         )
-        states_R1D = run(self.model, tokens_R[:, None], query_B1.repeat_interleave(self.num_beams, dim=0), self)
+        with standing_in(self._products):
+            states_R1D = run(self.model, tokens_BW.view(-1, 1), query_B1.expand_as(tokens_BW).reshape(-1, 1), self)
         self.length += 1
-        return states_R1D[:, 0]
+        states_BWD = unflatten(states_R1D[:, 0], 0, tokens_BW.shape)
+        return states_BWD.index_select(0, self._slot_B).flatten(0, 1)
+
+    def _in_slots(self, x_BX: Tensor) -> Tensor:
+        """From the caller's order to the one in here. Shapes: (B, ...) -> (B, ...)."""
+        return torch.empty_like(x_BX).index_copy_(0, self._slot_B, x_BX)
 
     def take(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Shapes: (R, H, 1, K), (R, G, 1, K) twice -> (B, H, W, K), (B, G, J, K) twice, J as far as written."""
@@ -86,7 +98,7 @@ class StepDecoder:
 
     def reorder(self, rows_R: Tensor) -> None:
         """Row r goes on from old row `rows_R[r]`, which must have the same prompt: beam search's step."""
-        parent = (rows_R % self.num_beams).view(-1, 1, 1, self.num_beams, 1)
+        parent = self._in_slots((rows_R % self.num_beams).view(-1, 1, 1, self.num_beams, 1))
         for pair in self._caches.values():
             for cache in pair:
                 own = cache[:, :, self.prompt_length : self._end].unflatten(2, (self.length, self.num_beams))
@@ -94,8 +106,14 @@ class StepDecoder:
 
     def keep(self, sources: Tensor) -> None:
         """Drop finished prompts. Shapes: (B',) indices of the prompts that go on."""
-        self._caches = {
-            layer: (key.index_select(0, sources), value.index_select(0, sources))
-            for layer, (key, value) in self._caches.items()
-        }
-        self._start_B, self._position_BJ = (x.index_select(0, sources) for x in (self._start_B, self._position_BJ))
+        count, slot_B = len(sources), self._slot_B[sources]
+        is_last_B = slot_B >= count
+        taken = torch.zeros_like(self._start_B, dtype=torch.bool)[:count].index_fill_(0, slot_B[~is_last_B], True)
+        origin, free = slot_B[is_last_B], (~taken).nonzero().squeeze(1)
+
+        def kept(x: Tensor) -> Tensor:
+            return x.index_copy_(0, free, x.index_select(0, origin))[:count]
+
+        self._caches = {layer: (kept(key), kept(value)) for layer, (key, value) in self._caches.items()}
+        self._start_B, self._position_BJ = kept(self._start_B), kept(self._position_BJ)
+        self._slot_B = slot_B.masked_scatter(is_last_B, free)

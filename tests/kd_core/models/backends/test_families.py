@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from kd_core.models.policy import backend_of, encode, head_of, shift_right, start_tokens, step_decoder
+from kd_core.models.policy import backend_of, decode, encode, head_of, shift_right, start_tokens, step_decoder
 from kd_core.rollout.beam_search import BeamSettings, beam_search
 from kd_core.rollout.sampling import SamplingSettings, draw, greedy, sample
 from tests.kd_core.models.backends.families import (
@@ -156,3 +156,19 @@ def test_a_packed_model_is_left_as_it_was(name: str) -> None:
         encode(model, *ragged(PROMPTS, 8))
     assert model.config._attn_implementation == before != "distill_rows"
     assert "distill" not in str(model.config.to_dict())
+
+
+@every_family
+def test_rows_that_are_dropped_again_and_again_go_on_as_they_would_alone(name: str) -> None:
+    model, family = of(name)
+    prompts, responses = ragged((5, 1, 9, 3, 2, 7), 13), ragged((5,) * 6, 14)
+    with torch.no_grad():
+        memory = encode(model, *prompts)
+        inputs = shift_right(responses[0], start_tokens(model, memory))
+        hidden, layout = decode(model, memory, inputs, responses[1])
+        expected, steps, rows = layout.pad(hidden), step_decoder(model, memory, 5), torch.arange(6)
+        for t, going_on in enumerate(([0, 2, 3, 4, 5], [1, 2, 4], [0, 2], [0], [0])):
+            written = steps.step(inputs[rows, t])
+            torch.testing.assert_close(written, expected[rows, t], atol=family.within, rtol=family.within)
+            steps.keep(torch.tensor(going_on))
+            rows = rows[going_on]
