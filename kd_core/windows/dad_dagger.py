@@ -20,7 +20,8 @@ from kd_core.models.policy import Model
 from kd_core.rollout.sampling import SamplingSettings
 from kd_core.windows.cutting import contexts, followers
 from kd_core.windows.free_running import free_run
-from kd_core.windows.gpt_neo import Trunk, trunk
+from kd_core.windows.last_block import trunk
+from kd_core.windows.trunk import Trunk
 
 PLAIN = SamplingSettings(max_new_tokens=1)  # temperature 1: the paper's
 
@@ -99,6 +100,6 @@ def _batch(
         step_MP=step_BP.reshape(-1, 1),
         left_MP=left_BP.reshape(-1, 1),
         below=Trunk(
-            in_order([step.below.normed_BLD for step in steps]), in_order([step.below.last_BPD for step in steps])
+            in_order([step.below.behind_BXD for step in steps]), in_order([step.below.last_BPD for step in steps])
         ),
     )

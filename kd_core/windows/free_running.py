@@ -19,7 +19,8 @@ from kd_core.models.policy import Model, head_of
 from kd_core.rollout.responses import check_distribution
 from kd_core.rollout.sampling import SamplingSettings, draw
 from kd_core.windows.cutting import contexts, followers
-from kd_core.windows.gpt_neo import Trunk, last_hidden, trunk
+from kd_core.windows.last_block import last_hidden, trunk
+from kd_core.windows.trunk import Trunk
 
 
 @dataclass(frozen=True)

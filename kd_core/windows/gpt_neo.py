@@ -16,48 +16,14 @@ shared by P queries and computed as usual. The stock forward pass is the oracle 
 (values and gradients, float64). [ours]
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_core.models.gpt_neo import Model, attend, finish, layer_norm, project, stack_of, unpadded_states, visible
-
-Trainable = Literal["all", "last_block"]
-
-
-@dataclass(frozen=True)
-class Trunk:
-    """What the frozen part makes of windows: all that the last block needs for its predictions."""
-
-    normed_BLD: Tensor  # the last block's input, normed, before the norm's scale and shift
-    last_BPD: Tensor  # its input at the predicting positions as it is, for the residual connection
-
-    def of(self, model: Model, index_B: Tensor) -> "Trunk":
-        """Some of the windows, as `Below` has it; their states are here already, and `model` is not run."""
-        return Trunk(self.normed_BLD[index_B], self.last_BPD[index_B])
-
-    @staticmethod
-    def cat(parts: "list[Trunk]") -> "Trunk":
-        """Windows of one length and as many predictions, one after another."""
-        return Trunk(torch.cat([each.normed_BLD for each in parts]), torch.cat([each.last_BPD for each in parts]))
-
-
-def set_trainable(model: Model, what: Trainable) -> list[torch.nn.Parameter]:
-    """Freeze all but `what`, and return what is trained.
-
-    last_block: the last transformer block and the final layer norm, as DaD-DAgger does; the head, tied to the
-    embedding, is then frozen too. Raises ValueError for another name.
-    """
-    if what not in ("all", "last_block"):
-        raise ValueError(f"trainable must be all or last_block, got {what!r}")
-    model.requires_grad_(what == "all")
-    if what == "last_block":
-        for module in (stack_of(model).h[-1], stack_of(model).ln_f):
-            module.requires_grad_(True)
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+from kd_core.models.gpt_neo import Model, attend, finish, layer_norm, project, unpadded_states, visible
+from kd_core.windows.trunk import Trunk
 
 
 def trunk(model: Model, ids_BL: Tensor, predictions: int = 1) -> Trunk:
@@ -66,7 +32,7 @@ def trunk(model: Model, ids_BL: Tensor, predictions: int = 1) -> Trunk:
     Where these blocks are frozen, no gradient is recorded. Raises ValueError for a context longer than the model has
     positions.
     """
-    *below, last = stack_of(model).h
+    *below, last = model.transformer.h
     x_BLD, norm = unpadded_states(model, ids_BL, len(below)), last.ln_1
     return Trunk(F.layer_norm(x_BLD, norm.normalized_shape, eps=norm.eps), x_BLD[:, -predictions:])
 
@@ -76,8 +42,8 @@ def last_hidden(model: Model, below: Trunk) -> Tensor:
 
     Shapes: Trunk of B windows -> (B*P, D). Times `model.lm_head.weight.T` they are the logits of the next tokens.
     """
-    block, (length, predictions) = model.transformer.h[-1], (below.normed_BLD.shape[1], below.last_BPD.shape[1])
-    position_L = torch.arange(length, device=below.normed_BLD.device)
+    block, (length, predictions) = model.transformer.h[-1], (below.behind_BXD.shape[1], below.last_BPD.shape[1])
+    position_L = torch.arange(length, device=below.behind_BXD.device)
     seen_PL = visible(model, position_L[-predictions:], position_L)[block.attn.attention_type]
     product = _one_query if predictions == 1 else _some_queries
     final_BPD = finish(block, below.last_BPD, product(block, below, seen_PL))
@@ -87,25 +53,20 @@ def last_hidden(model: Model, below: Trunk) -> Tensor:
 def _one_query(block: Any, below: Trunk, seen_1L: Tensor) -> Tensor:
     """What the last position attends to, without keys and values of any. Shapes: Trunk, (1, L) bool -> (B, 1, D)."""
     attention, norm = block.attn.attention, block.ln_1
-    (query_BNK,) = project(block, below.normed_BLD[:, -1] * norm.weight + norm.bias, "q")
+    (query_BNK,) = project(block, below.behind_BXD[:, -1] * norm.weight + norm.bias, "q")
     key_NKD, value_NKD = (
         projection.weight.unflatten(0, query_BNK.shape[1:]) for projection in (attention.k_proj, attention.v_proj)
     )
     asked_BND = torch.einsum("bnk,nkd->bnd", query_BNK, key_NKD) * norm.weight
-    score_BNL = (asked_BND @ below.normed_BLD.transpose(1, 2)).masked_fill(~seen_1L, float("-inf"))
-    seen_BND = score_BNL.softmax(dim=2) @ below.normed_BLD
+    score_BNL = (asked_BND @ below.behind_BXD.transpose(1, 2)).masked_fill(~seen_1L, float("-inf"))
+    seen_BND = score_BNL.softmax(dim=2) @ below.behind_BXD
     value_BNK = torch.einsum("bnd,nkd->bnk", seen_BND * norm.weight + norm.bias, value_NKD)
     return value_BNK.flatten(1)[:, None]
 
 
 def _some_queries(block: Any, below: Trunk, seen_PL: Tensor) -> Tensor:
     """What the last P positions attend to. Shapes: Trunk, (P, L) bool -> (B, P, D)."""
-    normed_BLD = below.normed_BLD * block.ln_1.weight + block.ln_1.bias
+    normed_BLD = below.behind_BXD * block.ln_1.weight + block.ln_1.bias
     projected = *project(block, normed_BLD[:, -len(seen_PL) :], "q"), *project(block, normed_BLD, "kv")
     q, k, v = (x.transpose(1, 2) for x in projected)
     return attend(block, q, k, v, seen_PL)
-
-
-def next_hidden(model: Model, ids_BL: Tensor, predictions: int = 1) -> Tensor:
-    """`last_hidden` of windows, from their tokens. Shapes: (B, L), P -> (B*P, D)."""
-    return last_hidden(model, trunk(model, ids_BL, predictions))

@@ -20,7 +20,8 @@ from kd_core.losses.lm_head import token_log_probs
 from kd_core.losses.soft_targets import TeacherLabels, distillation_loss
 from kd_core.models.policy import Model, head_of
 from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState, autocast
-from kd_core.windows.gpt_neo import Trunk, last_hidden, trunk
+from kd_core.windows.last_block import last_hidden, trunk
+from kd_core.windows.trunk import Trunk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +170,7 @@ def _batch(
             place_M = (row_B[:, None] * target_BP.shape[1] + torch.arange(target_BP.shape[1])).flatten()
             found = part.labels.of(place_M, model.device)
             labels = found if labels is None else labels.followed_by(found)
-    if len({(each.normed_BLD.shape[1], each.last_BPD.shape[1]) for each in trunks}) == 1:
+    if len({(each.behind_BXD.shape[1], each.last_BPD.shape[1]) for each in trunks}) == 1:
         hidden_MD = last_hidden(model, Trunk.cat(trunks))
     else:  # packed: what a round adds has other lengths than the true windows
         hidden_MD = torch.cat([last_hidden(model, each) for each in trunks])

@@ -10,7 +10,7 @@ from kd_core.models.policy import head_of
 from kd_core.rollout.sampling import SamplingSettings, mixed_seed
 from kd_core.windows.cutting import WindowSettings, trajectory_starts
 from kd_core.windows.dad_dagger import Aggregated, aggregate
-from kd_core.windows.gpt_neo import next_hidden
+from kd_core.windows.last_block import next_hidden
 from kd_core.windows.teacher_labels import LabelSettings
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_artifact

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from kd_core.losses.soft_targets import TeacherLabels
 from kd_core.rollout.sampling import mixed_seed
 from kd_core.windows.cutting import WindowSettings
-from kd_core.windows.gpt_neo import Trainable, set_trainable
+from kd_core.windows.last_block import Trainable, set_trainable
 from kd_core.windows.train import WindowTrainingSettings, train_windows, updates_per_epoch, window_loss
 from tasks.compute.device import device_of
 from tasks.compute.models import load_artifact, lone_head

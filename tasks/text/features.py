@@ -3,7 +3,8 @@
 import torch
 
 from kd_core.windows.cutting import WindowSettings, contexts
-from kd_core.windows.gpt_neo import Trunk, trunk
+from kd_core.windows.last_block import trunk
+from kd_core.windows.trunk import Trunk
 from tasks.compute.device import device_of
 from tasks.compute.models import load_artifact
 from tasks.store.artifacts import Artifact

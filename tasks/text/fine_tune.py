@@ -1,7 +1,7 @@
 """The stage `fine_tune`: the teacher learns the transfer set, so that its corrections are in the right style."""
 
 from kd_core.windows.cutting import WindowSettings
-from kd_core.windows.gpt_neo import Trainable, set_trainable
+from kd_core.windows.last_block import Trainable, set_trainable
 from kd_core.windows.train import WindowTrainingSettings, train_windows, updates_per_epoch, window_loss
 from tasks.compute.device import device_of
 from tasks.compute.models import load_artifact

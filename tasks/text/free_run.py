@@ -14,7 +14,7 @@ from kd_core.models.policy import head_of
 from kd_core.rollout.sampling import SamplingSettings
 from kd_core.windows.cutting import contexts, trajectory_starts, window_targets
 from kd_core.windows.free_running import free_running
-from kd_core.windows.gpt_neo import next_hidden
+from kd_core.windows.last_block import next_hidden
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_artifact
 from tasks.store.artifacts import Artifact

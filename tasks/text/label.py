@@ -8,7 +8,7 @@ from kd_core.losses.lm_head import token_log_probs
 from kd_core.models.policy import head_of
 from kd_core.rollout.sampling import mixed_seed
 from kd_core.windows.cutting import WindowSettings
-from kd_core.windows.gpt_neo import last_hidden
+from kd_core.windows.last_block import last_hidden
 from kd_core.windows.teacher_labels import LabelSettings, label_error
 from kd_core.windows.train import Windows
 from tasks.compute.device import device_of

@@ -6,7 +6,7 @@ from kd_core.models.loading import ModelSettings, check_same_tokenizer, load_tok
 from kd_core.models.shapes import build_model
 from kd_core.models.special_ids import vocabulary_size
 from kd_core.train.language_model import PretrainSettings, train_language_model
-from kd_core.windows.gpt_neo import Trainable
+from kd_core.windows.last_block import Trainable
 from kd_core.windows.train import WindowTrainingSettings
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel

@@ -19,7 +19,7 @@ from torch import Tensor
 from kd_core.losses.soft_targets import TeacherLabels
 from kd_core.models.policy import Model
 from kd_core.windows.cutting import WindowSettings, contexts, followers
-from kd_core.windows.gpt_neo import Trunk
+from kd_core.windows.trunk import Trunk
 from kd_core.windows.train import Below, Tokens, Windows
 from tasks.store.artifacts import Artifact
 from tasks.store.shards import Writer
@@ -59,7 +59,7 @@ class StoredTrunk:
 
 def trunk_writers(below: Trunk, dtype: FeatureDType) -> Iterator[Writer]:
     """What writes each of the files of a shard of features."""
-    for tensor in (below.normed_BLD, below.last_BPD):
+    for tensor in (below.behind_BXD, below.last_BPD):
         yield partial(_save, tensor.to("cpu", getattr(torch, dtype)).numpy())
 
 

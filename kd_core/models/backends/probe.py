@@ -46,16 +46,23 @@ def probe(model: Model, backend: Backend) -> Logits:
     Raises ValueError saying what differs where it does not. In the precision of the weights; the model's modes, its
     config and the random numbers are left as they were.
     """
+    with probing(model):
+        return _compare(model, backend)
+
+
+@contextmanager
+def probing(model: Model) -> Iterator[None]:
+    """Try a model out, in evaluation mode and its own precision. Raises ValueError in a line for what it cannot do."""
     with _evaluating(model), torch.autocast(model.device.type, enabled=False):
         try:
-            return _compare(model, backend)
+            yield
         except (NotImplementedError, KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
             raise ValueError(f"{type(error).__name__}: {error}".splitlines()[0]) from error
 
 
 def _compare(model: Model, backend: Backend) -> Logits:
     head = bare_head(model)
-    prompts, responses = (_rows(lengths, len(head), head.weight_VD.device) for lengths in (PROMPTS, RESPONSES))
+    prompts, responses = (some_rows(lengths, len(head), head.weight_VD.device) for lengths in (PROMPTS, RESPONSES))
     memory = backend.encode(model, *prompts)
     first_B1 = prompts[0].gather(1, prompts[1].sum(dim=1, keepdim=True) - 1)
     inputs_BT = torch.cat([first_B1, responses[0][:, :-1]], dim=1)
@@ -65,7 +72,7 @@ def _compare(model: Model, backend: Backend) -> Logits:
         raise ValueError("its logits differ from those of its own forward pass")
     steps = backend.step_decoder(model, memory, inputs_BT.shape[1], 1)
     stepped = torch.stack([steps.step(token_B) for token_B in inputs_BT.unbind(dim=1)], dim=1)
-    if not _close(head.logits(layout.pack(stepped)), head.logits(hidden_MD)):
+    if not close(head.logits(layout.pack(stepped)), head.logits(hidden_MD)):
         raise ValueError("written a token at a time, its logits differ")
     return logits
 
@@ -82,7 +89,7 @@ def bare_head(model: Model) -> Head:
     return Head(module.weight, bias_V)
 
 
-def _rows(lengths: tuple[int, ...], vocab_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def some_rows(lengths: tuple[int, ...], vocab_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Some words: special tokens stand at the ends of a vocabulary."""
     place_BT = torch.arange(len(lengths) * max(lengths), device=device).view(len(lengths), -1)
     ids_BT = (vocab_size // 3 + 7 * place_BT + sum(lengths)) % (vocab_size * 2 // 3) + vocab_size // 6
@@ -117,12 +124,12 @@ def _fitting(model: Model, head: Head, hidden_MD: Tensor, stock_MV: Tensor) -> L
     softcaps = [getattr(config, name, None) for name in ("final_logit_softcapping", "logits_soft_cap")]
     for softcap in [x for x in softcaps if x is not None] or [None]:
         for scale in scales:
-            if _close(Head(head.weight_VD, head.bias_V, scale, softcap).logits(hidden_MD), stock_MV):
+            if close(Head(head.weight_VD, head.bias_V, scale, softcap).logits(hidden_MD), stock_MV):
                 return Logits(scale, softcap)
     return None
 
 
-def _close(ours_MV: Tensor, stock_MV: Tensor) -> bool:
+def close(ours_MV: Tensor, stock_MV: Tensor) -> bool:
     """Whether all is finite and differs little, on the mean: half precision rounds single numbers far."""
     tolerance = TOLERANCE if stock_MV.dtype in (torch.float32, torch.float64) else HALF_TOLERANCE
     stock_MV = stock_MV.double()

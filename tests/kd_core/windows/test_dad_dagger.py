@@ -12,7 +12,8 @@ from kd_core.models.policy import head_of
 from kd_core.train.state import OptimizerSettings, TrainState
 from kd_core.windows.cutting import contexts, followers, trajectory_starts, window_targets
 from kd_core.windows.dad_dagger import Aggregated, aggregate
-from kd_core.windows.gpt_neo import Trunk, last_hidden, next_hidden, set_trainable, trunk
+from kd_core.windows.last_block import last_hidden, next_hidden, set_trainable, trunk
+from kd_core.windows.trunk import Trunk
 from kd_core.windows.train import Windows, WindowTrainingSettings, train_windows
 from tests.kd_core.windows.test_gpt_neo import V, exact_attention, tiny_gpt_neo
 
@@ -119,7 +120,7 @@ def test_every_aggregated_window_ends_in_a_token_of_the_students() -> None:
 def test_what_was_computed_on_the_way_is_what_training_needs() -> None:
     found = one_batch()
     below = trunk(tiny_gpt_neo(), found.context_ML)
-    torch.testing.assert_close(found.below.normed_BLD, below.normed_BLD, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(found.below.behind_BXD, below.behind_BXD, atol=1e-12, rtol=1e-12)
     torch.testing.assert_close(found.below.last_BPD, below.last_BPD, atol=1e-12, rtol=1e-12)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from kd_core.windows.gpt_neo import last_hidden, next_hidden, set_trainable, trunk
+from kd_core.windows.last_block import last_hidden, next_hidden, set_trainable, trunk
 
 B, H, V = 5, 9, 23
 

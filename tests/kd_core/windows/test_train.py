@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from kd_core.losses.soft_targets import TopKLabels
 from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState
 from kd_core.windows.cutting import contexts, followers, window_targets
-from kd_core.windows.gpt_neo import set_trainable, trunk
+from kd_core.windows.last_block import set_trainable, trunk
 from kd_core.windows.train import Tokens, Windows, WindowTrainingSettings, train_windows, window_loss
 from tests.kd_core.windows.test_gpt_neo import V, exact_attention, tiny_gpt_neo
 
