@@ -26,16 +26,6 @@ from kd_core.models.packing import Layout, additive_mask, dropout, unflatten
 Model = Any  # transformers.GPTNeoForCausalLM; transformers ships no types
 
 
-def stack_of(model: Model) -> Any:
-    """The blocks and what stands before and after them. Raises ValueError for another model than GPT-Neo."""
-    if model.config.model_type != "gpt_neo":
-        raise ValueError(
-            f"running text is read by GPT-Neo alone, got a model of type {model.config.model_type!r}\n"
-            "use a GPT-Neo, or distil pairs of sources and outputs"
-        )
-    return model.transformer
-
-
 def embed(model: Model, ids: Tensor, position: Tensor) -> Tensor:
     """Tokens and where they stand. Shapes: (...), positions that broadcast to them -> (..., D)."""
     stack = model.transformer

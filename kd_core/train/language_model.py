@@ -2,7 +2,7 @@
 
 Shape legend: N tokens of a text, B blocks, L tokens of a block, D model width.
 
-For the models that are described by their shape; published ones come pre-trained.
+For the GPT-Neos that are described by their shape; published models come pre-trained.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kd_core.losses.lm_head import token_log_probs, weighted_nll
-from kd_core.models.gpt_neo import Model, layer_norm, stack_of, unpadded_states
+from kd_core.models.gpt_neo import Model, layer_norm, unpadded_states
 from kd_core.models.policy import head_of
 from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState, autocast
 
@@ -86,7 +86,7 @@ def _batches(num_tokens: int, settings: PretrainSettings, seed: int, done: int) 
 
 def all_hidden(model: Model, ids_BL: Tensor) -> Tensor:
     """The final states of all positions. Shapes: (B, L) -> (B*L, D)."""
-    stack = stack_of(model)
+    stack = model.transformer
     return layer_norm(unpadded_states(model, ids_BL, len(stack.h)), stack.ln_f).flatten(0, 1)
 
 

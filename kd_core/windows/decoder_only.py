@@ -179,10 +179,10 @@ def _check(model: Model) -> None:
     """Raise ValueError unless two windows, cut before the last block, end in the stock model's states."""
     if model in _CHECKED:
         return
+    backend_of(model)
     try:
         if model.config.is_encoder_decoder:
             raise ValueError("it has an encoder")
-        backend_of(model)
         with torch.no_grad(), probing(model):
             _compare(model)
     except ValueError as error:

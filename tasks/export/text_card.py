@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tasks.export import card
 from tasks.export.markdown import escape, fenced, table
-from tasks.export.model_family import family_of
+from tasks.export.model_family import Family, family_of
 from tasks.formatting import count, short
 from tasks.store.artifacts import Artifact, Manifest, Store
 from tasks.store.runs import RunRecord
@@ -30,7 +30,7 @@ def text_card(store: Store, record: RunRecord, student: Artifact, directory: Pat
     kind = str((record.parameters.get("method") or {}).get("kind", "dad_dagger"))
     method = METHODS_ON_TEXT[kind]
     sections = {
-        "What it is": _what(record, manifests, method),
+        "What it is": _what(record, manifests, method, family_of(student)),
         "Data": _data(manifests.get("tokens")),
         "Teacher": _teacher(record, manifests),
         "Method and settings": card.settings_text(manifests),
@@ -41,11 +41,11 @@ def text_card(store: Store, record: RunRecord, student: Artifact, directory: Pat
     return card.written_card(record, method, family_of(directory), {}, sections)
 
 
-def _what(record: RunRecord, manifests: Mapping[str, Manifest], method: str) -> str:
+def _what(record: RunRecord, manifests: Mapping[str, Manifest], method: str, family: Family) -> str:
     start = card.settings_of(manifests, "language_model[student]", "settings")
     origin = f", from {card.model_text(start, record, 'student')}" if start else ""
     rounds = (record.parameters.get("method") or {}).get("rounds", 3)
-    return f"A causal language model (GPT-Neo), trained by {method} in {rounds} rounds on running text{origin}."
+    return f"{family.description}, trained by {method} in {rounds} rounds on running text{origin}."
 
 
 def _data(manifest: Manifest | None) -> str:

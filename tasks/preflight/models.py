@@ -206,12 +206,6 @@ def _remarks(directory: Path, _unchanged: tuple[tuple[int, ...], ...]) -> tuple[
 def _check_kind(directory: Path, kind: ModelKind, wanted: ModelKind | None) -> None:
     if wanted is not None and kind != wanted:
         raise ValueError(f"{directory / 'config.json'} describes another kind of model\nuse {WANTED[wanted]}")
-    family = read_config(directory).get("model_type")
-    if wanted == "causal" and family != "gpt_neo":  # the only method that wants one reads running text in windows
-        raise ValueError(
-            f"{directory / 'config.json'} describes a {family}, and running text is read by GPT-Neo alone\n"
-            "use a GPT-Neo, or distil pairs of sources and outputs (distill run llmr …)"
-        )
 
 
 def _check_complete(directory: Path, kind: ModelKind) -> None:

@@ -3,7 +3,8 @@
 Features are .npy files that are memory-mapped, a pair a shard: training reads the rows of a batch, so memory does not
 grow with the corpus.
 
-Shape legend: M windows, B windows of a batch, L tokens and P predictions of a window, D model width.
+Shape legend: M windows, B windows of a batch, P predictions of a window, X positions that they look back on, D model
+width.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +33,7 @@ FeatureDType = Literal["float16", "float32"]
 class StoredTrunk:
     """Memory-mapped features of M windows, in shards."""
 
-    normed: Sequence[Any]  # memory maps of (rows, L, D)
+    behind: Sequence[Any]  # memory maps of (rows, X, D)
     last: Sequence[Any]  # and (rows, P, D)
 
     @classmethod
@@ -43,7 +44,7 @@ class StoredTrunk:
 
     def of(self, model: Model, index_B: Tensor) -> Trunk:
         """See `kd_core.windows.train.Below`. The rows are read from disk, or from what the system keeps of it."""
-        sizes = np.array([len(shard) for shard in self.normed])
+        sizes = np.array([len(shard) for shard in self.behind])
         shard_B = np.searchsorted(np.cumsum(sizes), index_B.numpy(), side="right")
         row_B = index_B.numpy() - (np.cumsum(sizes) - sizes)[shard_B]
 
@@ -54,13 +55,16 @@ class StoredTrunk:
                 out[chosen] = shards[number][row_B[chosen]]
             return torch.from_numpy(out).to(model.device, model.dtype)
 
-        return Trunk(gather(self.normed), gather(self.last))
+        return Trunk(gather(self.behind), gather(self.last))
 
 
 def trunk_writers(below: Trunk, dtype: FeatureDType) -> Iterator[Writer]:
-    """What writes each of the files of a shard of features."""
+    """What writes each of the files of a shard of features. Raises ValueError for states that a dtype cannot hold."""
     for tensor in (below.behind_BXD, below.last_BPD):
-        yield partial(_save, tensor.to("cpu", getattr(torch, dtype)).numpy())
+        kept = tensor.to("cpu", getattr(torch, dtype))
+        if not kept.isfinite().all():
+            raise ValueError(f"states up to {tensor.abs().max():.3g} do not fit in {dtype}\nset method.features=float32")
+        yield partial(_save, kept.numpy())
 
 
 def _save(values: Any, path: Path) -> None:
@@ -69,7 +73,7 @@ def _save(values: Any, path: Path) -> None:
 
 
 def trunk_names(name: str, number: int) -> tuple[str, str]:
-    """The files of a shard of features: the normed states of all positions; the states where something is predicted."""
+    """The files of a shard of features: both parts of a `Trunk`, the first called by what GPT-Neo keeps there."""
     return f"{name}-normed-{number:05d}.npy", f"{name}-last-{number:05d}.npy"
 
 
