@@ -6,7 +6,6 @@ The trunk never changes, so what it makes of a window is computed once. GPT-Neo,
 nor values for one prediction (`gpt_neo.py`); all others run on their stock modules (`decoder_only.py`).
 """
 
-from types import ModuleType
 from typing import Literal
 
 import torch
@@ -39,7 +38,8 @@ def trunk(model: Model, ids_BL: Tensor, predictions: int = 1) -> Trunk:
     Where these blocks are frozen, no gradient is recorded. Raises ValueError for a context longer than the model has
     positions, and for a model that cannot be cut before its last block.
     """
-    return _family(model).trunk(model, ids_BL, predictions)
+    of_family = gpt_neo.trunk if _is_gpt_neo(model) else decoder_only.trunk
+    return of_family(model, ids_BL, predictions)
 
 
 def last_hidden(model: Model, below: Trunk) -> Tensor:
@@ -47,7 +47,8 @@ def last_hidden(model: Model, below: Trunk) -> Tensor:
 
     Shapes: Trunk of B windows -> (B*P, D). By `head_of(model)` they become the logits of the next tokens.
     """
-    return _family(model).last_hidden(model, below)
+    of_family = gpt_neo.last_hidden if _is_gpt_neo(model) else decoder_only.last_hidden
+    return of_family(model, below)
 
 
 def next_hidden(model: Model, ids_BL: Tensor, predictions: int = 1) -> Tensor:
@@ -55,5 +56,5 @@ def next_hidden(model: Model, ids_BL: Tensor, predictions: int = 1) -> Tensor:
     return last_hidden(model, trunk(model, ids_BL, predictions))
 
 
-def _family(model: Model) -> ModuleType:
-    return gpt_neo if model.config.model_type == "gpt_neo" else decoder_only
+def _is_gpt_neo(model: Model) -> bool:
+    return bool(model.config.model_type == "gpt_neo")

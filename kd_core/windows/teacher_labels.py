@@ -51,12 +51,16 @@ def make_labels(hidden_ME: Tensor, head: Head, settings: LabelSettings, uniform_
     """The labels of M predictions, in chunks over V.
 
     Shapes: (M, E), a head of V, (M, draws) uniform numbers in [0, 1), read where labels are sampled -> labels of M.
-    Raises ValueError where the numbers of predictions differ.
+    Raises ValueError where the numbers of predictions differ, and for hidden states that float16 cannot hold.
     """
     if len(uniform_MN) != len(hidden_ME):
         raise ValueError(f"there are {len(uniform_MN)} rows of random numbers for {len(hidden_ME)} predictions")
     if settings.kind == "hidden":
-        return HiddenLabels(hidden_ME.half(), head)
+        kept_ME = hidden_ME.half()
+        if not kept_ME.isfinite().all():
+            largest = hidden_ME.abs().max()
+            raise ValueError(f"final states up to {largest:.3g} do not fit in float16\nset labels.kind=topk")
+        return HiddenLabels(kept_ME, head)
     num_kept = min(settings.top_k if settings.kind == "topk" else settings.draws, len(head))
     ids_MK = torch.zeros((len(hidden_ME), num_kept), dtype=torch.int32, device=hidden_ME.device)
     value_MK = full_precision(hidden_ME.new_zeros((len(hidden_ME), num_kept)))

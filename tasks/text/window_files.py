@@ -20,8 +20,8 @@ from torch import Tensor
 from kd_core.losses.soft_targets import TeacherLabels
 from kd_core.models.policy import Model
 from kd_core.windows.cutting import WindowSettings, contexts, followers
-from kd_core.windows.trunk import Trunk
 from kd_core.windows.train import Below, Tokens, Windows
+from kd_core.windows.trunk import Trunk
 from tasks.store.artifacts import Artifact
 from tasks.store.shards import Writer
 from tasks.text.tokens import read_tokens
@@ -63,7 +63,9 @@ def trunk_writers(below: Trunk, dtype: FeatureDType) -> Iterator[Writer]:
     for tensor in (below.behind_BXD, below.last_BPD):
         kept = tensor.to("cpu", getattr(torch, dtype))
         if not kept.isfinite().all():
-            raise ValueError(f"states up to {tensor.abs().max():.3g} do not fit in {dtype}\nset method.features=float32")
+            raise ValueError(
+                f"states up to {tensor.abs().max():.3g} do not fit in {dtype}\nset method.features=float32"
+            )
         yield partial(_save, kept.numpy())
 
 

@@ -1,6 +1,6 @@
 """A program that runs a tiny recipe again and again in one store, each time killed (SIGKILL) at another point.
 
-    python -m tests.e2e.killed RECIPE FOLDER NAME=POINT,… …      (RECIPE: pairs, causal, chat or text)
+    python -m tests.e2e.killed RECIPE FOLDER NAME=POINT,… …      (RECIPE: pairs, causal, chat, text or llama)
 
 First an undisturbed run in the store FOLDER/undisturbed/home, then for every NAME one run a POINT and a last one that
 ends, in the store FOLDER/NAME/home. A POINT is EVENT:STAGE:COUNT, or flip:STAGE, truncate:STAGE or delete:STAGE, which
@@ -33,7 +33,7 @@ from tasks.store.progress import NullReporter
 from tasks.store.shards import HASH
 from tasks.store.stage import Build
 from tests.e2e.damage import HOWS, damage
-from tests.tasks.tiny_models import write_chat
+from tests.tasks.tiny_models import write_chat, write_llama
 from tests.tasks.tiny_texts import text_parameters
 
 RECIPES = Path(__file__).parent / "prefect.yaml"
@@ -67,15 +67,24 @@ TEXT_CHANGES = [
     "teacher.pretrain.validate_every=2",
 ]
 
+LLAMA_CHANGES = [  # running text again, with models that exist
+    *(change for change in TEXT_CHANGES if not change.startswith("teacher")),
+    'teacher={"name": "NAME/teacher", "fit": {"alpha": 1.0, "epochs": 2, "batch_rows": 64}}',
+    'student={"name": "NAME/student"}',
+    "labels.kind=hidden",
+    "limit=800",
+]
+
 
 def recipe_of(name: str, home: Path) -> tuple[Outline, dict[str, Any]]:
     """A flow's outline and the parameters of its tiny run."""
-    if name == "text":
-        home.mkdir(parents=True, exist_ok=True)
-        return TEXT_OUTLINE, text_parameters(home.parent, *TEXT_CHANGES)
-    recipe = load_catalogue(RECIPES)["tiny"]
-    changes = {"causal": CAUSAL_CHANGES, "chat": CHAT_CHANGES}.get(name, CHANGES)
+    known = {"causal": CAUSAL_CHANGES, "chat": CHAT_CHANGES, "text": TEXT_CHANGES, "llama": LLAMA_CHANGES}
+    changes = known.get(name, CHANGES)
     changes = [change.replace("NAME", str(home.parents[1])) for change in changes]
+    if name in ("text", "llama"):
+        home.mkdir(parents=True, exist_ok=True)
+        return TEXT_OUTLINE, text_parameters(home.parent, *changes)
+    recipe = load_catalogue(RECIPES)["tiny"]
     return OUTLINE, validate(OUTLINE.parameters, override(recipe.parameters, changes))
 
 
@@ -211,9 +220,9 @@ def preload(recipe: str, home: Path) -> None:
 
 def main(recipe: str, folder: Path, points: dict[str, list[str]]) -> None:
     """The undisturbed run, then the others."""
-    if recipe == "chat":
+    if write := {"chat": write_chat, "llama": write_llama}.get(recipe):
         for seed, role in enumerate(("teacher", "student")):
-            write_chat(folder / role, seed=seed)
+            write(folder / role, seed=seed)
     for name, of_name in {"undisturbed": [], **points}.items():
         home = folder / name / "home"
         home.parent.mkdir(parents=True)

@@ -68,6 +68,18 @@ CAUSAL_POINTS = [
 CHAT_POINTS = ["shard:score:4", "progress:pre_distill:4", "rollouts:llmr:1", "progress:llmr:3", "checkpoint:llmr:2"]
 
 
+LLAMA_POINTS = [
+    "shard:features:2",
+    "checkpoint:fine_tune:2",
+    "shard:label:1",
+    "checkpoint:dagger_train:3",
+    "progress:dagger_train[1]:6",
+    "shard:dagger_aggregate:2",
+    "progress:dagger_train[2]:3",
+    "shard:free_run:2",
+]
+
+
 SPOILT = [  # killed, spoilt and killed again, until the stage has met every kind of damage
     *("checkpoint:teacher:3", "flip:teacher", "checkpoint:teacher:3", "truncate:teacher"),
     *("shard:score:3", "flip:score", "shard:score:3", "truncate:score", "shard:score:3", "delete:score"),
@@ -187,6 +199,12 @@ def test_models_that_chat_killed_while_they_learn_and_write_end_byte_for_byte_th
     chat = run("chat", tmp_path, killed=CHAT_POINTS)
     chat.must_be_as_if_undisturbed("killed", CHAT_POINTS)
     assert {"teacher", "score", "pre_distill", "llmr"} <= stages(chat.home("killed"))
+
+
+def test_a_llama_killed_anywhere_on_running_text_ends_byte_for_byte_the_same(tmp_path: Path) -> None:
+    llama = run("llama", tmp_path, killed=LLAMA_POINTS)
+    llama.must_be_as_if_undisturbed("killed", LLAMA_POINTS)
+    assert {"dagger_train", "dagger_aggregate", "label", "features"} <= stages(llama.home("killed"))
 
 
 def test_what_a_killed_build_has_kept_is_looked_at_before_it_is_trusted(pairs: Ended, text: Ended) -> None:

@@ -1,11 +1,13 @@
 """Algorithm 1, whole: rounds of training and aggregation against a literal version that knows only stock models."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import MistralConfig, MistralForCausalLM
 
 from kd_core.losses.soft_targets import HiddenLabels
 from kd_core.models.policy import head_of
@@ -13,8 +15,8 @@ from kd_core.train.state import OptimizerSettings, TrainState
 from kd_core.windows.cutting import contexts, followers, trajectory_starts, window_targets
 from kd_core.windows.dad_dagger import Aggregated, aggregate
 from kd_core.windows.last_block import last_hidden, next_hidden, set_trainable, trunk
-from kd_core.windows.trunk import Trunk
 from kd_core.windows.train import Windows, WindowTrainingSettings, train_windows
+from kd_core.windows.trunk import Trunk
 from tests.kd_core.windows.test_gpt_neo import V, exact_attention, tiny_gpt_neo
 
 __all__ = ["exact_attention"]
@@ -26,6 +28,27 @@ SETTINGS = WindowTrainingSettings(
     alpha=0.3, epochs=2, patience=0, batch_rows=16, optimizer=OptimizerSettings(learning_rate=3e-3)
 )
 Triplets = tuple[list[list[int]], list[int]]  # contexts and true tokens; the teacher's answer is a function of these
+
+
+def tiny_mistral(*, layers: int, seed: int) -> Any:
+    """Rotary positions, grouped keys and a window that is shorter than the context; random in every weight."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = MistralConfig(
+            vocab_size=V,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=4,
+            sliding_window=4,
+            max_position_embeddings=32,
+        )
+        model = MistralForCausalLM(config).double().eval()
+        for parameter in model.parameters():
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    return model
 
 
 def literal(student: Any, teacher: Any) -> tuple[Triplets, list[float]]:
@@ -72,9 +95,10 @@ def ready(student: Any, teacher: Any, seen: torch.Tensor, true: torch.Tensor, be
 
 
 @pytest.mark.usefixtures("exact_attention")
-def test_algorithm_1_gives_the_same_triplets_in_the_same_order_and_the_same_losses() -> None:
-    teacher, student = tiny_gpt_neo(layers=3, seed=5), tiny_gpt_neo(layers=2, seed=6)
-    (seen, true), losses = literal(tiny_gpt_neo(layers=2, seed=6), teacher)
+@pytest.mark.parametrize("tiny", [tiny_gpt_neo, tiny_mistral])
+def test_algorithm_1_gives_the_same_triplets_in_the_same_order_and_the_same_losses(tiny: Callable[..., Any]) -> None:
+    teacher, student = tiny(layers=3, seed=5), tiny(layers=2, seed=6)
+    (seen, true), losses = literal(tiny(layers=2, seed=6), teacher)
 
     set_trainable(student, "last_block")
     targets = window_targets(len(TEXT), H)

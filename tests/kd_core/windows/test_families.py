@@ -156,7 +156,9 @@ def test_bfloat16_under_autocast_is_near_the_weights_own_precision() -> None:
 def test_a_last_block_that_reads_more_than_the_one_below_it_writes_is_refused() -> None:
     # Gemma 4's own: its last layers take keys and values from layers below
     model = made("gemma4_text")
-    with pytest.raises(ValueError, match=r"^a model of type 'gemma4_text' cannot be .* \(cut .* other states\)\ntake a"):
+    with pytest.raises(
+        ValueError, match=r"^a model of type 'gemma4_text' cannot be .* \(cut .* other states\)\ntake a"
+    ):
         trunk(model, rows())
     with pytest.raises(ValueError, match="'gemma4_text' cannot be trained on windows"):
         set_trainable(model, "last_block")

@@ -78,6 +78,11 @@ def test_hidden_states_lose_a_rounding_only() -> None:
     assert 0 < error.divergence < 1e-5
 
 
+def test_hidden_states_that_float16_cannot_hold_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^final states up to .* do not fit in float16\nset labels\.kind=topk"):
+        make_labels(HIDDEN * 1e6, Head(WEIGHT), LabelSettings(kind="hidden"), UNIFORM)
+
+
 def test_the_error_is_the_divergence_from_the_dense_distribution() -> None:
     labels = make_labels(HIDDEN, Head(WEIGHT), LabelSettings(top_k=2), UNIFORM)
     kept = labels.probabilities(slice(0, M), V).double()
