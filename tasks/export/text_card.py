@@ -30,7 +30,7 @@ def text_card(store: Store, record: RunRecord, student: Artifact, directory: Pat
     kind = str((record.parameters.get("method") or {}).get("kind", "dad_dagger"))
     method = METHODS_ON_TEXT[kind]
     sections = {
-        "What it is": _what(record, manifests, method, family_of(student)),
+        "What it is": _what(record, manifests, method, family_of(directory)),
         "Data": _data(manifests.get("tokens")),
         "Teacher": _teacher(record, manifests),
         "Method and settings": card.settings_text(manifests),
