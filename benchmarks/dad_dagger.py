@@ -23,8 +23,9 @@ from kd_core.models.policy import head_of
 from kd_core.train.state import OptimizerSettings, TrainState
 from kd_core.windows.cutting import contexts, trajectory_starts, window_targets
 from kd_core.windows.dad_dagger import aggregate
-from kd_core.windows.gpt_neo import Trunk, next_hidden, set_trainable, trunk
+from kd_core.windows.last_block import next_hidden, set_trainable, trunk
 from kd_core.windows.train import Windows, WindowTrainingSettings, train_windows
+from kd_core.windows.trunk import Trunk
 
 Result = TypeVar("Result")
 CONTEXT, HORIZON, ROUNDS, EPOCHS, BATCH, ALPHA = 128, 10, 2, 4, 32, 0.5

@@ -194,7 +194,8 @@ def _check(model: Model) -> None:
 
 
 def _compare(model: Model) -> None:
-    ids_BL, _ = some_rows((9, 9), model.get_input_embeddings().num_embeddings, model.device)
+    length = min(8, num_positions(model) or 8)
+    ids_BL, _ = some_rows((length, length), model.get_input_embeddings().num_embeddings, model.device)
     stock_BLD = _stock(model, ids_BL)
     for predictions in (1, 4):
         ours_MD = _last_hidden(model, _trunk(model, ids_BL, predictions))

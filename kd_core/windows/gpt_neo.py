@@ -1,7 +1,8 @@
 """GPT-Neo on windows: predictions at their last positions, without paying for the others.
 
 Shape legend: B windows, L tokens of a window, P predictions, at its last positions, D model width, N heads, K head
-width (N*K = D), V vocabulary. Exact windows have P = 1 and L = H context tokens; packed ones L = H + P - 1.
+width (N*K = D), V vocabulary. Exact windows have P = 1 and L = H context tokens; packed ones L = H + P - 1. A trunk's
+`behind_BXD` holds all positions here: X = L.
 
 DaD-DAgger trains the last block and the final norm on exact windows: H tokens at positions 0 to H-1, one prediction at
 H-1. Everything below the last block is frozen, so what it makes of a window is computed once (`trunk`). In the last
