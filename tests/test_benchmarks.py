@@ -7,7 +7,17 @@ import pytest
 import torch
 
 from benchmarks import __main__ as bench
-from benchmarks import common, dad_dagger, divergence, evaluation, llmr_update, memory, reference_llmr, scoring
+from benchmarks import (
+    common,
+    dad_dagger,
+    decoder_only,
+    divergence,
+    evaluation,
+    llmr_update,
+    memory,
+    reference_llmr,
+    scoring,
+)
 from benchmarks.reference_dad_dagger import roll_out
 from kd_core.metrics.rouge import rouge
 from kd_core.models.shapes import T5Shape, build_t5
@@ -132,3 +142,29 @@ def test_a_divergence_pass_has_the_loss_and_gradient_of_full_logits_before_it_is
     shape = T5Shape(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_decoder_layers=1, num_heads=2)
     case = divergence.Case.of((shape, shape), 50, 5, 6)
     assert [line["sizes"]["what"] for line in divergence.measure(case)] == ["forward_kl", "reverse_kl", "js"]
+
+
+def tiny_llama(monkeypatch: pytest.MonkeyPatch) -> decoder_only.Case:
+    for name, value in {"REPEATS": 1, "ROWS": 6, "CHECKED": 5, "PROMPT_LENGTHS": (1, 7), "LIMIT": 6}.items():
+        monkeypatch.setattr(decoder_only, name, value)
+    monkeypatch.setattr(decoder_only, "END_EVERY", 4)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    return decoder_only.Case.of(vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2, **heads)
+
+
+def test_decoder_only_models_have_the_stock_ones_tokens_scores_and_gradients_before_they_are_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = [line["sizes"] for line in decoder_only.measure(tiny_llama(monkeypatch))]
+    whats = ["sample, all to the limit", "sample", "score", "learn", "score", "learn"]
+    assert [line["what"] for line in lines] == [*whats, *whats, "our steps in bfloat16 against float32"]
+    assert lines[0]["mean_length"] == 6 > lines[1]["mean_length"]
+
+
+@pytest.mark.parametrize("part", ["our_sample", "our_scores", "our_gradient"])
+def test_decoder_only_models_that_differ_are_refused(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    case, real = tiny_llama(monkeypatch), getattr(decoder_only, part)
+    other = decoder_only.Case(case.model, case.prompt_BS.roll(1, dims=0), case.mask_BS.roll(1, dims=0))
+    monkeypatch.setattr(decoder_only, part, lambda case, *more: real(other.to(torch.float64, 5), *more))
+    with pytest.raises(AssertionError):
+        decoder_only.check(case.to(torch.float64, 5))
