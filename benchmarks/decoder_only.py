@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LogitsProcessor
 
 from benchmarks.common import in_turn, line
 from kd_core.losses.lm_head import token_scores, weighted_nll
-from kd_core.models.policy import Layout, Memory, decode, encode, head_of, shift_right, step_decoder, step_head
-from kd_core.rollout.outputs import Rollout
+from kd_core.models.policy import Layout, Memory, encode, head_of, step_decoder, step_head, target_states
+from kd_core.rollout.responses import Rollout
 from kd_core.rollout.sampling import SamplingSettings, draw, sample
 
 REPEATS = 5
@@ -138,7 +138,7 @@ def our_steps(case: Case, response: Rollout, memory: Memory) -> None:
 def our_states(case: Case, response: Rollout) -> tuple[Tensor, Layout]:
     """What predicts the tokens of responses."""
     memory: Any = encode(case.model, case.prompt_BS, case.mask_BS)
-    return decode(case.model, memory, shift_right(response.tokens_BT, memory.last_B), response.mask_BT)
+    return target_states(case.model, memory, response.tokens_BT, response.mask_BT)
 
 
 def stock_logits(case: Case, response: Rollout, kept: int) -> Tensor:
@@ -172,7 +172,7 @@ def our_gradient(case: Case, response: Rollout) -> list[Tensor]:
     hidden_MD, layout = our_states(case, response)
     target_M = layout.pack(response.tokens_BT)
     weight_M = hidden_MD.new_full(target_M.shape, 1 / len(target_M))
-    loss, _ = weighted_nll(hidden_MD, head_of(case.model), target_M, weight_M)
+    loss = weighted_nll(hidden_MD, head_of(case.model), target_M, weight_M)
     return gradient(case, loss)
 
 
