@@ -55,7 +55,7 @@ def test_logits_and_gradients_are_the_stock_models(name: str, predictions: int) 
     below = trunk(model, rows(), predictions)
     assert not below.behind_BXD.requires_grad
     hidden = last_hidden(model, below)
-    ours, _ = weighted_nll(hidden, head_of(model), target, weight)
+    ours = weighted_nll(hidden, head_of(model), target, weight)
     stock_logits = of_stock(model, predictions)
     with torch.no_grad():
         logits = head_of(model).logits(hidden)
@@ -83,7 +83,7 @@ def test_where_all_is_trained_the_trunk_has_gradients_too(name: str) -> None:
     trained = set_trainable(model, "all")
     target = rows()[:, 0]
     weight = torch.ones(B, dtype=FAMILIES[name].dtype)
-    ours, _ = weighted_nll(next_hidden(model, rows()), head_of(model), target, weight)
+    ours = weighted_nll(next_hidden(model, rows()), head_of(model), target, weight)
     stock = -of_stock(model, 1).log_softmax(dim=1).gather(1, target[:, None]).sum()
     both = (torch.autograd.grad(each, trained, allow_unused=True) for each in (ours, stock))
     for a, b in zip(*both, strict=True):
