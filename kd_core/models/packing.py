@@ -43,7 +43,7 @@ class Layout:
         if not self.packed:
             return unflatten(packed_NX, 0, self.mask_BS.shape)
         flat = packed_NX.new_zeros((self.mask_BS.numel(), *packed_NX.shape[1:]))
-        return unflatten(flat.index_copy(0, self.index_N, packed_NX), 0, self.mask_BS.shape)
+        return unflatten(flat.index_copy_(0, self.index_N, packed_NX), 0, self.mask_BS.shape)
 
 
 def rows_of(sources: Tensor, num_beams: int) -> Tensor:

@@ -10,6 +10,7 @@ from kd_core.losses.rewards import RewardSettings
 from kd_core.models.policy import shift_right
 from kd_core.rollout.responses import Responses, mask_through_eos, truncated_rows
 from kd_core.rollout.scoring import judge
+from tests.kd_core.largest import Largest
 
 SOURCE = torch.tensor([[3, 4, 5, 6], [8, 9, 0, 0], [4, 4, 4, 0], [9, 1, 0, 0]])
 SOURCE_MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 0]]).bool()
@@ -56,25 +57,11 @@ def test_rewards_equal_those_from_full_logits(
 
 def test_no_tensor_of_batch_by_time_by_vocabulary_is_made(make_t5: Callable[..., Any]) -> None:
     """Every tensor that the judge allocates is smaller than one (B, T, V) would be."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    largest = 0
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            nonlocal largest
-            out = func(*args, **(kwargs or {}))
-            made = [x for x in (out if isinstance(out, tuple) else (out,)) if isinstance(x, torch.Tensor)]
-            owned = [x.numel() for x in made if x.untyped_storage().data_ptr() != weight.untyped_storage().data_ptr()]
-            largest = max([largest, *owned])
-            return out
-
     vocab, rows, time = 40_000, 32, 24
     teacher = make_t5(vocab_size=vocab)
-    weight = teacher.lm_head.weight
     source = torch.randint(2, vocab, (rows, 6))
     tokens = torch.randint(2, vocab, (rows, time))
     ones = torch.ones_like(tokens, dtype=torch.bool)
-    with Watch():
+    with Largest() as largest:
         judge(teacher, source, torch.ones_like(source).bool(), Responses(tokens, ones, ~ones[:, 0]), RewardSettings())
-    assert largest < rows * time * vocab / 5
+    assert largest.numbers < rows * time * vocab / 5
