@@ -1,8 +1,9 @@
 """Decoder-only models: sample, score and learn at SmolLM2-135M's shape, against stock `generate` and full logits.
 
-Random weights; 32 prompts of uneven length, padded on the left for stock transformers; responses end about once in 24
-tokens (a bias on the end's logit), or run to the limit. Stock attention is sdpa and its cache the default; its passes
-make all logits, as `model(…)` does, or those of the responses alone (`logits_to_keep`).
+Random weights; 32 prompts of uneven length (log-normal, as what people write is), padded on the left for stock
+transformers; responses end about once in 16 tokens (by a bias on the end's logit), or run to the limit. Stock attention
+is sdpa and its cache the default; its passes make all logits, as `model(…)` does, or those of responses alone
+(`logits_to_keep`).
 """
 
 import copy
@@ -23,8 +24,9 @@ from kd_core.models.policy import Layout, Memory, encode, head_of, step_decoder,
 from kd_core.rollout.responses import Rollout
 from kd_core.rollout.sampling import SamplingSettings, draw, sample
 
-REPEATS = 5
-ROWS, PROMPT_LENGTHS, LIMIT, END_EVERY = 32, (8, 100), 24, 24
+REPEATS = 3  # of seconds each
+ROWS, LIMIT, END_EVERY = 32, 32, 16
+SHORTEST, MEDIAN, LONGEST, SPREAD = 8, 40, 160, 0.6  # prompts' tokens; spread: of the length's logarithm
 CHECKED = 6  # rows whose values are compared
 PAD, BEGIN, END = 0, 1, 2
 NEVER = 10**30
@@ -55,8 +57,8 @@ class Case:
         config = LlamaConfig(eos_token_id=END, pad_token_id=PAD, bos_token_id=BEGIN, **shape)
         model: Any = AutoModelForCausalLM.from_config(config).eval()
         model.lm_head.bias = nn.Parameter(torch.zeros(config.vocab_size), requires_grad=False)
-        low, high = PROMPT_LENGTHS
-        mask_BS = torch.arange(high) < torch.randint(low, high + 1, (ROWS, 1))
+        length_B = (MEDIAN * (SPREAD * torch.randn(ROWS)).exp()).long().clamp(SHORTEST, LONGEST)
+        mask_BS = torch.arange(int(length_B.max())) < length_B[:, None]
         return cls(model, torch.randint(3, config.vocab_size, mask_BS.shape) * mask_BS, mask_BS)
 
     def to(self, dtype: torch.dtype, rows: int = ROWS) -> "Case":
@@ -79,27 +81,28 @@ def run() -> Iterator[dict[str, Any]]:
 
 
 def measure(case: Case) -> Iterator[dict[str, Any]]:
-    """Ours against stock in both precisions, after a check in float64 that tokens, scores and gradients are the same.
+    """Ours against stock, after a check in float64 that tokens, scores and gradients are the same.
 
-    Last, our own steps in bfloat16 against those in float32.
+    Last, our own steps in bfloat16, all rows to the end, against those in float32.
     """
     check(case.to(torch.float64, CHECKED))
     half, lengths = case.to(torch.bfloat16), case.mask_BS.sum(dim=1)
     sizes = {"rows": ROWS, "prompt_lengths": [int(lengths.min()), int(lengths.max())], "max_new_tokens": LIMIT}
     sizes |= {"padded_share": round(1 - float(case.mask_BS.float().mean()), 2)}
     sizes |= {"parameters": case.model.num_parameters(), "vocabulary": case.model.config.vocab_size}
-    for each, precision in ((case, "float32"), (half, "bfloat16")):
-        for what, every in (("sample, all to the limit", NEVER), ("sample", END_EVERY)):
-            each.end_every(every)
-            response = our_sample(each)
-            sizes |= {"precision": precision, "mean_length": round(float(response.mask_BT.sum() / ROWS), 1)}
-            yield timed(partial(our_sample, each), partial(stock_sample, each), sizes | {"what": what})
-        for kept, logits in ((0, "all"), (LIMIT + 1, "of responses")):
-            for what, ours, stock in (("score", our_scores, stock_scores), ("learn", our_gradient, stock_gradient)):
-                more = {"what": what, "stock_logits": logits}
-                yield timed(partial(ours, each, response), partial(stock, each, response, kept), sizes | more)
-    ours, single = (partial(our_steps, each, response, prompts_of(each)) for each in (half, case))
-    yield timed(ours, single, sizes | {"what": "our steps in bfloat16 against float32"})
+    samples = (case, "float32", NEVER), (half, "bfloat16", END_EVERY), (case, "float32", END_EVERY)
+    for each, precision, every in samples:
+        each.end_every(every)
+        response = our_sample(each)
+        sizes |= {"precision": precision, "mean_length": round(float(response.mask_BT.sum() / ROWS), 1)}
+        what = "sample, all to the limit" if every == NEVER else "sample"
+        yield timed(partial(our_sample, each), partial(stock_sample, each), sizes | {"what": what})
+    for kept, logits in ((0, "all"), (LIMIT + 1, "of responses")):
+        for what, ours, stock in (("score", our_scores, stock_scores), ("learn", our_gradient, stock_gradient)):
+            more = {"what": what, "stock_logits": logits}
+            yield timed(partial(ours, case, response), partial(stock, case, response, kept), sizes | more)
+    steps = [partial(our_steps, each, response, prompts_of(each)) for each in (half, case)]
+    yield timed(*steps, sizes | {"what": "our steps in bfloat16 against float32", "precision": "bfloat16"})
 
 
 def timed(ours: Callable[[], object], reference: Callable[[], object], sizes: dict[str, Any]) -> dict[str, Any]:
