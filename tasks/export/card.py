@@ -66,8 +66,6 @@ def model_text(settings: Mapping[str, Any], record: RunRecord, role: str) -> str
         directory = Path(str((record.parameters.get(role) or {}).get("name") or "")).name
         called = f" ({escape(directory)})" if directory else ""
         return f"a local model{called} whose files hash to {escape(str(settings['content'])[:16])} (SHA-256)"
-    if "from" in settings:
-        return "the teacher's own weights"
     shape = ", ".join(f"{name} {value}" for name, value in settings.get("shape", {}).items())
     return f"a random start ({escape(shape)})"
 

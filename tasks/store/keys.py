@@ -22,8 +22,8 @@ def key_record(stage: str, function: Callable[..., Any], arguments: Mapping[str,
     What a stage was given later than artifacts were made has a default, and is left out where it has it: they stay.
     Raises TypeError for an argument that has no canonical form, ValueError for a number that some library cannot hold.
     """
-    defaults = {name: each.default for name, each in inspect.signature(function).parameters.items()}
-    arguments = {name: value for name, value in arguments.items() if value != defaults[name]}
+    known = inspect.signature(function).parameters
+    arguments = {name: value for name, value in arguments.items() if name not in known or value != known[name].default}
     inputs = {name: each.key for name, each in inputs_of(arguments).items()}
     settings = {name: canonical(value, name) for name, value in arguments.items() if not _inputs(name, value)}
     for name, value in settings.items():

@@ -118,7 +118,7 @@ def test_every_method_goes_on_with_the_adapter_and_its_student_is_exported_merge
         theirs, ours = (each(input_ids=ids).logits for each in (exported, loaded.model))
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "from the teacher's own weights. What was trained is a LoRA adapter of rank 2" in card
+    assert "from its teacher's own weights. What was trained is a LoRA adapter of rank 2" in card
 
 
 def test_a_base_that_teaches_is_loaded_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ def score(model: Any, prompts: Batch, tokens: Batch) -> None:
 def learn(model: Any, prompts: Batch, tokens: Batch) -> None:
     memory: Any = encode(model, *prompts)
     hidden, layout = decode(model, memory, shift_right(tokens[0], memory.last_B), tokens[1])
-    loss, _ = weighted_nll(hidden, head_of(model), layout.pack(tokens[0]), torch.ones(len(hidden)))
+    loss = weighted_nll(hidden, head_of(model), layout.pack(tokens[0]), torch.ones(len(hidden)))
     loss.backward()
 
 
