@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from kd_core.losses.lm_head import weighted_nll
 from kd_core.losses.rewards import RewardSettings
-from kd_core.models.policy import backend_of, decode, encode, head_of, shift_right
+from kd_core.models.policy import backend_of, encode, head_of, target_states
+from kd_core.rollout.responses import Responses
 from kd_core.rollout.sampling import SamplingSettings, sample
 from kd_core.rollout.scoring import judge
 from tests.kd_core.largest import Largest
@@ -20,12 +21,12 @@ Batch = tuple[Tensor, Tensor]
 
 def score(model: Any, prompts: Batch, tokens: Batch) -> None:
     truncated = torch.ones(len(tokens[0]), dtype=torch.bool)
-    judge(model, *prompts, *tokens, truncated, RewardSettings(truncated="bootstrap"))
+    judge(model, *prompts, Responses(*tokens, truncated), RewardSettings(truncated="bootstrap"))
 
 
 def learn(model: Any, prompts: Batch, tokens: Batch) -> None:
     memory: Any = encode(model, *prompts)
-    hidden, layout = decode(model, memory, shift_right(tokens[0], memory.last_B), tokens[1])
+    hidden, layout = target_states(model, memory, *tokens)
     loss = weighted_nll(hidden, head_of(model), layout.pack(tokens[0]), torch.ones(len(hidden)))
     loss.backward()
 
