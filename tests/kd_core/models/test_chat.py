@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from kd_core.models.loading import load_model, load_tokenizer
 from kd_core.models.prompts import Chat, Prompts, rendered, response_end, wrapped_rows
@@ -39,6 +40,17 @@ def test_a_source_is_read_as_the_template_writes_it(tokenizer: Any, chat: Chat) 
     assert rows == stock
     begin = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_start|>"])
     assert all(row[:2] == begin and row.count(begin[0]) == 1 for row in rows)  # no second begin
+
+
+def test_a_template_brings_its_own_begin_and_the_tokenizer_adds_no_second(tokenizer: Any) -> None:
+    begin = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", begin)]
+    )
+    (bare,) = lists(wrapped_rows(tokenizer, "say {source} now", ["the cat"], 50, ends=False))
+    assert bare.count(begin) == 1  # without a chat it is the tokenizer that begins
+    rows = lists(wrapped_rows(tokenizer, CHAT, ["the cat", LONG], 12))
+    assert [row.count(begin) for row in rows] == [1, 1]
 
 
 def test_the_budget_is_for_the_source_and_the_template_is_never_cut(tokenizer: Any) -> None:

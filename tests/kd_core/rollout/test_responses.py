@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kd_core.rollout.responses import mask_through_eos, truncated_rows
+from kd_core.rollout.responses import is_end, mask_through_eos, truncated_rows
 
 EOS, PAD = 1, 0
 
@@ -26,3 +26,11 @@ def test_mask_against_a_loop(rows: list[list[int]]) -> None:
         assert mask == [t <= end for t in range(len(row))]
     truncated = truncated_rows(tokens, mask_through_eos(tokens, EOS), EOS)
     assert truncated.tolist() == [EOS not in row for row in rows]
+
+
+def test_a_text_ends_at_the_first_of_any_of_several_ends() -> None:
+    tokens, ends = torch.tensor([[5, 3, 1, 0], [5, 2, 0, 0], [1, 0, 0, 0], [5, 6, 7, 8]]), [1, 2, 3]
+    assert is_end(tokens, ends).int().tolist() == [[0, 1, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    mask = mask_through_eos(tokens, ends)
+    assert mask.int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]]
+    assert truncated_rows(tokens, mask, ends).tolist() == [False, False, False, True]

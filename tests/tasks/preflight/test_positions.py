@@ -13,7 +13,7 @@ import pytest
 
 from flows.distill_outline import pipeline
 from kd_core.models.loading import load_tokenizer
-from kd_core.models.prompts import Prompts
+from kd_core.models.prompts import Prompts, wrapped_rows
 from kd_core.models.shapes import GPTNeoShape, T5Shape, build_model
 from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.beam_search import BeamSettings
@@ -182,7 +182,13 @@ def test_pairs_longer_than_the_positions_are_refused_before_the_first_update() -
         assert state.step == 0
 
 
-def test_an_encoder_decoder_has_positions_for_source_and_target_apart(made: Made, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("max_source_tokens", "tokens", "judged", "just"),
+    [(9, 3, True, None), (9, 40, True, 41), (9, 40, False, 40)],  # as much as is read, or as is written and judged
+)
+def test_an_encoder_decoder_has_positions_for_source_and_target_apart(
+    made: Made, tmp_path: Path, max_source_tokens: int, tokens: int, judged: bool, just: int | None
+) -> None:
     directory = write_bart(tmp_path / "bart")
     config = json.loads((directory / "config.json").read_text())
     need = Need(
@@ -191,12 +197,15 @@ def test_an_encoder_decoder_has_positions_for_source_and_target_apart(made: Made
         prompted=True,
         split="train",
         rows=None,
-        max_source_tokens=500,
-        tokens=6,
-        judged=True,
+        max_source_tokens=max_source_tokens,
+        tokens=tokens,
+        judged=judged,
     )
-    longest_source = longest(made, "train", PROMPT) + 1  # its end of sequence
-    for positions, refused in ((max(longest_source, 7), False), (longest_source - 1, True), (6, True)):
+    tokenizer = load_tokenizer(made[2].path / "model")
+    sources = read_split(made[1], "train", ("source",))["source"]
+    read = int(wrapped_rows(tokenizer, PROMPT, sources, max_source_tokens).lengths.max())
+    most = read if just is None else just
+    for positions, refused in ((most, False), (most - 1, True)):
         (directory / "config.json").write_text(json.dumps(config | {"max_position_embeddings": positions}))
         named = TeacherSettings(name=str(directory)), StudentSettings(shape=T5Shape())
         with pytest.raises(ValueError, match="method: the teacher has") if refused else nullcontext():

@@ -36,8 +36,8 @@ def of(name: str) -> tuple[Any, Family]:
 
 
 @contextmanager
-def ending_in(model: Any, token: int) -> Iterator[None]:
-    """A model that ends in a token that it writes, and in no other."""
+def ending_in(model: Any, token: int | list[int]) -> Iterator[None]:
+    """A model that ends in a token that it writes, or in any of several, and in no other."""
     before = model.config.eos_token_id
     model.config.eos_token_id = model.generation_config.eos_token_id = token
     yield
@@ -116,6 +116,23 @@ def test_beams_are_those_of_generate(name: str) -> None:
             for row, (ids, there) in enumerate(zip(*prompts, strict=True)):
                 stock = generated(model, ids[there], max_new_tokens=5, num_beams=3, early_stopping=False)
                 assert found.tokens_BT[row, : len(stock)].tolist() == stock
+
+
+@pytest.mark.parametrize("name", ["llama", "bart", "t5"])
+def test_what_is_written_ends_where_generate_ends_it_at_any_of_several_ends(name: str) -> None:
+    model, prompts = tiny(name), ragged(PROMPTS, 10)
+    settings = BeamSettings(num_beams=3, max_new_tokens=6, no_repeat_ngram_size=0)
+    with torch.no_grad():
+        free = greedy(model, encode(model, *prompts), 6).tokens_BT
+        ends = [int(free[0, 3]), int(free[1, 2]), int(free[2, 1]), *range(40, 52)]  # many: few beams go on
+        with ending_in(model, ends):
+            ours = greedy(model, encode(model, *prompts), 6)
+            found = beam_search(model, encode(model, *prompts), settings)
+            for row, (ids, there) in enumerate(zip(*prompts, strict=True)):
+                assert ours.tokens_BT[row][ours.mask_BT[row]].tolist() == generated(model, ids[there], max_new_tokens=6)
+                stock = generated(model, ids[there], max_new_tokens=6, num_beams=3, early_stopping=False)
+                assert found.tokens_BT[row, : len(stock)].tolist() == stock
+    assert not ours.truncated_B.any()
 
 
 @every_family
