@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from kd_core.models.t5 import encode
-from kd_core.rollout.beam_search import BeamSettings, beam_search
+from kd_core.rollout.beam_search import BeamSettings, _advance, _start, beam_search
 from kd_core.rollout.responses import mask_through_eos
 
 SOURCE = torch.randint(2, 11, (12, 5), generator=torch.Generator().manual_seed(0))
@@ -54,3 +54,14 @@ def test_hypotheses_equal_stock_generate(
 def test_settings_out_of_range_are_refused(field: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"{field} must be .*, got {value}"):
         BeamSettings(**{field: value})
+
+
+def test_as_many_beams_go_on_as_before_however_many_ends_are_more_probable() -> None:
+    ends, settings = [1, 2, 3], BeamSettings(num_beams=2, max_new_tokens=3)
+    beams = _start(torch.tensor([0]), 2, 3, 0)
+    log_q = torch.full((1, 2, 9), -20.0)
+    log_q[0, 0, [5, 1, 2, 3, 6]] = torch.tensor([-1.0, -2.0, -3.0, -4.0, -5.0])
+    _advance(beams, log_q, 0, ends, settings)
+    assert beams.running_BKT[0, :, 1].tolist() == [5, 6]
+    assert beams.running_score_BK.tolist() == [[-1.0, -5.0]]
+    assert beams.finished_BKT[0, 0, 1] == 1
