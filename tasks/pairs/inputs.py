@@ -6,7 +6,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kd_core.models.prompts import PLACEHOLDER, Prompt, Prompts, response_end, wrapped_rows
+from kd_core.models.prompts import PLACEHOLDER, Chat, Prompt, Prompts, response_end, wrapped_rows
+from kd_core.models.special_ids import also_ends
 from kd_core.models.token_rows import TokenRows
 from kd_core.train.batches import Sources
 from kd_core.train.supervised import Pairs, SupervisedSettings
@@ -26,8 +27,11 @@ def prompt_rows(reader: LoadedModel, prompt: Prompt, sources: Sequence[str], max
     """What a model reads of each source: the prompt's own words are never cut, and come on top of `max_tokens`.
 
     Every row ends in the end of sequence, with two exceptions: a causal model goes straight on writing where the prompt
-    has words after the source, which are the separator then; and a chat is as its template has it.
+    has words after the source, which are the separator then; and a chat is as its template has it. A model that reads
+    a chat ends what it writes where its template ends a turn, whether its config names that end or not.
     """
+    if isinstance(prompt, Chat):
+        also_ends(reader.model, [response_end(reader.tokenizer, prompt)])
     open_end = isinstance(prompt, str) and not reader.is_encoder_decoder and not prompt.endswith(PLACEHOLDER)
     return wrapped_rows(reader.tokenizer, prompt, sources, max_tokens, ends=not open_end)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,14 +12,15 @@ import torch
 
 from flows.evaluation import System, evaluate_systems, measure_exposure
 from flows.methods import train
+from kd_core.models.loading import load_model, load_tokenizer
 from kd_core.models.prompts import Chat, Prompt, Prompts
 from kd_core.models.token_rows import TokenRows
 from kd_core.train.divergence import GKDSettings, ReverseKLSettings
 from kd_core.train.minillm import MiniLLMSettings
-from tasks.compute.models import load_artifact
+from tasks.compute.models import LoadedModel, load_artifact
 from tasks.pairs import inputs
 from tasks.pairs.exposure import ExposureSettings
-from tasks.pairs.inputs import read_split, reference_pairs
+from tasks.pairs.inputs import prompt_rows, read_split, reference_pairs
 from tasks.pairs.pre_distill import pre_distill
 from tasks.pairs.seqkd import SeqKDSettings
 from tasks.pairs.student import StudentSettings
@@ -118,3 +121,16 @@ def test_references_end_as_what_the_student_reads_has_it(made: Any) -> None:
     for prompts, end in ((Prompts(TEACHERS), turn_end), (BOTH, student.tokenizer.eos_token_id)):
         target = reference_pairs(student, prompts, split, TRAINING).target
         assert set(target.flat[target.offset_R1[1:] - 1].tolist()) == {end}
+
+
+def test_a_model_that_reads_a_chat_ends_where_a_turn_does_though_its_files_do_not_say_so(tmp_path: Path) -> None:
+    directory = write_chat(tmp_path / "silent")
+    for name in ("config.json", "generation_config.json"):
+        record = json.loads((directory / name).read_text())
+        (directory / name).write_text(json.dumps(record | {"eos_token_id": 0}))
+    tokenizer = load_tokenizer(directory)
+    silent = LoadedModel(load_model(directory, tokenizer=tokenizer), tokenizer)
+    prompt_rows(silent, "say {source}:", ["the cat"], 20)
+    assert silent.model.config.eos_token_id == 0
+    prompt_rows(silent, TEACHERS, ["the cat"], 20)
+    assert silent.model.config.eos_token_id == [0, tokenizer.convert_tokens_to_ids("<|im_end|>")]
