@@ -79,7 +79,7 @@ def parts(
         return sample(student, memory, settings.sampling, torch.Generator().manual_seed(0))
 
     def our_score() -> object:
-        return judge(teacher, source, mask, part, settings.reward)
+        return judge(teacher, encode(teacher, source, mask), part, settings.reward)
 
     def our_gradient() -> None:
         policy_gradient_loss(student, encode(student, source, mask), part, gain)[0].backward()

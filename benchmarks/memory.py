@@ -61,7 +61,7 @@ def one_pass(who: str, what: str, vocabulary: int, length: int, rows: int) -> No
     gain = torch.randn(rows, length) / (rows * length)
     if what == "scoring":
         if who == "ours":
-            judge(model, source, mask, written, RewardSettings(truncated="bootstrap"))
+            judge(model, encode(model, source, mask), written, RewardSettings(truncated="bootstrap"))
         else:
             reference_llmr.rewards(model, source, mask, tokens, real)
     elif who == "ours":

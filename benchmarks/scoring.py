@@ -86,7 +86,12 @@ def stock_pass(teacher: Any, source: Tensor, mask: Tensor, tokens: Tensor) -> Ca
 
 def check(bench: Bench, source: Tensor, mask: Tensor, tokens: Tensor, real: Tensor, truncated: Tensor) -> None:
     """Raise AssertionError unless our rewards are those of full logits."""
-    ours = judge(bench.teacher, source, mask, Responses(tokens, real, truncated), RewardSettings(truncated="bootstrap"))
+    ours = judge(
+        bench.teacher,
+        encode(bench.teacher, source, mask),
+        Responses(tokens, real, truncated),
+        RewardSettings(truncated="bootstrap"),
+    )
     reward, value = reference_llmr.rewards(bench.teacher, source, mask, tokens, real)
     torch.testing.assert_close(ours.reward_BT, reward, atol=2e-3, rtol=1e-3)
     torch.testing.assert_close(ours.value_BT, value, atol=2e-3, rtol=1e-3)

@@ -27,6 +27,17 @@ class Agreement:
     reverse_kl_M: Tensor | None = None  # KL(q || p)
     overlap_M: Tensor | None = None  # share of the TOP likeliest tokens that both have among theirs, 0 to 1
 
+    def by_name(self) -> dict[str, Tensor]:
+        """What was asked for, as logs name it."""
+        named = {
+            "log_prob": self.log_prob_M,
+            "teacher_entropy": self.entropy_M,
+            "forward_kl": self.forward_kl_M,
+            "reverse_kl": self.reverse_kl_M,
+            "overlap": self.overlap_M,
+        }
+        return {name: x_M for name, x_M in named.items() if x_M is not None}
+
 
 @torch.no_grad()
 def agreement(teacher: TeacherStates, target_M: Tensor, student: tuple[Tensor, Head] | None = None) -> Agreement:

@@ -10,7 +10,7 @@ Shape legend: B rollouts, T positions. All quantities are in nats of teacher log
                     V(s_t) an exact, free baseline
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -34,6 +34,7 @@ class RewardSettings:
     baseline: BaselineKind = "none"
     reward_scale: float = 100.0  # the gain is divided by it, nats
     reward_clip: float = 1.0  # then clipped to +- this; 0 = off
+    length_norm: bool = field(default=False, metadata={"later": True})  # a gain is the mean of its rewards, not the sum
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -75,6 +76,14 @@ def reward_to_go(reward_BT: Tensor, mask_BT: Tensor) -> Tensor:
     if reward_BT.shape != mask_BT.shape:
         raise ValueError(f"reward and mask must have one shape, got {tuple(reward_BT.shape)}, {tuple(mask_BT.shape)}")
     return (reward_BT * mask_BT).flip(1).cumsum(1).flip(1) * mask_BT
+
+
+def mean_to_go(sum_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """What is summed over the tokens still to come, per token: a gain, or the value that is its baseline.
+
+    Shapes: (B, T), (B, T) -> (B, T), 0 where masked. Long outputs are worth no more than short ones then. [ours]
+    """
+    return sum_BT / reward_to_go(mask_BT.to(sum_BT.dtype), mask_BT).clamp(min=1) * mask_BT
 
 
 def subtract_baseline(

@@ -28,6 +28,10 @@ class Layout:
         index_N = mask_BS.flatten().nonzero().squeeze(1)
         return cls(index_N, mask_BS, packed=index_N.numel() < mask_BS.numel())
 
+    def repeated(self, times: int) -> "Layout":
+        """The layout of each row `times` over, one after another."""
+        return Layout.of(self.mask_BS.repeat_interleave(times, dim=0))
+
     def widened(self) -> "Layout":
         """The same tokens in the same order, in rows as long as attention likes them."""
         excess = -self.mask_BS.shape[1] % WIDTH

@@ -49,6 +49,9 @@ class Memory(Protocol):
     def detach(self) -> "Memory":
         """The same memory with no gradient, for sampling."""
 
+    def repeated(self, times: int) -> "Memory":
+        """Each source `times` over, one after another."""
+
 
 class StepDecoder(Protocol):
     """Writes R rows, a token a step; each backend has its own."""
@@ -123,9 +126,10 @@ def padded_rows(model: Model, rows: TokenRows, index_B: Tensor) -> tuple[Tensor,
     return rows.batch(index_B.cpu(), model.config.pad_token_id, model.device)
 
 
-def encode_rows(model: Model, rows: TokenRows, index_B: Tensor) -> Memory:
-    """Read rows of a data set. Shapes: (B,) row numbers -> Memory of B rows."""
-    return encode(model, *padded_rows(model, rows, index_B))
+def encode_rows(model: Model, rows: TokenRows, index_B: Tensor, times: int = 1) -> Memory:
+    """Read rows of a data set, each once. Shapes: (B,) row numbers -> Memory of B * times rows, equal ones together."""
+    memory = encode(model, *padded_rows(model, rows, index_B))
+    return memory if times == 1 else memory.repeated(times)
 
 
 def target_states(model: Model, memory: Memory, tokens_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Layout]:

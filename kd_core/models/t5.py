@@ -34,6 +34,11 @@ class Memory:
         """The same memory with no gradient, for sampling."""
         return Memory(self.hidden_ND.detach(), self.layout)
 
+    def repeated(self, times: int) -> "Memory":
+        """Each source `times` over, one after another."""
+        layout = self.layout.repeated(times)
+        return Memory(layout.pack(self.layout.pad(self.hidden_ND).repeat_interleave(times, dim=0)), layout)
+
 
 def rms_norm(x_ND: Tensor, norm: Any) -> Tensor:
     """T5's layer norm: scale only, no mean, no bias; the variance in float32."""

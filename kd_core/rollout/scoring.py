@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kd_core.losses.lm_head import TokenScores, token_scores
 from kd_core.losses.rewards import RewardSettings, induced_reward
-from kd_core.models.policy import Model, encode, head_of, target_states
+from kd_core.models.policy import Memory, Model, head_of, target_states
 from kd_core.rollout.responses import Responses
 
 
@@ -28,8 +28,7 @@ class Judgement:
 @torch.no_grad()
 def judge(
     teacher: Model,
-    source_BS: Tensor,
-    source_mask_BS: Tensor,
+    memory: Memory,
     responses: Responses,
     settings: RewardSettings,
     *,
@@ -37,8 +36,9 @@ def judge(
 ) -> Judgement:
     """q-values, state values and rewards of given outputs.
 
-    Shapes: (B, S) prompted sources with mask, (B, T) responses -> `Judgement`. A bootstrapped truncated rollout needs
-    the value after its last token: the pass is one position longer there. Source: LLMR Eq. 2 and 3; METHODS 1.2 to 1.4.
+    Shapes: the teacher's Memory of B prompted sources, (B, T) responses -> `Judgement`. A bootstrapped truncated
+    rollout needs the value after its last token: the pass is one position longer there. Source: LLMR Eq. 2 and 3;
+    METHODS 1.2 to 1.4.
     """
     mask_BT, truncated_B = responses.mask_BT, responses.truncated_B
     bootstrap_B = truncated_B if settings.truncated == "bootstrap" else torch.zeros_like(truncated_B)
@@ -49,7 +49,6 @@ def judge(
     width = int(reach_B.max())
     tokens_BU, mask_BU = tokens_BU[:, :width], mask_BU[:, :width]
 
-    memory = encode(teacher, source_BS, source_mask_BS)
     hidden_MD, layout = target_states(teacher, memory, tokens_BU, mask_BU)
     scores = token_scores(hidden_MD, head_of(teacher, num_tokens), layout.pack(tokens_BU), settings.value)
     q_value_BU = layout.pad(scores.logit_M - scores.mean_M if settings.centre else scores.logit_M)

@@ -24,6 +24,7 @@ class Sources:
 
     student: TokenRows
     teacher: TokenRows
+    text: TokenRows | None = None  # the data set's own outputs for them; only validation looks at these
 
 
 @dataclass(frozen=True, kw_only=True)

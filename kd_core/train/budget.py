@@ -1,11 +1,14 @@
 """What every method that trains has in common, so that a comparison can give all of them the same."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from kd_core.lengths import check_lengths, source_length
 from kd_core.rollout.sampling import SamplingSettings
 from kd_core.train.batches import BatchSettings
 from kd_core.train.state import OptimizerSettings
+
+Keep = Literal["last", "reward", "reverse_kl"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +28,25 @@ class Budget:
     sampling: SamplingSettings = field(default_factory=SamplingSettings)  # its limit cuts the teacher's outputs too
     batch: BatchSettings = field(default_factory=BatchSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    # weights that are kept: the last, or those of the validation whose samples have the highest reward or the lowest
+    # reverse KL (the start is one), unless greedy outputs have less than `min_variety` of the start's distinct bigrams
+    keep: Keep = field(default="last", metadata={"later": True})
+    min_variety: float = field(default=0.8, metadata={"later": True})  # 0 = off
+    patience: int = field(default=0, metadata={"later": True})  # validations without a better one that end it; 0 = off
 
     def __post_init__(self) -> None:
         for name in ("steps", "validation_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         check_lengths(self)
+        if self.keep not in ("last", "reward", "reverse_kl"):
+            raise ValueError(f"keep must be last, reward or reverse_kl, got {self.keep!r}")
+        if not 0 <= self.min_variety <= 1:
+            raise ValueError(f"min_variety must be in [0, 1], 0 = off, got {self.min_variety}")
+        if self.patience < 0:
+            raise ValueError(f"patience must be 0 (off) or more, got {self.patience}")
+        if self.patience and self.keep == "last":
+            raise ValueError("patience waits for something better, and keep is last\nset keep to reward or reverse_kl")
         if self.validate_every < 0:
             raise ValueError(f"validate_every must be 0 (at the end only) or more, got {self.validate_every}")
 

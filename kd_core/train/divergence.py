@@ -25,10 +25,11 @@ from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.responses import Responses, truncated_rows
 from kd_core.rollout.sampling import mixed_seed
 from kd_core.train.batches import Sources, updates
+from kd_core.train.best import ran_out, restore
 from kd_core.train.budget import Budget
 from kd_core.train.passes import act, lengths, teacher_states
 from kd_core.train.state import StepMetrics, TrainState, autocast
-from kd_core.train.validation import validate
+from kd_core.train.validation import Validation
 
 Writer = Literal["teacher", "student"]
 GKD_DRAW = 2**32  # the draw of an update's writer; its micro-batches are numbered far below
@@ -144,13 +145,17 @@ def train_divergence(
 ) -> Iterator[StepMetrics]:
     """Minimise the divergences of `step_terms`, averaged over all tokens of an update.
 
-    Yields one row a step; goes on from `state.step`: an update is a function of weights, seed and step alone.
+    Yields one row a step, before them a row 0 of the student as it starts, and goes on from `state.step`: an update is
+    a function of weights, seed and step alone.
     """
     student = state.model
     student.eval()
     pair = Pair(student, teacher, train, settings, num_tokens)
+    held_out = Validation(teacher, validation, settings, num_tokens=num_tokens)
+    if state.step == 0:
+        yield StepMetrics(0, held_out.look(state))
     for micro_batches in updates(train.sources.student.lengths.numpy(), settings.batch, seed, start=state.step):
-        if state.step >= settings.steps:
+        if state.step >= settings.steps or ran_out(state, settings.patience):
             break
         terms = step_terms(settings, seed, state.step)
         # act: a term is taken on what the student writes now, or on what the teacher has written
@@ -173,8 +178,9 @@ def train_divergence(
         values |= {"loss": loss, "grad_norm": norm, "tokens": float(count)}
         values |= {name: total / values[name.replace("term", "tokens")] for name, total in sums.items()}
         if settings.validates_at(state.step):
-            values |= validate(student, teacher, validation, settings, num_tokens)
+            values |= held_out.look(state)
         yield StepMetrics(state.step, values)
+    restore(state)
 
 
 @dataclass(frozen=True)

@@ -6,24 +6,28 @@ Dropout is off throughout: the policy that samples and the policy that learns ar
 on-policy update needs the encoder once for both. [ours]
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
+from kd_core.losses.divergence_head import Divergence, TeacherStates, divergence_loss
+from kd_core.losses.head import full_precision
 from kd_core.losses.lm_head import token_log_probs, weighted_nll
-from kd_core.losses.rewards import RewardSettings, reward_to_go, scale_and_clip, subtract_baseline
-from kd_core.models.policy import Memory, Model, encode_rows, head_of, padded_rows, target_states
+from kd_core.losses.rewards import RewardSettings, mean_to_go, reward_to_go, scale_and_clip, subtract_baseline
+from kd_core.models.policy import Memory, Model, encode_rows, head_of, target_states
+from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.responses import Rollout
 from kd_core.rollout.sampling import SamplingSettings, mixed_seed
 from kd_core.rollout.scoring import Judgement, judge
 from kd_core.train.batches import Sources, updates
+from kd_core.train.best import ran_out, restore
 from kd_core.train.budget import Budget
-from kd_core.train.passes import act, lengths
+from kd_core.train.passes import act, lengths, teacher_states
 from kd_core.train.state import StepMetrics, TrainState, autocast, pack, unpack
-from kd_core.train.validation import validate_rewards
+from kd_core.train.validation import Validation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,9 @@ class LLMRSettings(Budget):
     updates_per_rollout: int = 1  # above 1, rollouts are reused and weighted by q_theta / q_behaviour
     importance: Literal["reused", "always", "never"] = "reused"  # always: the first use too, reshaped by top_k or top_p
     entropy_bonus: float = 0.0  # nats^-1; the true entropy, not the cross-entropy to uniform of the authors' code
+    # what holds against collapse on a real LLM: weights of exact terms of each step, beside the scaled reward [ours]
+    reverse_kl: float = field(default=0.0, metadata={"later": True})  # of KL(q || p), as MiniLLM's single-step term
+    start_kl: float = field(default=0.0, metadata={"later": True})  # of KL(q || q of the start)
     sampling: SamplingSettings = field(default_factory=lambda: SamplingSettings(top_k=2))
     reward: RewardSettings = field(default_factory=RewardSettings)
 
@@ -48,8 +55,9 @@ class LLMRSettings(Budget):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.importance not in ("reused", "always", "never"):
             raise ValueError(f"importance must be reused, always or never, got {self.importance!r}")
-        if self.entropy_bonus < 0:
-            raise ValueError(f"entropy_bonus must be 0 (off) or more, got {self.entropy_bonus}")
+        for name in ("entropy_bonus", "reverse_kl", "start_kl"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 (off) or more, got {getattr(self, name)}")
         if self.reward.baseline == "leave_one_out" and self.rollouts_per_source < 2:
             raise ValueError("baseline leave_one_out needs rollouts_per_source of at least 2, got 1")
 
@@ -81,6 +89,14 @@ class Experience(Rollout):
         )
 
 
+@dataclass(frozen=True)
+class Pull:
+    """Another model's distributions at the tokens that count, and how strongly the student is held to them."""
+
+    towards: TeacherStates
+    weight: float  # over the number of tokens of the update
+
+
 def train_llmr(
     state: TrainState,
     teacher: Model,
@@ -89,34 +105,48 @@ def train_llmr(
     settings: LLMRSettings,
     seed: int,
     *,
+    start: Model | None = None,
     num_tokens: int | None = None,
     observe: list[Experience] | None = None,
 ) -> Iterator[StepMetrics]:
     """Maximise E_{y ~ q_theta}[sum of rewards] by REINFORCE.
 
-    Yields one row a step; goes on from `state`, rollouts in flight included. `observe`, if given, holds the judged
+    Yields one row a step, before them a row 0 of the student as it starts, and goes on from `state`, rollouts in flight
+    included. `start` is that student, never trained: `start_kl` needs it. `observe`, if given, holds the judged
     rollouts of the step just yielded. Source: LLMR Eq. 1 to 4 and the gradient under Eq. 4.
     """
-    student, reuse = state.model, settings.updates_per_rollout
+    student, reuse, times = state.model, settings.updates_per_rollout, settings.rollouts_per_source
     student.eval()
+    held_out = Validation(teacher, validation, settings, settings.reward, num_tokens)
+    anchors = [(teacher, train.teacher, settings.reverse_kl), (start, train.student, settings.start_kl)]
+    if state.step == 0:
+        yield StepMetrics(0, held_out.look(state))
     read_once = reuse == 1 and settings.batch.micro_batches == 1  # the encoder serves the rollout and its only update
     batches = updates(train.student.lengths.numpy(), settings.batch, seed, start=-(-state.step // reuse))
     experience = unpack(Experience, state.in_flight)  # of a run that was killed between two uses of it
-    while state.step < settings.steps:
+    while state.step < settings.steps and not ran_out(state, settings.patience):
         uses = state.step % reuse  # updates that these rollouts have served
         if uses == 0:
             experience = []
             for micro, rows_B in enumerate(next(batches)):
-                source_B = rows_B.repeat_interleave(settings.rollouts_per_source)
                 # act: the student writes, from states of its own; no gradient
                 draw = mixed_seed(seed, state.step // reuse, micro)
                 rollout, memory = act(
-                    student, train.student, source_B, settings, draw, keep_memory=read_once, num_tokens=num_tokens
+                    student,
+                    train.student,
+                    rows_B,
+                    settings,
+                    draw,
+                    times=times,
+                    keep_memory=read_once,
+                    num_tokens=num_tokens,
                 )
                 # judge: one pass of the teacher, whose logits reward (Eq. 2 and 3)
-                prompts = padded_rows(teacher, train.teacher, source_B)
-                judged = judge(teacher, *prompts, rollout, settings.reward, num_tokens=num_tokens)
+                with torch.no_grad():
+                    prompts = encode_rows(teacher, train.teacher, rows_B, times)
+                judged = judge(teacher, prompts, rollout, settings.reward, num_tokens=num_tokens)
                 gain_BT = reward_to_go(judged.reward_BT, judged.mask_BT)
+                source_B = rows_B.repeat_interleave(times)
                 experience.append(Experience.of(source_B, rollout, judged, gain_BT, memory))
         # learn: up the mean over tokens of advantage_t * log q(y_t | s_t)
         num_kept = sum(int(part.kept_BT.sum()) for part in experience)
@@ -129,11 +159,16 @@ def train_llmr(
                 with autocast(student.device, settings.optimizer.precision):
                     loss, ratio = policy_gradient_loss(  # minus that, of this micro-batch
                         student,
-                        part.memory or encode_rows(student, train.student, part.source_B),
+                        part.memory or encode_rows(student, train.student, part.source_B[::times], times),
                         part,
                         advantage_BT / num_kept,
                         weighted=weighted,
                         entropy_coefficient=settings.entropy_bonus / num_kept,
+                        pulls=[
+                            Pull(kept_states(model, rows, part, times, num_tokens), weight / num_kept)
+                            for model, rows, weight in anchors
+                            if model is not None and weight > 0
+                        ],
                         num_tokens=num_tokens,
                     )
                 loss.backward()
@@ -145,9 +180,18 @@ def train_llmr(
         if observe is not None:
             observe[:] = experience
         if settings.validates_at(state.step):
-            limit, rows = settings.sampling.max_new_tokens, settings.validation_rows
-            values |= validate_rewards(student, teacher, validation, settings.reward, limit, rows, num_tokens)
+            values |= held_out.look(state)
         yield StepMetrics(state.step, values)
+    restore(state)
+
+
+def kept_states(
+    model: Model, sources: TokenRows, part: Experience, times: int, num_tokens: int | None
+) -> TeacherStates:
+    """What another model makes of the tokens that count. Shapes: B rollouts -> `TeacherStates` of M tokens."""
+    with torch.no_grad():
+        memory = encode_rows(model, sources, part.source_B[::times], times)
+    return teacher_states(model, memory, replace(part, mask_BT=part.kept_BT), num_tokens)
 
 
 def advantages(experience: list[Experience], settings: RewardSettings) -> list[Tensor]:
@@ -155,6 +199,11 @@ def advantages(experience: list[Experience], settings: RewardSettings) -> list[T
 
     A batch baseline is taken over all micro-batches of the update together, so that splitting a batch changes nothing.
     """
+    if settings.length_norm:
+        experience = [
+            replace(e, gain_BT=mean_to_go(e.gain_BT, e.kept_BT), value_BT=mean_to_go(e.value_BT, e.kept_BT))
+            for e in experience
+        ]
     if settings.baseline != "batch_mean":
         parts = [subtract_baseline(e.gain_BT, e.value_BT, e.kept_BT, settings.baseline, _groups(e)) for e in experience]
     else:
@@ -172,13 +221,15 @@ def policy_gradient_loss(
     *,
     weighted: bool = False,
     entropy_coefficient: float = 0.0,
+    pulls: Sequence[Pull] = (),
     num_tokens: int | None = None,
 ) -> tuple[Tensor, float]:
     """-sum_t w_t A_t log q_theta(y_t|s_t) over the tokens that count, and the largest importance ratio w_t.
 
     Shapes: Memory of B sources, (B, T) advantages, over the number of tokens -> scalar, float. Its gradient is
-    REINFORCE's. w_t is 1, or where `weighted` q_theta / q_behaviour, a constant. Source: LLMR, the gradient under
-    Eq. 4; METHODS 1.6 for w_t.
+    REINFORCE's. w_t is 1, or where `weighted` q_theta / q_behaviour, a constant. Each pull adds its weight times
+    sum_t KL(q_theta || its distribution), exact at every step, with a gradient through that step alone. Source: LLMR,
+    the gradient under Eq. 4; METHODS 1.6 for w_t.
     """
     hidden_MD, layout = target_states(student, memory, part.tokens_BT, part.kept_BT)
     head = head_of(student, num_tokens)
@@ -188,7 +239,11 @@ def policy_gradient_loss(
         log_ratio_M = token_log_probs(hidden_MD, head, target_M) - layout.pack(part.log_prob_BT)
         advantage_M = advantage_M * log_ratio_M.exp()
         ratio = float(log_ratio_M.exp().max()) if log_ratio_M.numel() else 1.0
-    return weighted_nll(hidden_MD, head, target_M, advantage_M, entropy_coefficient), ratio
+    loss = weighted_nll(hidden_MD, head, target_M, advantage_M, entropy_coefficient)
+    for pull in pulls:
+        weight_M = full_precision(hidden_MD.new_ones(len(hidden_MD))) * pull.weight
+        loss = loss + divergence_loss(hidden_MD, head, pull.towards, weight_M, Divergence("reverse_kl"))[0]
+    return loss, ratio
 
 
 def summary(experience: list[Experience]) -> dict[str, float]:

@@ -36,10 +36,11 @@ from kd_core.rollout.mixed_sampling import sample_mixed
 from kd_core.rollout.responses import Rollout
 from kd_core.rollout.sampling import mixed_seed
 from kd_core.train.batches import Sources, updates
+from kd_core.train.best import ran_out, restore
 from kd_core.train.budget import Budget
 from kd_core.train.passes import act, lengths, teacher_states
 from kd_core.train.state import StepMetrics, TrainState, autocast, pack, unpack
-from kd_core.train.validation import validate
+from kd_core.train.validation import Validation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,14 +108,18 @@ def train_minillm(
 ) -> Iterator[StepMetrics]:
     """Minimise KL(q_theta || p) between outputs by its policy gradient, averaged over all tokens of an update.
 
-    Yields one row a step; goes on from `state`, rollouts in flight included.
+    Yields one row a step, before them a row 0 of the student as it starts, and goes on from `state`, rollouts in flight
+    included.
     """
     student, reuse = state.model, settings.updates_per_rollout
     student.eval()
     pair = Pair(student, teacher, train, settings, num_tokens)
     batches = updates(train.student.lengths.numpy(), settings.batch, seed, start=-(-state.step // reuse))
     experience = unpack(Experience, state.in_flight)
-    while state.step < settings.steps:
+    held_out = Validation(teacher, validation, settings, num_tokens=num_tokens)
+    if state.step == 0:
+        yield StepMetrics(0, held_out.look(state))
+    while state.step < settings.steps and not ran_out(state, settings.patience):
         if state.step % reuse == 0:
             # act: the student writes, or the two of them mixed
             experience = [
@@ -138,8 +143,9 @@ def train_minillm(
         state.in_flight = pack(experience) if state.step % reuse else {}
         values |= sums | {"grad_norm": norm, "max_ratio": max_ratio}
         if settings.validates_at(state.step):
-            values |= validate(student, teacher, validation, settings, num_tokens)
+            values |= held_out.look(state)
         yield StepMetrics(state.step, values)
+    restore(state)
 
 
 @dataclass(frozen=True)

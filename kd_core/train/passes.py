@@ -24,17 +24,18 @@ def act(
     settings: Budget,
     seed: int,
     *,
+    times: int = 1,
     keep_memory: bool = False,
     num_tokens: int | None = None,
 ) -> tuple[Rollout, Memory | None]:
-    """The student's own outputs for rows of the data set, drawn without a gradient.
+    """The student's own outputs for rows of the data set, `times` for each, drawn without a gradient.
 
     With `keep_memory` what it has read is returned too, with its gradient: an update that is on-policy and follows at
     once needs the encoder once for both.
     """
     with autocast(student.device, settings.optimizer.precision):
         with torch.set_grad_enabled(keep_memory):
-            memory = encode_rows(student, sources, rows_B)
+            memory = encode_rows(student, sources, rows_B, times)
         generator = torch.Generator(student.device).manual_seed(seed)
         rollout = sample(student, memory.detach(), settings.sampling, generator, num_tokens=num_tokens)
     return rollout, memory if keep_memory else None

@@ -79,6 +79,7 @@ class TrainState:
     hooks: list[RemovableHandle] = field(default_factory=list)  # by which masters come to their gradients
     step: int = 0
     in_flight: dict[str, Tensor] = field(default_factory=dict)
+    best: dict[str, Tensor] = field(default_factory=dict)  # what `kd_core.train.best` remembers
 
     @classmethod
     def start(cls, model: Any, settings: OptimizerSettings) -> "TrainState":
@@ -106,11 +107,11 @@ class TrainState:
             group["lr"] = settings.rate_at(self.step + 1, num_steps)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._round()
+        self.round()
         return norm
 
     @torch.no_grad()
-    def _round(self) -> None:
+    def round(self) -> None:
         """Give the model its weights, where it has masters."""
         for name, master in self.trained.items():
             if self.parameters[name] is not master:
@@ -124,12 +125,13 @@ class TrainState:
             self.parameters[name].data = master.data
 
     def save(self, directory: Path, log: list[StepMetrics]) -> None:
-        """Write weights, optimizer state, tensors in flight and the log so far, without pickle."""
+        """Write weights, the best so far, optimizer state, tensors in flight and the log so far, without pickle."""
         tensors = {f"model.{name}": tensor.detach() for name, tensor in self.trained.items()}
         for name, tensor in self.trained.items():
             for key, value in self.optimizer.state.get(tensor, {}).items():
                 tensors[f"optimizer.{key}.{name}"] = value
-        tensors |= {f"in_flight.{name}": tensor.clone() for name, tensor in self.in_flight.items()}  # no shared storage
+        for kind, held in (("in_flight", self.in_flight), ("best", self.best)):
+            tensors |= {f"{kind}.{name}": tensor.clone() for name, tensor in held.items()}  # no shared storage
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, directory / "state.safetensors")
         rows = [{"step": row.step, **row.values} for row in log]
         (directory / "state.json").write_text(json.dumps({"step": self.step, "log": rows}), encoding="utf-8")
@@ -146,9 +148,11 @@ class TrainState:
                     tensor.copy_(file.get_tensor(f"model.{name}"))
                     keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"optimizer.{key}.{name}" in names]
                     self.optimizer.state[tensor] = {k: file.get_tensor(f"optimizer.{k}.{name}") for k in keys}
-            prefix = "in_flight."
-            self.in_flight = {n.removeprefix(prefix): file.get_tensor(n) for n in names if n.startswith(prefix)}
-        self._round()
+            self.in_flight, self.best = (
+                {n.removeprefix(prefix): file.get_tensor(n) for n in names if n.startswith(prefix)}
+                for prefix in ("in_flight.", "best.")
+            )
+        self.round()
         return [StepMetrics(int(row.pop("step")), row) for row in record["log"]]
 
 

@@ -1,4 +1,4 @@
-"""What the student writes for validation inputs, in the teacher's eyes.
+"""What the student writes for validation inputs, in the teacher's eyes, and whether it still has something to say.
 
 Shape legend: B rows, S source positions, T target positions, M real tokens.
 
@@ -6,90 +6,147 @@ Sampled outputs are drawn from the student's whole distribution with the same ra
 top_k, top_p and temperature a method samples with, so that curves of different methods and settings compare.
 """
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from kd_core.losses.divergence_head import Divergence, divergence_loss
+from kd_core.losses.agreement import agreement
 from kd_core.losses.rewards import RewardSettings
+from kd_core.metrics.variety import equal_to_another, repeated_ngrams
 from kd_core.models.policy import Memory, Model, encode_rows, head_of, padded_rows, target_states
-from kd_core.rollout.responses import Rollout
+from kd_core.rollout.responses import Responses
 from kd_core.rollout.sampling import SamplingSettings, greedy, sample
 from kd_core.rollout.scoring import judge
 from kd_core.train.batches import Sources
+from kd_core.train.best import remember
 from kd_core.train.budget import Budget
 from kd_core.train.passes import teacher_states
+from kd_core.train.state import TrainState
 
 BATCH_ROWS = 64
 
 
-def validate(
-    student: Model, teacher: Model, sources: Sources, settings: Budget, num_tokens: int | None = None
-) -> dict[str, float]:
-    """What the log of a method that samples or imitates has of the validation set: rewards (Eq. 1) and divergences."""
-    limit, rows = settings.sampling.max_new_tokens, settings.validation_rows
-    rewards = validate_rewards(student, teacher, sources, RewardSettings(), limit, rows, num_tokens)
-    return rewards | validate_divergences(student, teacher, sources, limit, rows, num_tokens)
+@dataclass(frozen=True)
+class Validation:
+    """The first rows of the validation set, and how they are looked at."""
+
+    teacher: Model
+    sources: Sources
+    settings: Budget
+    reward: RewardSettings = field(default_factory=RewardSettings)
+    num_tokens: int | None = None
+
+    def look(self, state: TrainState) -> dict[str, float]:
+        """What the log has of the validation set; the weights are remembered if they are to be kept.
+
+        The start's variety is what `min_variety` is a share of: the first look is at step 0.
+        """
+        values = self.measure(state.model, with_text=state.step == 0)
+        if self.settings.keep == "last":
+            return values
+        worse = {"reward": -values["validation_sampled_reward"], "reverse_kl": values["validation_reverse_kl"]}
+        score, variety = worse[self.settings.keep], values["validation_distinct_2"]
+        start = state.best.get("start_variety", torch.tensor(variety, dtype=torch.float64))
+        allowed = variety >= self.settings.min_variety * float(start)
+        values["validation_best"] = float(remember(state, score if allowed else float("inf")))
+        state.best["start_variety"] = start
+        return values
+
+    @torch.no_grad()
+    def measure(self, student: Model, *, with_text: bool) -> dict[str, float]:
+        """Numbers of greedy outputs (`validation_…`) and of plain samples (`validation_sampled_…`), by name.
+
+        Each of the two: reward per token (LLMR Eq. 1; truncated outputs are bootstrapped, not dropped), length in
+        tokens, shares of outputs that were cut off and that another equals, of bigrams that are distinct, and of
+        4-grams that are repetitions. Of the samples: the teacher's log-probability and entropy, both KLs and the
+        overlap of the likeliest tokens; `with_text` the first two of the data set's own outputs: `validation_text_…`.
+        Nats per token, and shares from 0 to 1.
+        """
+        rows = min(self.settings.validation_rows, len(self.sources.student))
+        limit, num_tokens = self.settings.sampling.max_new_tokens, self.num_tokens
+        greedily, sampled, text = Tally(), Tally(), Tally()
+        for number, index in enumerate(torch.arange(rows).split(BATCH_ROWS)):
+            prompts = encode_rows(self.teacher, self.sources.teacher, index)
+            memory = encode_rows(student, self.sources.student, index)
+            generator = torch.Generator(student.device).manual_seed(number)
+            drawn = sample(student, memory, SamplingSettings(max_new_tokens=limit), generator, num_tokens=num_tokens)
+            written = greedy(student, memory, limit, num_tokens=num_tokens)
+            for tally, responses in ((greedily, written), (sampled, drawn)):
+                self._judge(tally, prompts, responses)
+            self._compare(sampled, prompts, drawn, student, memory)
+            if with_text and self.sources.text is not None:
+                self._compare(text, prompts, self._text(index))
+        named = {"validation_": greedily.of_outputs(), "validation_sampled_": sampled.of_outputs()}
+        named |= {"validation_": named["validation_"] | sampled.per_token(), "validation_text_": text.per_token()}
+        return {prefix + name: value for prefix, values in named.items() for name, value in values.items()}
+
+    def _judge(self, tally: "Tally", prompts: Memory, responses: Responses) -> None:
+        kept = replace(self.reward, truncated="bootstrap")
+        judged = judge(self.teacher, prompts, responses, kept, num_tokens=self.num_tokens)
+        tally.reward += float(judged.reward_BT.sum())
+        tally.truncated += int(responses.truncated_B.sum())
+        lengths = responses.mask_BT.sum(dim=1).tolist()
+        tally.outputs += [ids[:n] for ids, n in zip(responses.tokens_BT.tolist(), lengths, strict=True)]
+
+    def _compare(
+        self,
+        tally: "Tally",
+        prompts: Memory,
+        responses: Responses,
+        student: Model | None = None,
+        memory: Memory | None = None,
+    ) -> None:
+        seen = teacher_states(self.teacher, prompts, responses, self.num_tokens)
+        target_M = responses.tokens_BT[responses.mask_BT]
+        states = None
+        if student is not None and memory is not None:
+            hidden_MD, _ = target_states(student, memory, responses.tokens_BT, responses.mask_BT)
+            states = hidden_MD, head_of(student, self.num_tokens)
+        found = agreement(seen, target_M, states)
+        tally.tokens += len(target_M)
+        for name, x_M in found.by_name().items():
+            tally.sums[name] = tally.sums.get(name, 0.0) + float(x_M.sum())
+
+    def _text(self, index: Tensor) -> Responses:
+        assert self.sources.text is not None  # the caller asks
+        tokens_BT, mask_BT = padded_rows(self.teacher, self.sources.text, index)
+        return Responses(tokens_BT, mask_BT, torch.zeros_like(mask_BT[:, 0]))
 
 
-@torch.no_grad()
-def validate_rewards(
-    student: Model,
-    teacher: Model,
-    sources: Sources,
-    reward: RewardSettings,
-    max_new_tokens: int,
-    max_rows: int,
-    num_tokens: int | None = None,
-) -> dict[str, float]:
-    """Mean reward per token of what the student writes, greedily and by plain sampling, and the length of the former.
+@dataclass
+class Tally:
+    """What is summed up over batches."""
 
-    In nats of teacher logit. Source: LLMR Eq. 1, on the first `max_rows` rows. Truncated outputs are bootstrapped, not
-    dropped.
-    """
-    kept = replace(reward, truncated="bootstrap")
-    totals = {"validation": [0.0, 0], "validation_sampled": [0.0, 0]}
-    for index, memory, sampled in _samples(student, sources, max_new_tokens, max_rows, num_tokens):
-        source, mask = padded_rows(teacher, sources.teacher, index)
-        written = greedy(student, memory, max_new_tokens, num_tokens=num_tokens)
-        for name, each in (("validation", written), ("validation_sampled", sampled)):
-            judged = judge(teacher, source, mask, each, kept, num_tokens=num_tokens)
-            totals[name][0] += float(judged.reward_BT.sum())
-            totals[name][1] += int(judged.mask_BT.sum())
-    rewards = {f"{name}_reward": total / tokens for name, (total, tokens) in totals.items()}
-    return rewards | {"validation_length": totals["validation"][1] / min(max_rows, len(sources.student))}
+    outputs: list[list[int]] = field(default_factory=list)
+    reward: float = 0.0
+    truncated: int = 0
+    tokens: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def of_outputs(self) -> dict[str, float]:
+        """See `Validation.measure`."""
+        tokens = sum(map(len, self.outputs))
+        return {
+            "reward": self.reward / tokens,
+            "length": tokens / len(self.outputs),
+            "truncated": self.truncated / len(self.outputs),
+            **variety(self.outputs),
+        }
+
+    def per_token(self) -> dict[str, float]:
+        """See `Validation.measure`."""
+        return {name: total / self.tokens for name, total in self.sums.items()}
 
 
-@torch.no_grad()
-def validate_divergences(
-    student: Model,
-    teacher: Model,
-    sources: Sources,
-    max_new_tokens: int,
-    max_rows: int,
-    num_tokens: int | None = None,
-) -> dict[str, float]:
-    """Forward and reverse KL per token, in nats, on what the student itself writes: exposure bias and all."""
-    totals, count = {"forward_kl": 0.0, "reverse_kl": 0.0}, 0
-    head = head_of(student, num_tokens)
-    for index, memory, sampled in _samples(student, sources, max_new_tokens, max_rows, num_tokens):
-        hidden_MD, _ = target_states(student, memory, sampled.tokens_BT, sampled.mask_BT)
-        seen = teacher_states(teacher, encode_rows(teacher, sources.teacher, index), sampled, num_tokens)
-        for kind in ("forward_kl", "reverse_kl"):
-            ones_M = hidden_MD.new_ones(len(hidden_MD))
-            totals[kind] += float(divergence_loss(hidden_MD, head, seen, ones_M, Divergence(kind))[0])
-        count += len(hidden_MD)
-    return {f"validation_{kind}": total / count for kind, total in totals.items()}
-
-
-def _samples(
-    student: Model, sources: Sources, max_new_tokens: int, max_rows: int, num_tokens: int | None
-) -> Iterator[tuple[Tensor, Memory, Rollout]]:
-    """Batches of row numbers with the student's memory of them and its plain samples."""
-    plain = SamplingSettings(max_new_tokens=max_new_tokens)
-    for number, index in enumerate(torch.arange(min(max_rows, len(sources.student))).split(BATCH_ROWS)):
-        memory = encode_rows(student, sources.student, index)
-        generator = torch.Generator(student.device).manual_seed(number)
-        yield index, memory, sample(student, memory, plain, generator, num_tokens=num_tokens)
+def variety(outputs: Sequence[Sequence[int]]) -> dict[str, float]:
+    """Shares of outputs that another equals, of bigrams that are distinct, and of 4-grams that are repetitions."""
+    bigrams = [pair for each in outputs for pair in pairwise(each)]
+    repeated, fourgrams = (sum(counts) for counts in zip(*(repeated_ngrams(each) for each in outputs), strict=True))
+    return {
+        "equal": sum(equal_to_another(outputs)) / len(outputs),
+        "distinct_2": len(set(bigrams)) / max(len(bigrams), 1),
+        "repetition": repeated / max(fourgrams, 1),
+    }

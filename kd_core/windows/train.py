@@ -19,6 +19,7 @@ from torch import Tensor
 from kd_core.losses.lm_head import token_log_probs
 from kd_core.losses.soft_targets import TeacherLabels, distillation_loss
 from kd_core.models.policy import Model, head_of
+from kd_core.train.best import ran_out, remember, restore
 from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState, autocast
 from kd_core.windows.last_block import last_hidden, trunk
 from kd_core.windows.trunk import Trunk
@@ -91,8 +92,8 @@ def train_windows(
     """Minimise alpha * NLL + (1 - alpha) * KD over epochs, with early stopping on the validation loss.
 
     `train` is D_T in parts: the true windows, then what each round has added; batches are drawn from all of it alike.
-    Yields one row an update and goes on from `state.step`. The weights of the best epoch travel in `state.in_flight`
-    and are put back when training ends. Source: DaD-DAgger, Eq. 5 and the training details of section 4. Raises
+    Yields one row an update and goes on from `state.step`. The weights of the best epoch travel in `state.best` and
+    are put back when training ends. Source: DaD-DAgger, Eq. 5 and the training details of section 4. Raises
     ValueError for an empty set of windows, and with alpha below 1 for windows without labels, before any update.
     """
     count = sum(len(part) for part in train)
@@ -103,7 +104,7 @@ def train_windows(
     _refuse_unlabelled(validation, "the validation set", settings.alpha)
     state.model.eval()
     per_epoch = updates_per_epoch(train, settings)
-    while state.step < per_epoch * settings.epochs and not _stopped(state, settings):
+    while state.step < per_epoch * settings.epochs and not ran_out(state, settings.patience):
         epoch, done = divmod(state.step, per_epoch)
         order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(count))
         for index in order.split(settings.batch_rows)[done:]:
@@ -111,9 +112,9 @@ def train_windows(
             if state.step % per_epoch == 0:
                 held_out = window_loss(state.model, validation, settings.alpha, num_tokens=num_tokens)
                 values |= {"validation_loss": held_out["loss"], "validation_nll": held_out["nll"]}
-                _remember(state, held_out["loss"])
+                remember(state, held_out["loss"])
             yield StepMetrics(state.step, values)
-    _restore(state)
+    restore(state)
 
 
 def _refuse_unlabelled(windows: Windows, name: str, alpha: float) -> None:
@@ -199,26 +200,3 @@ def window_loss(
             parts |= {"nll": float(terms.nll_M.sum()), "kd": float(terms.kd_M.sum())}
         total = {name: total[name] + value for name, value in parts.items()}
     return {name: value / count for name, value in total.items()}
-
-
-def _remember(state: TrainState, loss: float) -> None:
-    """Keep the weights if this epoch is the best so far, and count the epochs since then."""
-    best = state.in_flight.get("best_loss")
-    if best is not None and loss >= float(best):
-        state.in_flight["worse"] = state.in_flight["worse"] + 1
-        return
-    kept = {f"best.{name}": p.detach().clone() for name, p in state.model.named_parameters() if p.requires_grad}
-    state.in_flight = kept | {"best_loss": torch.tensor(loss, dtype=torch.float64), "worse": torch.tensor(0)}
-
-
-def _stopped(state: TrainState, settings: WindowTrainingSettings) -> bool:
-    worse = state.in_flight.get("worse")
-    return bool(settings.patience and worse is not None and int(worse) >= settings.patience)
-
-
-@torch.no_grad()
-def _restore(state: TrainState) -> None:
-    for name, parameter in state.model.named_parameters():
-        if f"best.{name}" in state.in_flight:
-            parameter.copy_(state.in_flight[f"best.{name}"])
-    state.in_flight = {}

@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 from kd_core.models.backends.recomputing import recomputing
 from kd_core.rollout.responses import NotFiniteError
 from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState
+from tasks.compute.alarms import Alarms
 from tasks.compute.models import LoadedModel, save_trained
 from tasks.store.stage import Build
 
 Loop = Callable[[TrainState], Iterator[StepMetrics]]
-SHOWN = ("loss", "validation_loss", "reward", "validation_reward", "length", "truncated")
+SHOWN = ("loss", "validation_loss", "reward", "validation_reward", "length", "truncated", "validation_equal")
 
 
 class Gathered(Protocol):
@@ -44,10 +45,12 @@ def run_training(
 
     Checkpoints are written as they fall due. Returns one row an update. Raises ValueError if training blows up.
     """
-    state, log = TrainState.start(loaded.model, optimizer), list[StepMetrics]()
+    state, log, alarms = TrainState.start(loaded.model, optimizer), list[StepMetrics](), Alarms(build.warn)
     latest = build.checkpoints.latest()
     if latest is not None:
         log = state.load(latest[1])
+        for row in log:
+            alarms.look(row)
         if gathered is not None:
             gathered.load(latest[1])
 
@@ -61,11 +64,12 @@ def run_training(
             for row in loop(state):
                 check_finite(row)
                 log.append(row)
+                alarms.look(row)
                 if gathered is not None:
                     gathered.add(row)
                 shown = {name: row.values[name] for name in SHOWN if name in row.values}
                 build.progress(row.step, num_steps, "steps", **shown)
-                if build.checkpoints.due() and row.step < num_steps:
+                if build.checkpoints.due() and 0 < row.step < num_steps:
                     build.checkpoints.save(row.step, write)
     except NotFiniteError as error:
         raise ValueError(_blown_up(build.stage, state.step, error)) from None
@@ -77,15 +81,24 @@ def run_training(
     return log
 
 
+def mean_of(log: Sequence[StepMetrics], name: str) -> float:
+    """Mean of a logged value over the updates that logged it."""
+    values = [row.values[name] for row in log if name in row.values]
+    return sum(values) / len(values)
+
+
 def mean_of_last_tenth(log: Sequence[StepMetrics], name: str) -> float:
     """Mean of a logged value over the last tenth of the updates."""
-    tail = log[-max(1, len(log) // 10) :]
-    return sum(row.values[name] for row in tail) / len(tail)
+    return mean_of(log[-max(1, log[-1].step // 10) :], name)
 
 
 def last_validation(log: Sequence[StepMetrics]) -> dict[str, float]:
-    """The validation values of the last update."""
-    return {name: value for name, value in log[-1].values.items() if name.startswith("validation_")}
+    """The validation values of the weights that are kept, and the step that they are of."""
+    looks = [row for row in log if "validation_reward" in row.values]
+    kept = next((row for row in reversed(looks) if row.values.get("validation_best", 1.0)), looks[-1])
+    values = {name: value for name, value in kept.values.items() if name.startswith("validation_")}
+    values.pop("validation_best", None)
+    return values | {"kept_step": float(kept.step)}
 
 
 def check_finite(row: StepMetrics) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kd_core.lengths import check_lengths, source_length
 from kd_core.losses.rewards import RewardSettings
-from kd_core.models.policy import encode
+from kd_core.models.policy import encode_rows
 from kd_core.models.prompts import Prompts
 from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.beam_search import BeamSettings, beam_search
@@ -146,7 +146,7 @@ def _decode(
     Samples are drawn with common random numbers: students are given the same uniforms for the same input.
     """
     model, decoding = writer.model, settings.decoding
-    memory = encode(model, *sources.batch(rows, model.config.pad_token_id, model.device))
+    memory = encode_rows(model, sources, rows)
     if settings.sampling is not None:
         generator = torch.Generator(model.device).manual_seed(mixed_seed(settings.seed, int(rows[0])))
         rollout = sample(model, memory, settings.sampling, generator, num_tokens=writer.num_tokens)
@@ -169,8 +169,8 @@ def _rewards(
     reward: RewardSettings,
 ) -> Tensor:
     """(B,) the teacher's reward of each output, summed over its tokens."""
-    source, source_mask = prompted.batch(rows, teacher.model.config.pad_token_id, teacher.model.device)
+    memory = encode_rows(teacher.model, prompted, rows)
     kept = replace(reward, truncated="bootstrap")
     responses = Responses(tokens, mask, truncated)
-    judged = judge(teacher.model, source, source_mask, responses, kept, num_tokens=teacher.num_tokens)
+    judged = judge(teacher.model, memory, responses, kept, num_tokens=teacher.num_tokens)
     return judged.reward_BT.sum(dim=1)

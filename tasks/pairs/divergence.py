@@ -6,7 +6,7 @@ from kd_core.train.divergence import DivergenceSettings, Transfer, reads_outputs
 from tasks.compute.device import device_of
 from tasks.compute.models import load_pair
 from tasks.compute.training import last_validation, mean_of_last_tenth, run_training
-from tasks.pairs.inputs import both_read, read_sources, written_outputs
+from tasks.pairs.inputs import both_read, read_sources, validation_sources, written_outputs
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
 
@@ -30,7 +30,7 @@ def divergence(
         train = Transfer(both_read(pair, prompt, texts, limit), TokenRows.of(written))
     else:
         train = Transfer(read_sources(corpus, "train", pair, prompt, limit), None)
-    validation = read_sources(corpus, "validation", pair, prompt, limit, settings.validation_rows)
+    validation = validation_sources(corpus, pair, prompt, settings)
     num_tokens = student_model.num_tokens
     log = run_training(
         build,

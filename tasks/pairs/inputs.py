@@ -1,6 +1,7 @@
 """What the stages on pairs read: columns of a split, and inputs and outputs as token ids."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ from kd_core.models.prompts import PLACEHOLDER, Chat, Prompt, Prompts, response_
 from kd_core.models.special_ids import also_ends
 from kd_core.models.token_rows import TokenRows
 from kd_core.train.batches import Sources
+from kd_core.train.budget import Budget
 from kd_core.train.supervised import Pairs, SupervisedSettings
 from tasks.compute.models import LoadedModel
 from tasks.store.artifacts import Artifact
@@ -55,6 +57,15 @@ def read_sources(
 ) -> Sources:
     """The sources of a split, its first `rows`, as the student reads them, and as the teacher does."""
     return both_read(pair, prompts, read_split(corpus, split, ("source",), rows)["source"], max_tokens)
+
+
+def validation_sources(corpus: Artifact, pair: Pair, prompts: Prompts, settings: Budget) -> Sources:
+    """The validation inputs that a method looks at, as both read them, and what the data set has for them."""
+    split = read_split(corpus, "validation", ("source", "target"), settings.validation_rows)
+    sources, teacher = both_read(pair, prompts, split["source"], settings.max_source_tokens), pair[0]
+    end = response_end(teacher.tokenizer, prompts.teacher)
+    text = TokenRows.targets(teacher.tokenizer, split["target"], settings.sampling.max_new_tokens, end)
+    return replace(sources, text=text)
 
 
 def written_outputs(corpus: Artifact, outputs: Artifact) -> tuple[list[str], list[list[int]]]:

@@ -1,5 +1,6 @@
 """The stage `llmr`: policy gradient on the student's own outputs, rewarded by the teacher's logits."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from kd_core.train.llmr import Experience, LLMRSettings, train_llmr
 from kd_core.train.state import StepMetrics
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_pair
-from tasks.compute.training import mean_of_last_tenth, run_training
-from tasks.pairs.inputs import read_sources, read_split
+from tasks.compute.training import last_validation, mean_of, mean_of_last_tenth, run_training
+from tasks.pairs.inputs import read_sources, read_split, validation_sources
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
 
@@ -51,7 +52,8 @@ def llmr(
     teacher_model, student_model = pair = load_pair(teacher, student, device_of(build.runtime))
     limit = settings.max_source_tokens
     train = read_sources(corpus, "train", pair, prompt, limit)
-    validation = read_sources(corpus, "validation", pair, prompt, limit, settings.validation_rows)
+    validation = validation_sources(corpus, pair, prompt, settings)
+    start = deepcopy(student_model.model) if settings.start_kl > 0 else None  # it stays as it is
     seen: list[Experience] = []
     log = run_training(
         build,
@@ -64,18 +66,19 @@ def llmr(
             validation,
             settings,
             seed,
+            start=start,
             num_tokens=student_model.num_tokens,
             observe=seen,
         ),
         settings.steps,
         RolloutLog(student_model, read_split(corpus, "train", ("id",))["id"], seen),
     )
-    truncated = sum(row.values["truncated"] for row in log) / len(log)
+    truncated = mean_of(log, "truncated")
     build.record(
         reward_last_tenth=mean_of_last_tenth(log, "reward"),
         truncated_share=truncated,
-        rollout_tokens=sum(row.values["tokens"] for row in log),
-        validation_reward=log[-1].values["validation_reward"],
+        rollout_tokens=sum(row.values["tokens"] for row in log[1:]),
+        **last_validation(log),
     )
     if truncated > TRUNCATED_ALARM:
         what = "dropped" if settings.reward.truncated == "drop" else "bootstrapped"
@@ -97,7 +100,7 @@ class RolloutLog:
 
     def add(self, row: StepMetrics) -> None:
         """Note the first few rollouts of an update after which the validation set was looked at."""
-        if "validation_reward" not in row.values:
+        if "validation_reward" not in row.values or row.step == 0:
             return
         part = self._seen[0]
         tokens, masks = part.tokens_BT[:LOGGED_ROLLOUTS].tolist(), part.mask_BT[:LOGGED_ROLLOUTS].tolist()

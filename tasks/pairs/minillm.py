@@ -4,8 +4,8 @@ from kd_core.models.prompts import Prompts
 from kd_core.train.minillm import MiniLLMSettings, train_minillm
 from tasks.compute.device import device_of
 from tasks.compute.models import load_pair
-from tasks.compute.training import last_validation, run_training
-from tasks.pairs.inputs import read_sources
+from tasks.compute.training import last_validation, mean_of, run_training
+from tasks.pairs.inputs import read_sources, validation_sources
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
 
@@ -24,7 +24,7 @@ def minillm(
     teacher_model, student_model = pair = load_pair(teacher, student, device_of(build.runtime))
     limit = settings.max_source_tokens
     train = read_sources(corpus, "train", pair, prompt, limit)
-    validation = read_sources(corpus, "validation", pair, prompt, limit, settings.validation_rows)
+    validation = validation_sources(corpus, pair, prompt, settings)
     num_tokens = student_model.num_tokens
     log = run_training(
         build,
@@ -34,7 +34,7 @@ def minillm(
         settings.steps,
     )
     build.record(
-        rollout_tokens=sum(row.values["tokens"] for row in log if row.values["staleness"] == 0),
-        truncated_share=sum(row.values["truncated"] for row in log) / len(log),
+        rollout_tokens=sum(row.values["tokens"] for row in log[1:] if row.values["staleness"] == 0),
+        truncated_share=mean_of(log, "truncated"),
         **last_validation(log),
     )

@@ -40,6 +40,11 @@ class Memory:
         """The same memory with no gradient, for sampling."""
         return Memory(self.ids_BS, self.layout, None if self.hidden_BSD is None else self.hidden_BSD.detach())
 
+    def repeated(self, times: int) -> "Memory":
+        """Each source `times` over, one after another."""
+        hidden = None if self.hidden_BSD is None else self.hidden_BSD.repeat_interleave(times, dim=0)
+        return Memory(self.ids_BS.repeat_interleave(times, dim=0), self.layout.repeated(times), hidden)
+
 
 def encode(model: Model, ids_BS: Tensor, mask_BS: Tensor) -> Memory:
     """Right-padded sources. Shapes: (B, S) ids, (B, S) bool -> Memory.

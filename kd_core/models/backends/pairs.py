@@ -4,6 +4,7 @@ Shape legend: B rows, S prompt positions, G key heads, K head width.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,6 +41,12 @@ class Memory:
         """The same memory with no gradient, for sampling."""
         pairs = tuple((key.detach(), value.detach()) for key, value in self.keys_values)
         return Memory(pairs, self.layout, self.last_B)
+
+    def repeated(self, times: int) -> "Memory":
+        """Each prompt `times` over, one after another."""
+        again = partial(torch.repeat_interleave, repeats=times, dim=0)
+        pairs = tuple((again(key), again(value)) for key, value in self.keys_values)
+        return Memory(pairs, self.layout.repeated(times), self.last_B.repeat_interleave(times))
 
 
 def last_tokens(ids_BS: Tensor, mask_BS: Tensor) -> Tensor:

@@ -218,7 +218,7 @@ def test_rewards_equal_those_of_the_stock_logits() -> None:
     tokens, mask = padded(RESPONSES)
     cut = torch.tensor([False, False, False, True])
     settings = RewardSettings(centre=False, truncated="bootstrap")
-    judged = judge(teacher, *padded(PROMPTS), Responses(tokens, mask, cut), settings)
+    judged = judge(teacher, encode(teacher, *padded(PROMPTS)), Responses(tokens, mask, cut), settings)
     for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
         with torch.no_grad():
             logits = teacher(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 :]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kd_core.losses.rewards import RewardSettings
-from kd_core.models.policy import shift_right
+from kd_core.models.policy import encode, shift_right
 from kd_core.rollout.responses import Responses, mask_through_eos, truncated_rows
 from kd_core.rollout.scoring import judge
 from tests.kd_core.largest import Largest
@@ -29,7 +29,9 @@ def test_rewards_equal_those_from_full_logits(
     mask = mask_through_eos(tokens, 1)
     cut = truncated_rows(tokens, mask, 1)
     chosen = RewardSettings(value=value, truncated=truncated, centre=centre)
-    judged = judge(teacher, SOURCE, SOURCE_MASK, Responses(tokens, mask, cut), chosen, num_tokens=num_tokens)
+    judged = judge(
+        teacher, encode(teacher, SOURCE, SOURCE_MASK), Responses(tokens, mask, cut), chosen, num_tokens=num_tokens
+    )
 
     # the stock model reads one token more than the output has: its last logits are the state after a truncated output
     inputs = shift_right(torch.cat([tokens, tokens.new_zeros(4, 1)], 1), 0)
@@ -63,5 +65,10 @@ def test_no_tensor_of_batch_by_time_by_vocabulary_is_made(make_t5: Callable[...,
     tokens = torch.randint(2, vocab, (rows, time))
     ones = torch.ones_like(tokens, dtype=torch.bool)
     with Largest() as largest:
-        judge(teacher, source, torch.ones_like(source).bool(), Responses(tokens, ones, ~ones[:, 0]), RewardSettings())
+        judge(
+            teacher,
+            encode(teacher, source, torch.ones_like(source).bool()),
+            Responses(tokens, ones, ~ones[:, 0]),
+            RewardSettings(),
+        )
     assert largest.numbers < rows * time * vocab / 5

@@ -7,6 +7,7 @@ of their surrogate gradients must be the gradient of J(theta) = sum_y q_theta(y)
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,11 +17,12 @@ from kd_core.losses import rewards
 from kd_core.losses.rewards import RewardSettings, reward_to_go
 from kd_core.models import policy
 from kd_core.models.t5 import encode
+from kd_core.models.token_rows import TokenRows
 from kd_core.rollout import scoring
 from kd_core.rollout.responses import Rollout, mask_through_eos, truncated_rows
 from kd_core.rollout.scoring import judge
 from kd_core.train import llmr as train_llmr
-from kd_core.train.llmr import Experience, advantages, policy_gradient_loss
+from kd_core.train.llmr import Experience, Pull, advantages, kept_states, policy_gradient_loss
 
 EOS, LIMIT = 1, 3
 WORDS = (0, 2, 3)  # pad is a word like any other to a student that samples it
@@ -40,7 +42,7 @@ def experience(teacher: Any, settings: RewardSettings) -> Experience:
     mask = mask_through_eos(tokens, EOS)
     source = SOURCE.expand(rows, -1)
     rollout = Rollout(tokens, mask, truncated_rows(tokens, mask, EOS), torch.zeros(rows, LIMIT, dtype=torch.float64))
-    judged = judge(teacher, source, torch.ones_like(source).bool(), rollout, settings)
+    judged = judge(teacher, encode(teacher, source, torch.ones_like(source).bool()), rollout, settings)
     gain = reward_to_go(judged.reward_BT, judged.mask_BT)
     return Experience.of(torch.zeros(rows, dtype=torch.long), rollout, judged, gain, None)
 
@@ -122,6 +124,48 @@ SETTINGS = [
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: f"{s.value}-{s.baseline}")
 def test_policy_gradient_is_the_gradient_of_the_expected_return(make_t5: Make, settings: RewardSettings) -> None:
     check(make_t5(vocab_size=4, seed=1), make_t5(vocab_size=4, seed=2, sharpness=0.5), settings)
+
+
+@pytest.mark.usefixtures("exact_layer_norm")
+def test_what_holds_the_student_back_is_the_gradient_of_an_exact_divergence(make_t5: Make) -> None:
+    """Beside the reward: weight times sum_t KL(q || the other), each of a step's own distribution."""
+    student, teacher, start = (make_t5(vocab_size=4, seed=seed) for seed in (2, 1, 3))
+    settings = RewardSettings(truncated="bootstrap", reward_scale=1.0, reward_clip=0.0)
+    part = experience(teacher, settings)
+    sources, rows = TokenRows.of([[2, 3, 3]]), len(part.tokens_BT)
+    part = replace(part, source_B=torch.zeros(rows, dtype=torch.long))
+    pulls = [
+        Pull(kept_states(model, sources, part, rows, None), weight) for model, weight in ((teacher, 0.3), (start, 0.7))
+    ]
+    memory = policy.encode_rows(student, sources, torch.zeros(1, dtype=torch.long), rows)
+    nothing = torch.zeros_like(part.gain_BT)
+    loss, _ = policy_gradient_loss(student, memory, part, nothing, pulls=pulls)
+    loss.backward()
+    ours = [p.grad.clone() for p in student.parameters()]
+    student.zero_grad()
+
+    inputs = torch.cat([torch.zeros(rows, 1, dtype=torch.long), part.tokens_BT[:, :-1]], 1)
+    log_q, log_p, log_start = (
+        model(input_ids=SOURCE.expand(rows, -1), decoder_input_ids=inputs, use_cache=False).logits.log_softmax(2)
+        for model in (student, teacher, start)
+    )
+    to_teacher, to_start = ((log_q.exp() * (log_q - other.detach())).sum(2) for other in (log_p, log_start))
+    kl = 0.3 * to_teacher + 0.7 * to_start
+    slow = (kl * part.kept_BT).sum()
+    slow.backward()
+    assert loss.item() == pytest.approx(slow.item(), rel=1e-10)
+    for mine, parameter in zip(ours, student.parameters(), strict=True):
+        torch.testing.assert_close(mine, parameter.grad, rtol=1e-8, atol=1e-10)
+
+
+def test_a_length_normalised_gain_is_the_mean_of_the_rewards_to_come(make_t5: Make) -> None:
+    settings = RewardSettings(truncated="bootstrap", baseline="value", reward_scale=1.0, reward_clip=0.0)
+    part = experience(make_t5(vocab_size=4, seed=1), settings)
+    (summed,), (mean,) = (advantages([part], replace(settings, length_norm=norm)) for norm in (False, True))
+    for b, length in enumerate(part.mask_BT.sum(1).tolist()):
+        for t in range(length):
+            assert mean[b, t] == pytest.approx(float(summed[b, t]) / (length - t), abs=1e-12)
+    assert (mean[~part.mask_BT] == 0).all()
 
 
 def wrong_baseline(gain: Any, value: Any, mask: Any, kind: Any, group: Any = None) -> Any:

@@ -109,7 +109,17 @@ def run(
 @pytest.mark.parametrize("stop", [1, 5])
 @pytest.mark.parametrize(
     "kind",
-    ["supervised", "dropout", "llmr", "llmr with rollouts in flight", "leave_one_out", "batch_mean", "one batch"],
+    [
+        "supervised",
+        "dropout",
+        "llmr",
+        "llmr with rollouts in flight",
+        "leave_one_out",
+        "batch_mean",
+        "one batch",
+        "keep",
+        "held",
+    ],
 )
 def test_resumed_training_is_byte_identical(make_t5: Make, tmp_path: Path, kind: str, stop: int) -> None:
     def model() -> Any:
@@ -129,14 +139,17 @@ def test_resumed_training_is_byte_identical(make_t5: Make, tmp_path: Path, kind:
         baseline: Any = kind if kind in ("leave_one_out", "batch_mean") else "value"
         chosen = rl(
             updates_per_rollout=3 if "flight" in kind else 1,
-            rollouts_per_source=2 if kind == "leave_one_out" else 1,
+            rollouts_per_source=2 if kind in ("leave_one_out", "held") else 1,
+            keep="reverse_kl" if kind == "keep" else "last",
+            start_kl=0.5 if kind == "held" else 0.0,
+            reverse_kl=0.5 if kind == "held" else 0.0,
             reward=RewardSettings(baseline=baseline, truncated="bootstrap", reward_scale=5.0),
             batch=BatchSettings(micro_batch_rows=5, micro_batches=1 if kind == "one batch" else 2),
         )
         optimizer, teacher = chosen.optimizer, make_t5(seed=5)
 
         def loop(state: TrainState) -> Iterator[StepMetrics]:
-            return train_llmr(state, teacher, SOURCES, SOURCES, chosen, 0)
+            return train_llmr(state, teacher, SOURCES, SOURCES, chosen, 0, start=make_t5(seed=4))
 
     whole = TrainState.start(model(), optimizer)
     whole_log = run(loop, whole)
@@ -167,7 +180,7 @@ def test_rollouts_in_flight_are_named_by_number_and_field_and_come_back_in_order
 def test_rollouts_are_reused_and_weighted(make_t5: Make) -> None:
     chosen = rl(updates_per_rollout=3)
     state = TrainState.start(make_t5(seed=4), chosen.optimizer)
-    log = run(lambda s: train_llmr(s, make_t5(seed=5), SOURCES, SOURCES, chosen, 0), state)
+    log = run(lambda s: train_llmr(s, make_t5(seed=5), SOURCES, SOURCES, chosen, 0), state)[1:]
     assert [row.values["staleness"] for row in log[:6]] == [0, 1, 2, 0, 1, 2]
     assert log[0].values["reward"] == log[1].values["reward"] != log[3].values["reward"]
     assert log[0].values["max_ratio"] == 1.0
@@ -178,7 +191,7 @@ def test_llmr_raises_the_teachers_reward(make_t5: Make) -> None:
     chosen = rl(steps=60, optimizer=OptimizerSettings(learning_rate=1e-2), batch=BatchSettings(micro_batch_rows=40))
     state = TrainState.start(make_t5(seed=4), chosen.optimizer)
     log = run(lambda s: train_llmr(s, make_t5(seed=5), SOURCES, SOURCES, chosen, 0), state)
-    gains = [row.values["gain"] for row in log]
+    gains = [row.values["gain"] for row in log[1:]]
     assert sum(gains[-10:]) / 10 > sum(gains[:10]) / 10 + 1.0
 
 
@@ -188,7 +201,7 @@ def test_an_update_with_every_rollout_cut_off_changes_nothing_and_says_so(make_t
     chosen = rl(steps=1, reward=RewardSettings(truncated="drop"))
     state = TrainState.start(student, chosen.optimizer)
     before = weights(student)
-    (row,) = run(lambda s: train_llmr(s, make_t5(seed=5), SOURCES, SOURCES, chosen, 0, num_tokens=10), state)
+    _, row = run(lambda s: train_llmr(s, make_t5(seed=5), SOURCES, SOURCES, chosen, 0, num_tokens=10), state)
     assert row.values["truncated"] == 1.0
     assert row.values["tokens"] == 0.0
     assert all(torch.equal(before[name], value) for name, value in weights(student).items())

@@ -152,6 +152,29 @@ def test_rows_that_are_dropped_and_reordered_keep_their_history(name: str) -> No
 
 
 @every_family
+def test_a_prompt_that_is_read_once_serves_several_rows(name: str) -> None:
+    """States and gradients are those of reading it for each row anew."""
+    model, family = of(name)
+    prompts, responses = ragged((5, 2), 13), ragged((4, 2, 1, 3), 14)
+    found = []
+    for together in (True, False):
+        if together:
+            memory = encode(model, *prompts).repeated(2)
+        else:
+            memory = encode(model, *(x.repeat_interleave(2, dim=0) for x in prompts))
+        hidden, _ = decode(model, memory, shift_right(responses[0], start_tokens(model, memory)), responses[1])
+        model.zero_grad()
+        hidden.square().sum().backward()
+        found.append((hidden.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
+        model.zero_grad()
+    (one, gradients), (other, others) = found
+    torch.testing.assert_close(one, other, rtol=family.within, atol=family.within)
+    assert gradients.keys() == others.keys()
+    for each, gradient in gradients.items():
+        torch.testing.assert_close(gradient, others[each], rtol=1e-4, atol=max(1e-5, family.within))
+
+
+@every_family
 def test_prompts_of_one_token_alone(name: str) -> None:
     model, family = of(name)
     prompts, responses = ragged((1, 1), 11), ragged((3, 2), 12)

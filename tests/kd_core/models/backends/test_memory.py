@@ -21,7 +21,7 @@ Batch = tuple[Tensor, Tensor]
 
 def score(model: Any, prompts: Batch, tokens: Batch) -> None:
     truncated = torch.ones(len(tokens[0]), dtype=torch.bool)
-    judge(model, *prompts, Responses(*tokens, truncated), RewardSettings(truncated="bootstrap"))
+    judge(model, encode(model, *prompts), Responses(*tokens, truncated), RewardSettings(truncated="bootstrap"))
 
 
 def learn(model: Any, prompts: Batch, tokens: Batch) -> None:

@@ -1,0 +1,76 @@
+"""What a look at the validation set gives away of a student that collapses, said when it is first seen.
+
+Each sign is measured against the student's own start, or against the data set's texts: what is odd for one task is
+ordinary for another.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from kd_core.train.state import StepMetrics
+
+Values = Mapping[str, float]
+SAME = 0.3  # share of outputs that another equals, beyond twice the start's
+REPEATED = 0.2  # share of 4-grams that are repetitions, beyond twice the start's
+VARIETY = 0.5  # of the start's distinct bigrams
+CUT_OFF = 0.5  # share of outputs, beyond one and a half times the start's
+SHORTER, LONGER = 0.6, 1.6  # times the start's length
+AGREEMENT = 0.1  # of overlap lost
+LOST = 1.5  # times the teacher's entropy on the data set's texts
+
+
+@dataclass
+class Alarms:
+    """Tells of each sign of collapse once in a training."""
+
+    warn: Callable[[str], None]
+    start: Values | None = None
+    told: set[str] = field(default_factory=set)
+
+    def look(self, row: StepMetrics) -> None:
+        """Take in a row of the log; one without a look at the validation set says nothing."""
+        if "validation_equal" not in row.values:
+            return
+        if self.start is None:
+            self.start = row.values
+        for sign, said in signs(row.values, self.start).items():
+            if sign not in self.told:
+                self.told.add(sign)
+                self.warn(f"after update {row.step}: {said}" if row.step else f"before any update: {said}")
+
+
+def signs(now: Values, start: Values) -> dict[str, str]:
+    """The signs of collapse in a look, with what they are and what to do."""
+
+    def of(name: str) -> tuple[float, float]:
+        return now[f"validation_{name}"], start[f"validation_{name}"]
+
+    found = {}
+    for kind, outputs in (("", "greedy outputs"), ("sampled_", "sampled outputs")):
+        equal, before = of(kind + "equal")
+        if equal > max(SAME, 2 * before):
+            found[kind + "equal"] = f"{equal:.0%} of the {outputs} are equal to another ({before:.0%} at the start)"
+        distinct, before = of(kind + "distinct_2")
+        if distinct < VARIETY * before:
+            found[kind + "distinct_2"] = f"distinct bigrams of {outputs} fell from {before:.0%} to {distinct:.0%}"
+        repeated, before = of(kind + "repetition")
+        if repeated > max(REPEATED, 2 * before):
+            found[kind + "repetition"] = f"{outputs} repeat {repeated:.0%} of their 4-grams ({before:.0%} at the start)"
+        cut, before = of(kind + "truncated")
+        if cut > max(CUT_OFF, 1.5 * before):
+            found[kind + "truncated"] = f"{cut:.0%} of the {outputs} hit the length limit ({before:.0%} at the start)"
+        length, before = of(kind + "length")
+        if not SHORTER * before <= length <= LONGER * before:
+            found[kind + "length"] = f"{outputs} went from {before:.1f} to {length:.1f} tokens"
+    overlap, before = of("overlap")
+    if overlap < before - AGREEMENT:
+        found["overlap"] = (
+            f"teacher and student share {overlap:.0%} of the likeliest tokens ({before:.0%} at the start)"
+        )
+    text = start.get("validation_text_teacher_entropy")
+    if text is not None and now["validation_teacher_entropy"] > LOST * text:
+        found["lost"] = (
+            f"the teacher is lost on the student's words: its entropy is {now['validation_teacher_entropy']:.2f} nats "
+            f"there, and {text:.2f} on the data set's"
+        )
+    return found

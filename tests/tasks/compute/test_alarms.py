@@ -1,0 +1,58 @@
+"""Signs of collapse: each said once, measured against the student's start or the data set's texts."""
+
+import pytest
+
+from kd_core.train.state import StepMetrics
+from tasks.compute.alarms import Alarms
+
+START = {
+    **{f"validation_{kind}{name}": value for kind in ("", "sampled_") for name, value in (
+        ("equal", 0.05), ("distinct_2", 0.8), ("repetition", 0.02), ("truncated", 0.1), ("length", 20.0)
+    )},
+    "validation_overlap": 0.6,
+    "validation_teacher_entropy": 2.0,
+    "validation_text_teacher_entropy": 1.9,
+}  # fmt: skip
+
+
+def said(now: dict[str, float], start: dict[str, float] = START) -> list[str]:
+    heard: list[str] = []
+    alarms = Alarms(heard.append)
+    for step, values in ((0, start), (5, {"loss": 1.0}), (10, start | now), (20, start | now)):
+        alarms.look(StepMetrics(step, values))
+    return heard
+
+
+@pytest.mark.parametrize(
+    ("now", "says"),
+    [
+        ({"validation_equal": 0.6}, "60% of the greedy outputs are equal to another (5% at the start)"),
+        ({"validation_sampled_equal": 0.31}, "31% of the sampled outputs are equal to another (5% at the start)"),
+        ({"validation_distinct_2": 0.3}, "distinct bigrams of greedy outputs fell from 80% to 30%"),
+        ({"validation_repetition": 0.5}, "greedy outputs repeat 50% of their 4-grams (2% at the start)"),
+        ({"validation_truncated": 0.9}, "90% of the greedy outputs hit the length limit (10% at the start)"),
+        ({"validation_sampled_length": 11.0}, "sampled outputs went from 20.0 to 11.0 tokens"),
+        ({"validation_length": 40.0}, "greedy outputs went from 20.0 to 40.0 tokens"),
+        ({"validation_overlap": 0.4}, "teacher and student share 40% of the likeliest tokens (60% at the start)"),
+        (
+            {"validation_teacher_entropy": 3.5},
+            "the teacher is lost on the student's words: its entropy is 3.50 nats there, and 1.90 on the data set's",
+        ),
+    ],
+)
+def test_each_sign_is_said_once(now: dict[str, float], says: str) -> None:
+    assert said(now) == [f"after update 10: {says}"]
+
+
+def test_a_healthy_training_says_nothing() -> None:
+    assert said({"validation_equal": 0.1, "validation_length": 16.0, "validation_overlap": 0.7}) == []
+
+
+def test_what_is_odd_from_the_start_is_no_collapse() -> None:
+    stock_replies = START | {"validation_equal": 0.9, "validation_truncated": 0.8}
+    assert said({"validation_equal": 0.95}, stock_replies) == []
+
+
+def test_a_teacher_lost_at_the_start_is_said_there() -> None:
+    lost = START | {"validation_teacher_entropy": 4.0}
+    assert said({}, lost)[0].startswith("before any update: the teacher is lost")
