@@ -93,12 +93,11 @@ def mean_of_last_tenth(log: Sequence[StepMetrics], name: str) -> float:
 
 
 def last_validation(log: Sequence[StepMetrics]) -> dict[str, float]:
-    """The validation values of the weights that are kept, and the step that they are of."""
-    looks = [row for row in log if "validation_reward" in row.values]
+    """The validation values of the weights that are kept; their step too, where it need not be the last."""
+    looks = [row for row in log if any(name.startswith("validation_") for name in row.values)]
     kept = next((row for row in reversed(looks) if row.values.get("validation_best", 1.0)), looks[-1])
     values = {name: value for name, value in kept.values.items() if name.startswith("validation_")}
-    values.pop("validation_best", None)
-    return values | {"kept_step": float(kept.step)}
+    return values | {"kept_step": float(kept.step)} if values.pop("validation_best", None) else values
 
 
 def check_finite(row: StepMetrics) -> None:

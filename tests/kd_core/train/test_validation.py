@@ -102,7 +102,7 @@ def test_the_best_weights_are_kept(make_t5: Make, keep: Any, name: str, sign: in
 
 def test_training_ends_when_nothing_better_comes(make_t5: Make) -> None:
     whole, _ = train(make_t5, settings(keep="reverse_kl", min_variety=0.0))
-    log, model = train(make_t5, settings(keep="reverse_kl", min_variety=0.0, patience=2))
+    log, _ = train(make_t5, settings(keep="reverse_kl", min_variety=0.0, patience=2))
     assert len(log) < len(whole)
     assert log == whole[: len(log)]
     assert [row.values["validation_best"] for row in log[-3:]] == [1.0, 0.0, 0.0]
