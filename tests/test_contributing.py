@@ -133,7 +133,7 @@ def test_a_metric_is_its_module_and_its_name(copy: Path) -> None:
             "from kd_core.metrics.words import words\n",
             "from kd_core.metrics.toy import question_marks\nfrom kd_core.metrics.words import words\n",
         ),
-        ('"per", "wer", "length", "truncated", "reward"\n', '"per", "wer", "length", "truncated", "reward", "toy"\n'),
+        ('    "agreement",\n]', '    "agreement",\n    "toy",\n]'),
         (
             '        case "per":\n',
             '        case "toy":\n            return [question_marks(outputs.predictions)]\n        case "per":\n',

@@ -8,8 +8,8 @@
 Shape legend: N outputs, S samples (the outputs as they are, then the resamples), K columns.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, get_args
 
@@ -23,14 +23,35 @@ from kd_core.metrics.errors import phoneme_error_rate, word_error_rate
 from kd_core.metrics.ratios import mean, ratio
 from kd_core.metrics.rouge import ASCII, RougeSettings, rouge
 from kd_core.metrics.scripts import unspaced_remark
+from kd_core.metrics.variety import equal, repetition
 from kd_core.metrics.words import words
 
 # what can be asked for; a family of metrics that are computed together has one name
 MetricName = Literal[
-    "bleu", "sacrebleu", "rouge", "distinct", "distinct_within", "per", "wer", "length", "truncated", "reward"
+    "bleu",
+    "sacrebleu",
+    "rouge",
+    "distinct",
+    "distinct_within",
+    "equal",
+    "repetition",
+    "per",
+    "wer",
+    "length",
+    "truncated",
+    "reward",
+    "agreement",
 ]
 ALL_METRICS: tuple[MetricName, ...] = get_args(MetricName)
 TEXT_METRICS: tuple[MetricName, ...] = tuple(name for name in ALL_METRICS if name not in ("per", "wer"))
+# what is known of teacher and writer at the outputs' tokens: unit, and how many of it one of a token's number is
+AGREEMENT = {
+    "log_prob": ("nats/token", 1.0),
+    "teacher_entropy": ("nats/token", 1.0),
+    "reverse_kl": ("nats/token", 1.0),
+    "forward_kl": ("nats/token", 1.0),
+    "overlap": ("%", 100.0),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +60,8 @@ class Outputs:
 
     num_tokens: (N,), the model's tokens, the end included where there is one. truncated: (N,), whether it was cut off
     at the length limit. reward_sum, reward_count: (N,), the teacher's reward in nats summed over the tokens that were
-    rewarded, and their number (0 = not rewarded); None where no teacher was asked.
+    rewarded, and their number (0 = not rewarded); None where no teacher was asked. agreement: (N,) each, by the names
+    of `AGREEMENT`: nats, or shares of 0 to 1, summed over each output's tokens; empty where no teacher was asked.
     """
 
     predictions: Sequence[str]
@@ -47,6 +69,7 @@ class Outputs:
     truncated: ArrayLike
     reward_sum: ArrayLike | None = None
     reward_count: ArrayLike | None = None
+    agreement: Mapping[str, ArrayLike] = field(default_factory=dict)
 
     @cached_property
     def words(self) -> list[list[str]]:
@@ -121,6 +144,10 @@ def _measures(
             return distinct(outputs.words, references.remark)
         case "distinct_within":
             return distinct_within(outputs.words, references.remark)
+        case "equal":
+            return [equal(outputs.predictions)]
+        case "repetition":
+            return [repetition(outputs.words, references.remark)]
         case "per":
             return [phoneme_error_rate(*pair)]
         case "wer":
@@ -132,6 +159,8 @@ def _measures(
             return [mean("truncated", "%", _numbers("truncated", cut_N, num_outputs))]
         case "reward":
             return _rewards(outputs, num_outputs)
+        case "agreement":
+            return [_agreement(metric, outputs, num_outputs) for metric in AGREEMENT]
 
 
 def _rewards(outputs: Outputs, num_outputs: int) -> list[Measure]:
@@ -148,6 +177,15 @@ def _rewards(outputs: Outputs, num_outputs: int) -> list[Measure]:
         ratio("reward", "nats/token", total_N, count_N, none),
         ratio("gain", "nats/output", total_N, count_N > 0, none),
     ]
+
+
+def _agreement(metric: str, outputs: Outputs, num_outputs: int) -> Measure:
+    """Of a token of the outputs, each the same, whatever output it is in."""
+    unit, scale = AGREEMENT[metric]
+    asked = metric in outputs.agreement
+    total_N = _numbers(metric, outputs.agreement[metric] if asked else np.zeros(num_outputs), num_outputs)
+    count_N = _numbers("num_tokens", outputs.num_tokens, num_outputs) * asked
+    return ratio(metric, unit, scale * total_N, count_N, "no teacher was asked")
 
 
 def _numbers(argument: str, values: ArrayLike, num_outputs: int) -> NDArray[np.float64]:

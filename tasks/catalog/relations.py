@@ -93,6 +93,7 @@ VIEWS = {
         "predictions.parquet",
         "s.run VARCHAR, s.cell VARCHAR, f.id BIGINT, f.system AS method VARCHAR, f.source VARCHAR, "
         "f.reference VARCHAR, f.prediction VARCHAR, f.num_tokens INTEGER, f.truncated BOOLEAN, f.reward DOUBLE, "
+        "f.log_prob DOUBLE, f.teacher_entropy DOUBLE, f.reverse_kl DOUBLE, f.forward_kl DOUBLE, f.overlap DOUBLE, "
         "s.key VARCHAR",
     ),
     "training_log": (

@@ -1,4 +1,4 @@
-"""The stage `decode`: what one system writes for a split, and the teacher's reward of it."""
+"""The stage `decode`: what one system writes for a split, and what the teacher makes of it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from kd_core.lengths import check_lengths, source_length
+from kd_core.losses.agreement import agreement
+from kd_core.losses.divergence_head import TeacherStates
 from kd_core.losses.rewards import RewardSettings
-from kd_core.models.policy import encode_rows
+from kd_core.models.policy import Memory, encode_rows, head_of, target_states
 from kd_core.models.prompts import Prompts
 from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.beam_search import BeamSettings, beam_search
@@ -37,6 +39,11 @@ OUTPUTS = pa.schema(
         ("num_tokens", pa.int32()),
         ("truncated", pa.bool_()),
         ("reward", pa.float64()),  # the teacher's, summed over the output's tokens, in nats of logit
+        ("log_prob", pa.float64()),  # the teacher's, and so on: sums over the output's tokens, in nats
+        ("teacher_entropy", pa.float64()),
+        ("reverse_kl", pa.float64()),  # KL(writer || teacher)
+        ("forward_kl", pa.float64()),  # KL(teacher || writer)
+        ("overlap", pa.float64()),  # of either's likeliest 16 tokens, a share of 0 to 1 for each of the output's
         ("token_ids", pa.list_(pa.int32())),
     ]
 )
@@ -88,11 +95,12 @@ def decode(
     teacher_model = writer_model if writer.key == teacher.key else load_artifact(teacher, device, beside=writer_model)
     limit = settings.max_source_tokens
     judged = prompt_rows(teacher_model, prompt.teacher, split["source"], limit)
-    sources = (
-        prompt_rows(writer_model, prompt.teacher, split["source"], limit)
-        if prompted
-        else student_rows(writer_model, prompt, split["source"], limit)
-    )
+    if not prompted:
+        sources = student_rows(writer_model, prompt, split["source"], limit)
+    elif writer_model is teacher_model:
+        sources = judged  # the teacher judges itself
+    else:
+        sources = prompt_rows(writer_model, prompt.teacher, split["source"], limit)
 
     order = sources.lengths.argsort(stable=True)
     parts = (
@@ -110,6 +118,7 @@ def decode(
     pq.write_table(written.take(order.argsort().numpy()), build.dir / "outputs.parquet")
 
 
+@torch.no_grad()
 def _write(
     writer: LoadedModel,
     teacher: LoadedModel,
@@ -120,57 +129,57 @@ def _write(
     reward: RewardSettings,
     settings: DecodeSettings,
 ) -> Iterator[dict[str, Any]]:
-    """A batch of outputs with the teacher's reward, in the order of `rows`."""
-    tokens, mask, truncated = _decode(writer, sources, rows, settings)
-    rewards = _rewards(teacher, judged, rows, tokens, mask, truncated, reward)
-    texts = writer.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    columns = (rows, tokens, mask.sum(1), truncated, rewards)
-    for text, row, token_ids, length, cut, total in zip(texts, *(c.tolist() for c in columns), strict=True):
-        yield {
-            "id": ids[row],
-            "split": settings.split,
-            "prediction": text.strip(),
-            "num_tokens": length,
-            "truncated": cut,
-            "reward": total,
-            "token_ids": token_ids[:length],
-        }
+    """A batch of outputs with what the teacher makes of them, in the order of `rows`."""
+    memory = encode_rows(writer.model, sources, rows)
+    written = _decode(writer, memory, rows, settings)
+    read = memory if sources is judged else encode_rows(teacher.model, judged, rows)
+    columns = {
+        "num_tokens": written.mask_BT.sum(dim=1),
+        "truncated": written.truncated_B,
+        "reward": _rewards(teacher, read, written, reward),
+        **_agreement(teacher, writer, read, memory, written),
+    }
+    texts = writer.tokenizer.batch_decode(written.tokens_BT, skip_special_tokens=True)
+    numbers = zip(*(column.tolist() for column in columns.values()), strict=True)
+    for row, text, token_ids, of_row in zip(rows.tolist(), texts, written.tokens_BT.tolist(), numbers, strict=True):
+        found = dict(zip(columns, of_row, strict=True))
+        found |= {"id": ids[row], "split": settings.split, "prediction": text.strip()}
+        yield found | {"token_ids": token_ids[: found["num_tokens"]]}
 
 
-@torch.no_grad()
-def _decode(
-    writer: LoadedModel, sources: TokenRows, rows: Tensor, settings: DecodeSettings
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens, mask and truncated of a batch. One beam without a ban on repeats is plain greedy decoding.
+def _decode(writer: LoadedModel, memory: Memory, rows: Tensor, settings: DecodeSettings) -> Responses:
+    """The outputs of a batch. One beam without a ban on repeats is plain greedy decoding.
 
     Samples are drawn with common random numbers: students are given the same uniforms for the same input.
     """
     model, decoding = writer.model, settings.decoding
-    memory = encode_rows(model, sources, rows)
     if settings.sampling is not None:
         generator = torch.Generator(model.device).manual_seed(mixed_seed(settings.seed, int(rows[0])))
-        rollout = sample(model, memory, settings.sampling, generator, num_tokens=writer.num_tokens)
-        return rollout.tokens_BT, rollout.mask_BT, rollout.truncated_B
+        return sample(model, memory, settings.sampling, generator, num_tokens=writer.num_tokens)
     if decoding.num_beams == 1 and decoding.no_repeat_ngram_size == 0:
-        rollout = greedy(model, memory, decoding.max_new_tokens, num_tokens=writer.num_tokens)
-        return rollout.tokens_BT, rollout.mask_BT, rollout.truncated_B
+        return greedy(model, memory, decoding.max_new_tokens, num_tokens=writer.num_tokens)
     tokens = beam_search(model, memory, decoding, num_tokens=writer.num_tokens).tokens_BT
     mask = mask_through_eos(tokens, model.config.eos_token_id)
-    return tokens, mask, truncated_rows(tokens, mask, model.config.eos_token_id)
+    return Responses(tokens, mask, truncated_rows(tokens, mask, model.config.eos_token_id))
 
 
-def _rewards(
-    teacher: LoadedModel,
-    prompted: TokenRows,
-    rows: Tensor,
-    tokens: Tensor,
-    mask: Tensor,
-    truncated: Tensor,
-    reward: RewardSettings,
-) -> Tensor:
+def _rewards(teacher: LoadedModel, read: Memory, written: Responses, reward: RewardSettings) -> Tensor:
     """(B,) the teacher's reward of each output, summed over its tokens."""
-    memory = encode_rows(teacher.model, prompted, rows)
     kept = replace(reward, truncated="bootstrap")
-    responses = Responses(tokens, mask, truncated)
-    judged = judge(teacher.model, memory, responses, kept, num_tokens=teacher.num_tokens)
+    judged = judge(teacher.model, read, written, kept, num_tokens=teacher.num_tokens)
     return judged.reward_BT.sum(dim=1)
+
+
+def _agreement(
+    teacher: LoadedModel, writer: LoadedModel, read: Memory, memory: Memory, written: Responses
+) -> dict[str, Tensor]:
+    """(B,) each: how teacher and writer see each output, summed over its tokens; of a teacher's own, KL 0.
+
+    read, memory: what the teacher and the writer have read; the same for a teacher that judges itself.
+    """
+    tokens_BT, mask_BT = written.tokens_BT, written.mask_BT
+    hidden_MD, layout = target_states(writer.model, memory, tokens_BT, mask_BT)
+    hidden_ME = hidden_MD if read is memory else target_states(teacher.model, read, tokens_BT, mask_BT)[0]
+    seen = TeacherStates(hidden_ME, head_of(teacher.model, teacher.num_tokens))
+    found = agreement(seen, layout.pack(tokens_BT), (hidden_MD, head_of(writer.model, writer.num_tokens)))
+    return {name: layout.pad(each_M).sum(dim=1) for name, each_M in found.by_name().items()}

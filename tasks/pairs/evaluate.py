@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kd_core.losses.rewards import RewardSettings
+from kd_core.metrics.outputs import AGREEMENT
 from kd_core.rollout.beam_search import BeamSettings
 from tasks.compute.measured import read_replicates, write_measured
 from tasks.pairs.decode import GREEDY, UNREAD, DecodeSettings
@@ -29,6 +30,7 @@ PREDICTIONS = pa.schema(
         ("num_tokens", pa.int32()),
         ("truncated", pa.bool_()),
         ("reward", pa.float64()),  # the teacher's, summed over the output's tokens, in nats of logit
+        *((name, pa.float64()) for name in AGREEMENT),  # summed over the output's tokens, as `decode` has them
     ]
 )
 

@@ -10,7 +10,15 @@ from sacrebleu.tokenizers.tokenizer_spm import SPM_MODELS
 from sacrebleu.utils import SACREBLEU_DIR
 
 from kd_core.metrics.bleu import SacreBleuSettings
-from kd_core.metrics.outputs import TEXT_METRICS, MetricName, Outputs, References, check_metrics, evaluate_outputs
+from kd_core.metrics.outputs import (
+    AGREEMENT,
+    TEXT_METRICS,
+    MetricName,
+    Outputs,
+    References,
+    check_metrics,
+    evaluate_outputs,
+)
 from kd_core.metrics.rouge import RougeSettings
 from tasks.compute.measured import write_replicates
 from tasks.pairs.inputs import read_split
@@ -68,6 +76,7 @@ def measure(build: Build, corpus: Artifact, outputs: Artifact, settings: Measure
             truncated=written["truncated"].to_pylist(),
             reward_sum=written["reward"].to_numpy(),
             reward_count=written["num_tokens"].to_numpy(),
+            agreement={name: written[name].to_numpy() for name in AGREEMENT},
         ),
         References(references_of(written, corpus), resamples=settings.resamples, seed=settings.seed),
         settings.metrics,

@@ -20,7 +20,7 @@ from data.cleaning.split_overlap import SPLIT_OVERLAP_SCHEMA
 from data.cleaning.wen import OVERLAP_SCHEMA
 from kd_core.metrics.bootstrap import Measured, Resamples
 from kd_core.metrics.excess_error import excess_error
-from kd_core.metrics.outputs import Outputs, References, evaluate_outputs
+from kd_core.metrics.outputs import AGREEMENT, Outputs, References, evaluate_outputs
 from kd_core.train.state import StepMetrics
 from tasks.compute.measured import write_measured
 from tasks.compute.training import write_log
@@ -222,6 +222,7 @@ def measured(system: str) -> Measured:
             truncated=_truncated(system),
             reward_sum=rewards,
             reward_count=counts,
+            agreement=_agreement(system),
         ),
         _references(),
     )
@@ -240,6 +241,13 @@ def _truncated(system: str) -> list[bool]:
     return [text.endswith("cheese") for text in WRITTEN[system][0]]
 
 
+def _agreement(system: str) -> dict[str, list[float]]:
+    """Of each token: the teacher's log-probability -0.5, its entropy 1, and KLs and overlap that tell systems apart."""
+    kl = 0.1 * list(WRITTEN).index(system)
+    of_token = {"log_prob": -0.5, "teacher_entropy": 1.0, "reverse_kl": kl, "forward_kl": 2 * kl, "overlap": 1.0 - kl}
+    return {name: [of_token[name] * count for count in _num_tokens(system)] for name in AGREEMENT}
+
+
 def _predictions(system: str) -> pa.Table:
     written, rewards = WRITTEN[system]
     columns: dict[str, list[Any]] = {
@@ -251,6 +259,7 @@ def _predictions(system: str) -> pa.Table:
         "num_tokens": _num_tokens(system),
         "truncated": _truncated(system),
         "reward": rewards,
+        **_agreement(system),
     }
     return pa.table(columns, schema=PREDICTIONS)
 

@@ -19,7 +19,8 @@ COLOURS = (
     "#3b6fb6", "#d1741c", "#3a8f4d", "#a2488f", "#7a6a2f", "#4aa3a8", "#b33a3a", "#666666", "#d9a400", "#1f2a5c",
 )  # fmt: skip
 WANTED = (
-    "perplexity", "free_running_ce", "g_eval", "bleu_2", "bleu_4", "rouge_l", "reward", "distinct_2", "per", "wer",
+    "perplexity", "free_running_ce", "g_eval", "bleu_2", "bleu_4", "rouge_l", "reward", "reverse_kl", "distinct_2",
+    "equal", "repetition", "length", "per", "wer",
 )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from tasks.report.sections.measures import DIRECTIONS, named
 
 DIFFERENCES = "FROM differences WHERE run = $run"
 COMPARED = "FROM comparison_differences WHERE run = $run"
-FEW = 60  # differences in one table; more are folded, metric by metric
+FEW = 75  # differences in one table; more are folded, metric by metric
 PLACE = (4.0, 156.0)  # pixels that an interval's line has, with room for its ends
 LEVEL = 0.05  # corrected p below which a difference is decided
 CORRECTED = f"A word says so where p, corrected by Holm for all differences of the metric here, is below {LEVEL}."

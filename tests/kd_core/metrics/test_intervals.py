@@ -6,7 +6,7 @@ import pytest
 from kd_core.metrics.bootstrap import Resamples, measure_all, paired_differences
 from kd_core.metrics.distinct import distinct, distinct_within
 from kd_core.metrics.intervals import ANY, PERCENT, RANGES, difference_range, interval, range_of
-from kd_core.metrics.outputs import ALL_METRICS, Outputs, References, evaluate_outputs
+from kd_core.metrics.outputs import AGREEMENT, ALL_METRICS, Outputs, References, evaluate_outputs
 from kd_core.metrics.running_text import cross_entropy, free_running
 
 VALUES = np.random.default_rng(0).permutation(np.arange(1000.0))  # 0 .. 999: the q-quantile is 999 q
@@ -92,6 +92,7 @@ def test_every_metric_has_a_range_and_lies_in_it() -> None:
         truncated=rng.random(30) < 0.1,
         reward_sum=rng.normal(size=30),
         reward_count=[6] * 30,
+        agreement={name: rng.random(30) * (-6 if name == "log_prob" else 6) for name in AGREEMENT},
     )
     of_text = evaluate_outputs(outputs, References(texts), ALL_METRICS)
     nll, left, block = rng.exponential(size=(30, 3)), rng.random((30, 3)) < 0.2, np.arange(30) // 2

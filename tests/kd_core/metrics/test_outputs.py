@@ -7,12 +7,14 @@ import pytest
 import sacrebleu
 
 from kd_core.metrics.bootstrap import Measured, MetricValue, Resamples, paired_differences, summarise
-from kd_core.metrics.outputs import Outputs, References, evaluate_outputs
+from kd_core.metrics.outputs import AGREEMENT, Outputs, References, evaluate_outputs
 from kd_core.metrics.words import words
 
 N, R = 12, 40
 WORDS = ["yes", "no", "I", "do", "not", "know", "it's", "fine", ".", "?"]
-COUNTED = ["bleu_2", "bleu_4", "sacrebleu_2", "sacrebleu_4", "length", "truncated", "reward", "gain"]  # plain bootstrap
+NATS = ["log_prob", "teacher_entropy", "reverse_kl", "forward_kl"]
+COUNTED = ["bleu_2", "bleu_4", "sacrebleu_2", "sacrebleu_4", "repetition", "length", "truncated", "reward", "gain"]
+COUNTED += [*NATS, "overlap"]  # plain bootstrap
 
 
 def texts(seed: int, number: int = N, longest: int = 20) -> list[str]:
@@ -29,6 +31,8 @@ def outputs(seed: int, number: int = N, **changes: Any) -> Outputs:
         "reward_sum": rng.normal(size=number),
         "reward_count": rng.integers(0, 9, number),
     }
+    sums = {name: rng.random(number) * (-1 if name == "log_prob" else 1) for name in AGREEMENT}
+    given |= {"agreement": sums}
     return Outputs(**(given | changes))
 
 
@@ -55,6 +59,11 @@ def slow(system: Outputs, references: list[str], rows: list[int]) -> dict[str, f
     result["truncated"] = 100 * columns["truncated"].mean()
     result["reward"] = columns["reward_sum"].sum() / columns["reward_count"].sum()
     result["gain"] = columns["reward_sum"].sum() / (columns["reward_count"] > 0).sum()
+    for name in AGREEMENT:
+        result[name] = np.asarray(system.agreement[name])[rows].sum() / columns["num_tokens"].sum()
+    result["overlap"] *= 100
+    quadruples = [list(zip(*(words(text)[k:] for k in range(4)), strict=False)) for text in predictions]
+    result["repetition"] = 100 * (1 - sum(len(set(each)) for each in quadruples) / sum(map(len, quadruples)))
     return result
 
 
@@ -125,7 +134,7 @@ def test_resampled_means_spread_as_the_standard_error() -> None:
 
 def test_undefined_metrics_are_absent_with_their_reason_and_so_are_their_differences() -> None:
     references = References(texts(0), resamples=R)
-    empty = outputs(1, predictions=[""] * N, reward_sum=None, reward_count=None)
+    empty = outputs(1, predictions=[""] * N, reward_sum=None, reward_count=None, agreement={})
     undefined = evaluate_outputs(empty, references)
     found = by_metric(undefined.metrics)
     assert {metric: each.note for metric, each in found.items() if each.value is None} == {
@@ -137,8 +146,10 @@ def test_undefined_metrics_are_absent_with_their_reason_and_so_are_their_differe
         "distinct_2": "every output is empty",
         "distinct_within_1": "every output is empty",
         "distinct_within_2": "no output has 2 words",
+        "repetition": "no output has 4 words",
         "reward": "no output was rewarded",
         "gain": "no output was rewarded",
+        **dict.fromkeys(AGREEMENT, "no teacher was asked"),
     }
     whole = evaluate_outputs(outputs(2), references)
     for difference in (paired_differences(whole, undefined), paired_differences(undefined, whole)):
@@ -178,6 +189,8 @@ def test_no_resamples_means_no_intervals() -> None:
         ({"num_tokens": [1, 2]}, r"num_tokens must have one number for each of 12 outputs, got \(2,\)"),
         ({"reward_sum": [np.nan] * N}, "reward_sum must be finite, got nan"),
         ({"reward_count": None}, "reward_sum and reward_count must be given together"),
+        ({"agreement": {"overlap": [0.5]}}, r"overlap must have one number for each of 12 outputs, got \(1,\)"),
+        ({"agreement": {"reverse_kl": [np.inf] * N}}, "reverse_kl must be finite, got inf"),
     ],
 )
 def test_outputs_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -216,3 +229,23 @@ def test_only_the_metrics_asked_for_are_computed_in_one_order_and_unknown_ones_r
         evaluate_outputs(outputs(1), references, ["bleu", "meteor"])  # type: ignore[list-item]
     with pytest.raises(ValueError, match=r"metrics must be some of .*; got none"):
         evaluate_outputs(outputs(1), references, [])
+
+
+def test_an_output_that_is_drawn_twice_is_not_thereby_equal_to_another() -> None:
+    # no two of the first 12 are equal; of the second 12, 4 are: 33.3 %, and a resample has as many as it draws of them
+    references = References(texts(0), resamples=R, seed=3)
+    apart = by_metric(evaluate_outputs(outputs(1), references, ["equal"]).metrics)["equal"]
+    assert (apart.value, apart.low, apart.high) == (0, 0, 0)
+    stock = outputs(1, predictions=[*["I do not know ."] * 4, *texts(1)[4:]])
+    found = evaluate_outputs(stock, references, ["equal"])
+    assert found.metrics[0].value == pytest.approx(100 / 3)
+    expected = [100 * sum(row < 4 for row in rows) / N for rows in drawn_rows(references)]
+    assert found.samples["equal"][1:] == pytest.approx(expected)
+    assert "resamples draw these as they are" in found.metrics[0].note
+
+
+def test_a_number_that_was_not_taken_of_the_outputs_is_undefined_alone() -> None:
+    references = References(texts(0), resamples=R)
+    found = by_metric(evaluate_outputs(outputs(1, agreement={"log_prob": [-1.0] * N}), references).metrics)
+    assert found["log_prob"].value == pytest.approx(-N / np.sum(outputs(1).num_tokens))
+    assert (found["overlap"].value, found["overlap"].note) == (None, "no teacher was asked")

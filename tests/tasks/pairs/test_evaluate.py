@@ -9,16 +9,19 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from flows.evaluation import System, evaluate_systems, measure_exposure
 from kd_core.losses.rewards import RewardSettings
 from kd_core.metrics.bleu import SacreBleuSettings
 from kd_core.metrics.bootstrap import Resamples
+from kd_core.metrics.outputs import AGREEMENT
 from kd_core.metrics.rouge import RougeSettings
 from kd_core.models.prompts import Prompts
 from kd_core.rollout.sampling import SamplingSettings
 from tasks.catalog.database import query
 from tasks.compute.measured import read_replicates
+from tasks.compute.models import load_artifact
 from tasks.pairs import decode
 from tasks.pairs import measure as measure_stage
 from tasks.pairs.evaluate import EvaluationSettings
@@ -30,7 +33,7 @@ from tasks.pairs.teacher import TeacherSettings
 from tasks.store.artifacts import Artifact, Store
 from tasks.store.stage import Run, open_run
 from tests.tasks.tiny_models import write_model
-from tests.tasks.tiny_runs import EVALUATION, METHOD, RUNTIME, run_llmr, write_pairs
+from tests.tasks.tiny_runs import EVALUATION, METHOD, RUNTIME, made_by, run_llmr, write_pairs
 
 CHARACTERS = SacreBleuSettings(tokenizer="char")
 PROMPT = "reply to [ {source} ]:"
@@ -138,8 +141,59 @@ def test_the_outputs_do_not_depend_on_shards_and_a_kill_costs_one(made: Made, mo
     _, path = evaluated(made, changed, seqkd=student)
     assert calls == 3 + 1  # three shards of 3, 3 and 2 rows: two before the kill, one after
     expected, found = rows(whole, "predictions"), rows(path, "predictions")
-    assert [row.pop("reward") for row in found] == pytest.approx([row.pop("reward") for row in expected], abs=1e-4)
+    for name in ("reward", *AGREEMENT):
+        assert [row.pop(name) for row in found] == pytest.approx([row.pop(name) for row in expected], abs=1e-4)
     assert found == expected
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_what_teacher_and_writer_make_of_the_outputs_is_that_of_their_stock_logits(made: Made, num_beams: int) -> None:
+    store, artifacts = made
+    decoding = replace(EVALUATION.decoding, num_beams=num_beams)
+    student = System(artifacts["seqkd"])
+    run, path = evaluated(made, replace(EVALUATION, decoding=decoding, max_rows=7), seqkd=student)
+    written = rows(made_by(store, run, "decode").path, "outputs")
+    teacher, writer = (load_artifact(artifacts[name], torch.device("cpu")) for name in ("teacher", "seqkd"))
+    for row, source in zip(written, (each["source"] for each in rows(path, "predictions")), strict=True):
+        target = torch.tensor([row["token_ids"]])
+        log_p, log_q = (
+            loaded.model(
+                input_ids=torch.tensor([loaded.tokenizer(text)["input_ids"]]),
+                decoder_input_ids=torch.cat([torch.zeros(1, 1, dtype=torch.long), target[:, :-1]], dim=1),
+            )
+            .logits[0, :, : loaded.num_tokens]
+            .log_softmax(dim=1)
+            .detach()
+            .double()
+            for loaded, text in ((teacher, PROMPTS.teacher.replace("{source}", source)), (writer, source))
+        )
+        tops = [[set(each.topk(16).indices.tolist()) for each in log_x] for log_x in (log_p, log_q)]
+        expected = {
+            "log_prob": log_p.gather(1, target.T).sum(),
+            "teacher_entropy": -(log_p.exp() * log_p).sum(),
+            "reverse_kl": (log_q.exp() * (log_q - log_p)).sum(),
+            "forward_kl": (log_p.exp() * (log_p - log_q)).sum(),
+            "overlap": sum(len(ours & theirs) for ours, theirs in zip(*tops, strict=True)) / 16,
+        }
+        assert {name: row[name] for name in AGREEMENT} == pytest.approx(
+            {name: float(value) for name, value in expected.items()}, rel=1e-4, abs=1e-4
+        )
+        assert row["reverse_kl"] > 0.01 * row["num_tokens"]
+    found = {row["metric"]: row for row in rows(path, "metrics")}
+    for name, (_, scale) in AGREEMENT.items():
+        mean = scale * sum(row[name] for row in written) / sum(row["num_tokens"] for row in written)
+        assert found[name]["value"] == pytest.approx(mean)
+        assert found[name]["low"] <= mean <= found[name]["high"]
+
+
+def test_the_teacher_agrees_with_itself(made: Made) -> None:
+    found = {row["metric"]: row for row in rows(made[1]["evaluate"].path, "metrics") if row["system"] == "teacher"}
+    assert [found[name]["value"] for name in ("reverse_kl", "forward_kl", "overlap")] == [0, 0, 100]
+    store = made[0]
+    asked = query(
+        store, "select distinct reverse_kl, overlap / num_tokens as share from predictions where method = 'teacher'"
+    )
+    assert asked.to_pylist() == [{"reverse_kl": 0.0, "share": 1.0}]
 
 
 def test_token_ids_are_those_of_the_text(made: Made) -> None:

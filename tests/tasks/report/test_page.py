@@ -99,7 +99,7 @@ def test_the_metrics_are_what_sql_says(filled: Filled, page: Node) -> None:
     assert header == ["metric", "Teacher", "Pre-distilled", "LLMR"]
     measured = rows(filled.store, f"FROM metrics WHERE run = '{filled.first}' ORDER BY rowid")
     names = list(dict.fromkeys(row["metric"] for row in measured))
-    assert len(body) == len(names) == 16
+    assert len(body) == len(names) == 23
     for row in measured:
         cell = body[names.index(row["metric"])][header.index(system(row["method"]))]
         assert row["value"] is not None
@@ -159,7 +159,7 @@ def test_in_short_sorts_the_differences_to_the_start(filled: Filled, page: Node)
     texts = [node.text for node in section.all("dd")]
     kinds = [node.text for node in section.all("dt")]
     undecided = texts[kinds.index("Undecided")].count(",") + 1
-    assert undecided == 16 - len(decided)
+    assert undecided == 23 - len(decided)
 
 
 def test_every_rollout_token_has_its_numbers(filled: Filled, page: Node) -> None:
