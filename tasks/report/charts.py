@@ -4,12 +4,12 @@ A panel is 320 wide, about a phone's column, so that its text is read at the siz
 <title> and <desc> what it shows; the numbers themselves are in the table below its figure.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tasks.formatting import short
 from tasks.report.html import Html, join, tag
+from tasks.report.marks import marker
 from tasks.report.scales import Scale, fitted, tick_labels, ticks
 
 WIDTH, HEIGHT = 320, 200
@@ -47,6 +47,7 @@ class Level:
     value: float
     low: float | None = None
     high: float | None = None
+    group: str = ""  # what the legend calls it, where it does not name each line
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Panel:
     series: Sequence[Series]
     levels: Sequence[Level] = field(default_factory=tuple)
     holds: Sequence[float] = ()  # what the y axis must reach: panels to be compared have the same
+    note: str = ""  # how to read it, in a sentence
 
 
 def lines(panel: Panel) -> Html:
@@ -67,7 +69,7 @@ def lines(panel: Panel) -> Html:
     drawn = [_level(level, y) for level in panel.levels]
     bands = [_band(series, x, y) for series in panel.series]
     drawn += [_line(series, x, y) for series in panel.series]
-    return _svg(panel, x, y, [*bands, *drawn])
+    return _svg(panel, x, y, [*bands, *drawn, _level_names(panel.levels, y)])
 
 
 def scatter(panel: Panel, x_intervals: dict[str, tuple[float | None, float | None]]) -> Html:
@@ -100,9 +102,10 @@ def dots(title: str, levels: Sequence[Level]) -> Html:
     return plot(title, drawn)
 
 
-def plot(title: str, drawn: Html) -> Html:
-    """A panel under its title, which the panel itself has for those who do not see it."""
-    return tag("div", {"class": "plot"}, tag("p", {"class": "plot-title", "aria-hidden": "true"}, title), drawn)
+def plot(title: str, drawn: Html, note: str = "") -> Html:
+    """A panel under its title, which the panel itself has for those who do not see it, and over how to read it."""
+    heading = tag("p", {"class": "plot-title", "aria-hidden": "true"}, title)
+    return tag("div", {"class": "plot"}, heading, drawn, tag("p", {"class": "note"}, note) if note else None)
 
 
 def _names(series: Sequence[Series], x: Scale, y: Scale) -> Html:
@@ -158,48 +161,6 @@ def whisker(value: float, low: float | None, high: float | None, scale: Scale) -
     decided = low is not None and high is not None and (low > 0 or high < 0)
     box = {"viewBox": f"{scale.start:g} 0 {scale.end - scale.start:g} 20", "aria-hidden": "true"}
     return tag("svg", box | {"class": "whisker decided" if decided else "whisker"}, parts)
-
-
-def swatch(style: int, line: bool = True) -> Html:
-    """A piece of a line with its marker, for a legend."""
-    parts = [tag("path", {"class": "line", "d": "M1 7H31"})] if line else []
-    box = {"viewBox": "0 0 32 14", "class": f"swatch s{style}", "aria-hidden": "true"}
-    return tag("svg", box, parts, marker(style, 16, 7))
-
-
-def marker(style: int, x: float, y: float, title: str = "") -> Html:
-    """A shape of its own for each style: it is told apart without colour too."""
-    inner = tag("title", title) if title else None
-    if style in (0, 1):
-        return tag("circle", {"class": "dot", "cx": x, "cy": y, "r": 3.5}, inner)
-    corners = SHAPES[style]
-    path = " ".join(f"{round(x + dx, 1):g},{round(y + dy, 1):g}" for dx, dy in corners)
-    return tag("polygon", {"class": "dot", "points": path}, inner)
-
-
-def _polygon(number: int, radius: float, turn: float = -90.0) -> list[tuple[float, float]]:
-    angles = [math.radians(turn + 360 * k / number) for k in range(number)]
-    return [(radius * math.cos(a), radius * math.sin(a)) for a in angles]
-
-
-def _star(arms: int, outer: float, inner: float) -> list[tuple[float, float]]:
-    return [
-        corner
-        for pair in zip(_polygon(arms, outer), _polygon(arms, inner, -90 + 180 / arms), strict=True)
-        for corner in pair
-    ]
-
-
-SHAPES = {
-    2: _polygon(4, 4.6, 45),  # square
-    3: _polygon(3, 5.0),  # triangle
-    4: _polygon(4, 5.0),  # diamond
-    5: _polygon(3, 5.0, 90),  # triangle, pointing down
-    6: _star(5, 5.2, 2.2),
-    7: _star(4, 5.2, 1.8),
-    8: _polygon(6, 4.4),
-    9: _polygon(4, 4.6, 45),
-}
 
 
 def _axes(panel: Panel, more_x: Sequence[float | None] = ()) -> tuple[Scale, Scale]:
@@ -262,8 +223,17 @@ def _level(level: Level, y: Scale) -> Html:
         }
         band = tag("rect", box | {"class": "band"})
     line = tag("path", {"class": "line", "d": f"M{LEFT} {y(level.value):g}H{WIDTH - RIGHT}"})
-    place = {"x": WIDTH - RIGHT - 2, "y": y(level.value) - 4, "text-anchor": "end"}
-    return tag("g", {"class": f"level s{level.style}"}, band, line, tag("text", {"class": "name"} | place, level.name))
+    return tag("g", {"class": f"level s{level.style}"}, band, line)
+
+
+def _level_names(levels: Sequence[Level], y: Scale) -> Html:
+    """Each level's name above it at the right end, moved down where it would lie over the one above."""
+    lowest, parts = 0.0, []
+    for top, name in sorted((y(level.value) - 4, level.name) for level in levels):
+        lowest = max(top, lowest + 12)
+        place = {"x": WIDTH - RIGHT - 2, "y": round(lowest, 1), "text-anchor": "end"}
+        parts.append(tag("text", {"class": "name"} | place, name))
+    return join(parts)
 
 
 def _band(series: Series, x: Scale, y: Scale) -> Html | None:

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from tasks.formatting import short
-from tasks.report.charts import Level, Panel, Point, Series, lines, plot, swatch
+from tasks.report.charts import Level, Panel, Point, Series, lines, plot
 from tasks.report.html import Html, tag
+from tasks.report.marks import swatch
 from tasks.report.results import Row
 
 T = TypeVar("T")
@@ -43,7 +44,7 @@ def panels_figure(caption: object, panels: Sequence[Panel], *below: Html | None)
     drawn: list[Series | Level] = []
     for panel in panels:
         drawn += [*panel.series, *panel.levels]
-    plots = [plot(panel.title, lines(panel)) for panel in panels]
+    plots = [plot(panel.title, lines(panel), panel.note) for panel in panels]
     return figure(caption, plots, legend(drawn), *below, numbers(panels))
 
 
@@ -56,7 +57,7 @@ def legend(series: Iterable[Series | Level]) -> Html | None:
 
 
 def _called(each: Series | Level) -> str:
-    return each.group if isinstance(each, Series) and each.group else each.name
+    return each.group or each.name
 
 
 def numbers(panels: Sequence[Panel], summary: str = "The numbers") -> Html:

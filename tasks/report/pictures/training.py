@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-MOST_PANELS = 9
+MOST_PANELS = 12
+LATER = ("validation_sampled_", "validation_text_")  # of validation, what comes after all else
 
 
 def curves_png(training_log: Path, title: str) -> bytes:
@@ -26,10 +27,12 @@ def curves_png(training_log: Path, title: str) -> bytes:
     if not points:
         raise ValueError(f"{training_log} has no rows")
     constant = {
-        metric: values[0] for metric, (_, values) in points.items() if len(values) > 1 and len(set(values)) == 1
+        metric: values[0]
+        for metric, (_, values) in points.items()
+        if len(set(values)) == 1 and (len(values) > 1 or metric.startswith(LATER))
     }
     moving = [metric for metric in points if metric not in constant] or list(points)
-    shown = sorted(moving, key=lambda metric: not metric.startswith("validation"))[:MOST_PANELS]  # what counts, first
+    shown = sorted(moving, key=_place)[:MOST_PANELS]
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
     figure = Figure(figsize=(3.6 * columns, 2.3 * rows + 0.4), dpi=100, layout="constrained")
@@ -45,3 +48,10 @@ def curves_png(training_log: Path, title: str) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def _place(metric: str) -> int:
+    """What counts, first: validation, then the loss; then all else, the validation of other outputs last."""
+    if metric.startswith(LATER):
+        return 3
+    return 0 if metric.startswith("validation") else 1 if metric == "loss" else 2

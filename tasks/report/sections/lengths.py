@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from tasks.formatting import fixed, short
-from tasks.report.charts import histogram, swatch
+from tasks.report.charts import histogram
 from tasks.report.figures import folded, table
 from tasks.report.html import tag
+from tasks.report.marks import swatch
 from tasks.report.names import system
 from tasks.report.results import Results, Row
 from tasks.report.section import Section

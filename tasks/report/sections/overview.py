@@ -9,6 +9,7 @@ from typing import Any
 from tasks.formatting import duration, short, size
 from tasks.report.figures import folded, table
 from tasks.report.html import Html, join, quoted, shortened, tag
+from tasks.report.names import system
 from tasks.report.results import Results, Row
 from tasks.report.section import Section
 
@@ -36,7 +37,7 @@ def warnings(results: Results) -> Html | None:
         tag("li", tag("strong", "Not all of it can be read"), f": {row['what']}")
         for row in results.ask("left_out", missing)
     ]
-    parts += [_warning(alike) for alike in list(found.values())[:MOST_WARNINGS]]
+    parts += [_warning(results, alike) for alike in list(found.values())[:MOST_WARNINGS]]
     if len(found) > MOST_WARNINGS:
         parts.append(tag("li", f"{len(found) - MOST_WARNINGS} more, in the stats of the relation stages"))
     if not parts:
@@ -50,12 +51,15 @@ def warnings(results: Results) -> Html | None:
     )
 
 
-def _warning(alike: Mapping[str, list[Row]]) -> Html:
-    """The first of warnings that differ in their numbers only, and how many there are."""
+def _warning(results: Results, alike: Mapping[str, list[Row]]) -> Html:
+    """The first of warnings that differ in their numbers only, how many there are, and of which methods."""
     rows = [row for of_text in alike.values() for row in of_text]
     cells = {row["cell"] for row in rows if row["cell"]}
     names = list(dict.fromkeys(_name(row) for row in rows))
-    where = f"{', '.join(names)} in {len(cells)} runs" if len(cells) > 1 else ", ".join([*names, *cells])
+    everyone = list(dict.fromkeys(row["method"] for row in results.cells))
+    warned = {row["method"] for row in results.cells if row["cell"] in cells}
+    of = f" of {', '.join(system(each) for each in everyone if each in warned)}" if len(warned) < len(everyone) else ""
+    where = f"{', '.join(names)} in {len(cells)} runs{of}" if len(cells) > 1 else ", ".join([*names, *cells])
     text, *others = alike
     more = f" ({len(others)} more like this, with other numbers)" if others else ""
     return tag("li", tag("strong", where), ": ", quoted(_cut(text)), more)

@@ -26,6 +26,7 @@ Row = dict[str, Any]
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 METHODS = ("seqkd", "forward_kl", "reverse_kl", "js", "gkd", "minillm", "llmr")
+WATCHED = ("minillm", "llmr")  # of the methods, those that look at what they write; the last collapses
 SLOPES = {"seqkd": 2.0, "reverse_kl": 1.2, "llmr": 0.8}  # of the excess error
 WARNING = "the teacher is no better than the student: 4.97 against 4.78 nats a token"
 HOSTILE = [
@@ -68,6 +69,45 @@ def dagger_train(build: Build, method: str, x: float, seed: int) -> None:
 def divergence(build: Build, seed: int) -> None:
     """A log of ten updates."""
     write_log(build.dir / "training_log.parquet", [StepMetrics(k, {"loss": seed + 3 / k}) for k in range(1, 11)])
+
+
+def looks(collapses: bool, start: float = 0.0) -> list[StepMetrics]:
+    """A log of 40 updates with a look at the validation set at every tenth, the first before any of them."""
+    rows = []
+    for step in range(0, 41):
+        done, values = step / 40, {} if step == 0 else {"loss": 3 - step / 40, "reward": -2 + step / 40}
+        bad = done if collapses else 0.0
+        if step == 0:
+            values |= {"validation_text_log_prob": -1.5, "validation_text_teacher_entropy": 2.0}
+        if step % 10 == 0:
+            values |= {"validation_overlap": 0.5 + start + 0.2 * done - 0.5 * bad, "validation_log_prob": -3 + 2 * done}
+            values |= {"validation_teacher_entropy": 2.5 - 2 * bad}
+            values |= {"validation_reverse_kl": 2 - done, "validation_forward_kl": 2 - done + 2 * bad}
+            for kind, more in (("", 0.0), ("sampled_", 2.0)):
+                values |= {f"validation_{kind}reward": -2 + done - more / 4}
+                values |= {f"validation_{kind}length": 20 - 10 * bad + more}
+                values |= {f"validation_{kind}truncated": 0.0, f"validation_{kind}equal": 0.8 * bad / (1 + more)}
+                values |= {f"validation_{kind}distinct_2": 0.7 - 0.6 * bad, f"validation_{kind}repetition": 0.3 * bad}
+        rows.append(StepMetrics(step, values))
+    return rows
+
+
+ALARM = "after update 30: 60% of the greedy outputs are equal to another (0% at the start)"
+
+
+@stage
+def minillm(build: Build, collapses: bool, start: float) -> None:
+    """A training that was watched, and its alarm."""
+    write_log(build.dir / "training_log.parquet", looks(collapses, start))
+    if collapses:
+        build.warn(ALARM)
+
+
+def run_watched(store: Store) -> str:
+    """The id of a run whose student collapses."""
+    with open_run(store, name="minillm-chitchat", parameters={"dataset": {"source": "chitchat"}}) as run:
+        minillm(collapses=True, start=0.0)
+    return run.run_id
 
 
 @stage
@@ -125,8 +165,8 @@ def cells_of(kind: str) -> dict[str, Row]:
     }  # fmt: skip
 
 
-def run_comparison(store: Store, kind: str) -> str:
-    """The id of a comparison's run: `dad-dagger`, over alpha, or `llmr`, over methods."""
+def run_comparison(store: Store, kind: str, apart: float = 0.0) -> str:
+    """The id of a comparison's run: `dad-dagger`, over alpha, or `llmr`, over methods, whose starts may be apart."""
     name = "dad-dagger-papers" if kind == "dad-dagger" else "llmr-chitchat"
     cells = cells_of(kind)
     parameters = {"run": name, "variants": {row["method"]: {} for row in cells.values()}}
@@ -142,7 +182,11 @@ def run_comparison(store: Store, kind: str) -> str:
                     students = {"round_1": first, system: dagger_train.labelled("2")(method=row["method"], **place)}
                     evaluate_text(students=students, seed=row["seed"], alpha=row["x"])
                 else:
-                    divergence.labelled(row["method"])(seed=row["seed"])
+                    if row["method"] in WATCHED:
+                        collapses = row["method"] == "llmr"
+                        minillm(collapses=collapses, start=0.01 * row["seed"] + apart * collapses)
+                    else:
+                        divergence.labelled(row["method"])(seed=row["seed"])
                     exposure.labelled("pre_distilled")(slope=2.5 + 0.1 * row["seed"])  # shared by a seed's cells
                     if system in SLOPES:
                         exposure.labelled(system)(slope=SLOPES[system] + 0.1 * row["seed"])

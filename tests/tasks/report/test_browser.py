@@ -11,9 +11,9 @@ from tasks.report import write_report
 from tasks.store.artifacts import Store
 from tests.tasks.fake_runs import Filled
 from tests.tasks.report.browser import Page, browse, find_browser
-from tests.tasks.report.fake_reports import run_comparison, run_hostile
+from tests.tasks.report.fake_reports import run_comparison, run_hostile, run_watched
 
-PAGES = ("run", "text", "grid", "methods", "hostile")
+PAGES = ("run", "text", "grid", "methods", "hostile", "watched")
 PHONE, DESKTOP = 360, 1280
 
 
@@ -33,7 +33,7 @@ def pages(filled: Filled, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     found = {"run": write_report(filled.store, filled.first, directory / "run.html")}
     store = Store(directory / "store")
     runs = {"grid": run_comparison(store, "dad-dagger"), "methods": run_comparison(store, "llmr")}
-    runs |= {"hostile": run_hostile(store)}
+    runs |= {"hostile": run_hostile(store), "watched": run_watched(store)}
     found |= {name: write_report(store, run, directory / f"{name}.html") for name, run in runs.items()}
     return found | {"text": write_report(filled.store, filled.text, directory / "text.html")}
 

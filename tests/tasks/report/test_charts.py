@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tasks.report import names
-from tasks.report.charts import SHAPES, Level, Panel, Point, Series, describe, lines, marker, whisker
-from tasks.report.figures import numbers, points, thinned
+from tasks.report.charts import Level, Panel, Point, Series, describe, lines, whisker
+from tasks.report.figures import numbers, panels_figure, points, thinned
+from tasks.report.marks import SHAPES, marker
 from tasks.report.page import STYLE
 from tasks.report.scales import Scale, fitted, tick_labels, ticks
 from tasks.report.sections.rollouts import Colours
@@ -84,6 +86,25 @@ def test_a_description_has_the_ends_and_the_extremes() -> None:
         "", "step", "loss", [Series("LLMR", 1, [Point(1, 5.0), Point(2, 1.0), Point(3, 2.0)])], [Level("T", 0, 9)]
     )
     assert describe(panel) == ("loss against step. LLMR: from 5 at 1 to 2 at 3; lowest 1, highest 5. T: 9 throughout.")
+
+
+def test_names_of_lines_across_do_not_lie_over_one_another() -> None:
+    levels = [Level("start, greedy", 9, 2.0), Level("start, sampled", 9, 2.0), Level("references", 0, 1.0)]
+    drawn = parse(lines(Panel("", "step", "nats", [Series("", 1, [Point(0, 0.0), Point(1, 3.0)])], levels)))
+    tops = [(node.text, float(node.attributes["y"] or "")) for node in drawn.all("text", class_="name")]
+    assert [name for name, _ in tops] == ["start, greedy", "start, sampled", "references"]
+    assert all(lower - upper >= 12 for (_, upper), (_, lower) in pairwise(tops))
+    (above,) = {node.attributes["d"] for node in drawn.one("g", class_="s0").all("path")}
+    assert f" {tops[2][1] + 4:g}H" in (above or "")  # where there is room, a name is right above its line
+
+
+def test_how_to_read_a_panel_stands_below_it() -> None:
+    panel = Panel("Equal", "step", "share", [Series("", 1, [Point(0, 0.0), Point(1, 1.0)])], note="it <climbs>")
+    drawn = parse(panels_figure("Two panels", [panel, replace(panel, note="")]))
+    assert [[node.text for node in each.all("p", class_="note")] for each in drawn.all("div", class_="plot")] == [
+        ["it <climbs>"],
+        [],
+    ]
 
 
 def test_an_interval_that_excludes_0_is_filled() -> None:

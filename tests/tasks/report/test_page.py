@@ -21,9 +21,19 @@ from tasks.report.html import Html, escape, tag, visible
 from tasks.report.names import system
 from tasks.report.page import render
 from tasks.report.results import literal, results_of
+from tasks.report.sections.watch import WATCHED
 from tasks.store.artifacts import Store, StoreError
 from tests.tasks.fake_runs import ROLLOUT, SOURCES, Filled
-from tests.tasks.report.fake_reports import ALPHAS, HOSTILE, METHODS, WARNING, run_comparison, run_hostile
+from tests.tasks.report.fake_reports import (
+    ALARM,
+    ALPHAS,
+    HOSTILE,
+    METHODS,
+    WARNING,
+    run_comparison,
+    run_hostile,
+    run_watched,
+)
 from tests.tasks.report.html_tree import Node, parse
 
 LARGEST = 1_500_000  # bytes of a page
@@ -31,12 +41,13 @@ LARGEST = 1_500_000  # bytes of a page
 
 @dataclass(frozen=True)
 class Made:
-    """A store with two comparisons and a hostile run, the ids of these, and their pages by those names."""
+    """A store with two comparisons, a hostile run and one that collapses: their ids, and their pages by those names."""
 
     store: Store
     grid: str
     methods: str
     hostile: str
+    watched: str
     texts: dict[str, str]
 
     def page(self, name: str) -> Node:
@@ -48,7 +59,7 @@ class Made:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     store = Store(tmp_path_factory.mktemp("reports"))
     runs = {"grid": run_comparison(store, "dad-dagger"), "methods": run_comparison(store, "llmr")}
-    runs["hostile"] = run_hostile(store)
+    runs |= {"hostile": run_hostile(store), "watched": run_watched(store)}
     texts = {name: text_of(store, run) for name, run in runs.items()}
     return Made(store, **runs, texts=texts)
 
@@ -191,6 +202,89 @@ def test_stages_settings_and_the_command_are_there(filled: Filled, page: Node) -
     assert f"distill resume {filled.first}" in section.text
     assert "method.kind" in section.text
     assert "python 3." in section.text
+
+
+# --- what to watch
+
+
+def levels(panel: Node) -> dict[str, float]:
+    """The lines across a panel, by name, as its description says them."""
+    found = re.findall(r"([^.:]+): ([−\d.]+) throughout", panel.one("desc").text)
+    return {name.strip(): numbers(value)[0] for name, value in found}
+
+
+def panels_of(figure: Node) -> dict[str, Node]:
+    return {plot.one("p", class_="plot-title").text: plot for plot in figure.all("div", class_="plot")}
+
+
+def test_what_to_watch_is_drawn_with_the_start_and_the_references(made: Made) -> None:
+    watched, logged = made.page("watched").one("section", id="training").all("figure")
+    panels = panels_of(watched)
+    assert list(panels) == [each.title for each in WATCHED]
+    assert [panel.one("p", class_="note").text for panel in panels.values()] == [each.meaning for each in WATCHED]
+    assert list(panels_of(logged)) == ["loss", "Reward"]  # what is watched is not drawn twice, nor is the text's
+    assert "validation" not in logged.text
+    # fake_reports.looks: the student begins at 0.5 and loses 0.3; the teacher on the references is at -1.5 and 2.0
+    assert levels(panels["Overlap"]) == {"start": 0.5}
+    assert "from 0.5 at 0 to 0.2 at 40" in panels["Overlap"].one("desc").text
+    assert levels(panels["Teacher's log-probability"]) == {"start": -3, "references": -1.5}
+    assert levels(panels["Teacher's entropy"]) == {"start": 2.5, "references": 2}
+    assert levels(panels["Length"]) == {"start, greedy": 20, "start, sampled": 22}
+    assert levels(panels["Reverse and forward KL"]) == {"start, reverse KL": 2, "start, forward KL": 2}
+    legend = [node.text for node in watched.one("ul", class_="legend").all("li")]
+    assert legend == ["greedy", "sampled", "start", "references", "reverse KL", "forward KL"]
+
+
+def test_next_to_nothing_does_not_look_like_much(made: Made) -> None:
+    (panel,) = [plot for title, plot in panels_of(made.page("watched")).items() if title == "Cut off"]
+    ticks = [
+        numbers(node.text)[0] for node in panel.all("text", class_="tick") if node.attributes["text-anchor"] == "end"
+    ]
+    assert min(ticks) == 0
+    assert max(ticks) == 0.2
+
+
+def test_an_alarm_is_read_first_and_says_whose_it_is(made: Made) -> None:
+    first = made.page("watched").one("main").all("section")[0]
+    assert [node.text for node in first.all("li")] == [f"minillm: {ALARM}"]
+    lines = [node.text for node in made.page("methods").one("section", id="warnings").all("li")]
+    assert lines == [f"minillm in 3 runs of LLMR: {ALARM}"]  # of seven methods
+
+
+def test_methods_are_watched_over_one_another_whatever_stage_trained_them(made: Made) -> None:
+    section = made.page("methods").one("section", id="training")
+    first, more = section.all("figure")[:2]
+    assert list(panels_of(first)) == [
+        "Reward, greedy", "Overlap", "Teacher's log-probability", "Teacher's entropy", "Reverse KL", "Forward KL",
+        "Length, greedy", "Cut off, greedy", "Equal outputs, greedy", "Distinct bigrams, greedy", "Repetition, greedy",
+    ]  # fmt: skip
+    assert [title.partition(", ")[2] for title in panels_of(more)] == ["sampled"] * 6
+    assert {node.text for node in first.one("ul", class_="legend").all("li")} == {
+        "MiniLLM", "LLMR", "start", "references"
+    }  # fmt: skip
+    assert section.all("summary")[1].text == "6 more, of sampled outputs"
+    # starts of 0.5, 0.51 and 0.52 over three seeds, of both methods; MiniLLM gains 0.2, LLMR loses 0.3
+    overlap = panels_of(first)["Overlap"]
+    assert levels(overlap) == {"start": 0.51}
+    assert "MiniLLM: from 0.51 at 0 to 0.71 at 40" in overlap.one("desc").text
+    assert "LLMR: from 0.51 at 0 to 0.21 at 40" in overlap.one("desc").text
+    cells = {(row[0], row[1]): row[2:] for row in first.all("table")[0].rows()[1:]}
+    assert cells["LLMR", "40"][1] == "0.21 [0.2, 0.22]"
+    stages = {fold.all("summary")[0].text: fold for fold in section.all("details", class_="stage")}
+    assert [node.text for node in stages["minillm"].all("p", class_="plot-title")] == ["loss", "Reward"]
+
+
+def test_a_start_that_methods_do_not_share_is_no_line(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    run = run_comparison(store, "llmr", apart=0.1)
+    overlap = panels_of(report(store, run).one("section", id="training").all("figure")[0])["Overlap"]
+    assert levels(overlap) == {}
+
+
+def test_an_older_run_is_drawn_as_far_as_it_was_watched(page: Node) -> None:
+    section = page.one("section", id="training")  # of fake_runs: looked at once, at its end
+    assert "What to watch" not in section.text
+    assert "validation length 3" in section.text
 
 
 # --- comparisons and running text
@@ -463,7 +557,7 @@ def test_a_place_that_cannot_be_written_to(filled: Filled, tmp_path: Path) -> No
 # --- for everybody
 
 
-@pytest.mark.parametrize("which", ["first", "grid", "hostile"])
+@pytest.mark.parametrize("which", ["first", "grid", "hostile", "methods", "watched"])
 def test_the_page_can_be_read_by_a_machine_that_reads_aloud(page: Node, made: Made, which: str) -> None:
     page = page if which == "first" else made.page(which)
     assert page.one("html").attributes["lang"] == "en"

@@ -44,6 +44,15 @@ def test_validation_comes_first_and_what_never_changes_is_in_the_title(tmp_path:
     assert drawn == {"title": "llmr\nthroughout: truncated 0", "panels": ["validation_reward", "reward"]}
 
 
+def test_the_loss_is_drawn_beside_validation_and_other_outputs_come_last(tmp_path: Path, drawn: dict[str, Any]) -> None:
+    names = ["validation_text_log_prob", "validation_sampled_equal", "grad_norm", "loss", "validation_equal"]
+    rows = [{name: float(i) for name in names if i or name.startswith("validation")} for i in range(3)]
+    rows[1:] = [{name: value for name, value in row.items() if "text" not in name} for row in rows[1:]]
+    curves_png(log(tmp_path, *rows), "llmr")
+    assert drawn["panels"] == ["validation_equal", "loss", "grad_norm", "validation_sampled_equal"]
+    assert drawn["title"].endswith("throughout: validation_text_log_prob 0")
+
+
 def test_a_log_in_which_nothing_changes_is_drawn(tmp_path: Path, drawn: dict[str, Any]) -> None:
     curves_png(log(tmp_path, {"loss": 1.0}, {"loss": 1.0}), "x")
     assert drawn["panels"] == ["loss"]
