@@ -37,15 +37,20 @@ def build_cells(run: Run, entrypoint: str, cells: Sequence[tuple[str, dict[str, 
     threads = max(1, (run.runtime.threads or os.cpu_count() or 1) // workers)
     runtime = replace(run.runtime, threads=threads)
     jobs = [
-        Job(name, _build, (run.store.root, entrypoint, parameters, runtime, run.run_id))
+        Job(name, _build, (run.store.root, entrypoint, parameters, runtime, run.run_id, name))
         for name, parameters in cells[1:]
     ]
     run_jobs(jobs, workers, tell)
 
 
-def _build(root: Path, entrypoint: str, parameters: dict[str, Any], runtime: RuntimeSettings, comparison: str) -> None:
+def _build(
+    root: Path, entrypoint: str, parameters: dict[str, Any], runtime: RuntimeSettings, comparison: str, cell: str
+) -> None:
     """One cell in a process of its own, recorded as a part of the comparison, which then finds all in the store."""
-    with open_run(Store(root), name="cell", runtime=runtime, reporter=_Warner(), part_of=comparison):
+    with (
+        open_run(Store(root), name="cell", runtime=runtime, reporter=_Warner(), part_of=comparison) as run,
+        run.serving(cell),
+    ):
         outline_of(entrypoint).pipeline(**parameters)
 
 

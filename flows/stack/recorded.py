@@ -31,7 +31,7 @@ from tasks.store.progress import default_reporter
 from tasks.store.stage import RuntimeSettings
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-RUNTIME = "    runtime: device, threads and checkpoints; changes no result"
+RUNTIME = "    runtime: device, threads, checkpoints and trackers; changes no result"
 
 
 def takes_parameters_of(outline: Outline) -> Callable[[Function], Function]:

@@ -14,6 +14,7 @@ from kd_core.rollout.responses import NotFiniteError
 from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState
 from tasks.compute.alarms import Alarms
 from tasks.compute.models import LoadedModel, save_trained
+from tasks.compute.track import tracked
 from tasks.store.stage import Build
 
 Loop = Callable[[TrainState], Iterator[StepMetrics]]
@@ -43,7 +44,8 @@ def run_training(
 ) -> list[StepMetrics]:
     """Train a model by `loop`, from the last checkpoint to the end: model/ (or adapter/) and training_log.parquet.
 
-    Checkpoints are written as they fall due. Returns one row an update. Raises ValueError if training blows up.
+    Checkpoints are written as they fall due, and the run's trackers are told of each row. Returns one row an update.
+    Raises ValueError if training blows up.
     """
     state, log, alarms = TrainState.start(loaded.model, optimizer), list[StepMetrics](), Alarms(build.warn)
     latest = build.checkpoints.latest()
@@ -60,11 +62,13 @@ def run_training(
             gathered.save(directory)
 
     try:
-        with recomputing(loaded.model) if build.runtime.gradient_checkpointing else nullcontext():
+        recompute = recomputing(loaded.model) if build.runtime.gradient_checkpointing else nullcontext()
+        with recompute, tracked(build) as tell:
             for row in loop(state):
                 check_finite(row)
                 log.append(row)
                 alarms.look(row)
+                tell(row)
                 if gathered is not None:
                     gathered.add(row)
                 shown = {name: row.values[name] for name in SHOWN if name in row.values}

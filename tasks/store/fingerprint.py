@@ -22,7 +22,13 @@ PROJECT = Path(__file__).resolve().parents[2]
 PACKAGES = ("flows", "tasks", "kd_core", "data")
 # These carry bytes, order and messages around and never a value that is computed: an edit to them changes no result,
 # and must not make a user pay for every stage again. A package stands for all that is in it.
-INFRASTRUCTURE = ("kd_core.models.files", "tasks.judge.endpoint", "tasks.judge.judgements", "tasks.store")
+INFRASTRUCTURE = (
+    "kd_core.models.files",
+    "tasks.compute.track",
+    "tasks.judge.endpoint",
+    "tasks.judge.judgements",
+    "tasks.store",
+)
 
 
 @dataclass(frozen=True)

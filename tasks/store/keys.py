@@ -114,7 +114,7 @@ def _is_like(old: KeyRecord, new: KeyRecord) -> bool:
     """Whether two records of a stage are of one recipe, by the inputs and settings that they share."""
     if set(old["inputs"].items()) & set(new["inputs"].items()):
         return True
-    flat_old, flat_new = dict(_flatten(old["settings"])), dict(_flatten(new["settings"]))
+    flat_old, flat_new = dict(flatten(old["settings"])), dict(flatten(new["settings"]))
     num_changed = len(_changed(flat_old, flat_new))
     return num_changed <= SHOWN or num_changed < len({*flat_old, *flat_new}) / 4
 
@@ -122,7 +122,7 @@ def _is_like(old: KeyRecord, new: KeyRecord) -> bool:
 def difference(old: KeyRecord, new: KeyRecord) -> list[str]:
     """What has changed from one key record to another, a line each: inputs, settings; all of the code in one line."""
     lines = [f"input: {name}" for name in _changed(old["inputs"], new["inputs"])]
-    flat_old, flat_new = dict(_flatten(old["settings"])), dict(_flatten(new["settings"]))
+    flat_old, flat_new = dict(flatten(old["settings"])), dict(flatten(new["settings"]))
     names = _changed(flat_old, flat_new)
     lines += [
         f"setting: {name} {_short(flat_old.get(name))} → {_short(flat_new.get(name))}"
@@ -146,10 +146,11 @@ def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [n for n in sorted({*old, *new}) if old.get(n, missing) != new.get(n, missing)]
 
 
-def _flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+def flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """What nested dicts hold, by dotted name."""
     if not isinstance(value, dict):
         return [(prefix, value)]
-    return [pair for name, item in value.items() for pair in _flatten(item, f"{prefix}.{name}" if prefix else name)]
+    return [pair for name, item in value.items() for pair in flatten(item, f"{prefix}.{name}" if prefix else name)]
 
 
 def _short(value: Any) -> str:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tasks.messages import first_line
 from tasks.store.artifacts import MANIFEST, Artifact, FileRecord, Manifest, Store, StoreError
@@ -41,6 +41,7 @@ class RuntimeSettings:
     threads: int | None = None  # CPU threads; None = torch's choice. Byte-identical results need the same number
     checkpoint_seconds: float = 30.0  # between two checkpoints; 0 = after every step
     gradient_checkpointing: bool = False  # students on pairs learn in less memory, a third slower: the same bytes
+    track: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()  # where else training logs go
 
     def __post_init__(self) -> None:
         if self.device != "auto" and self.device.split(":")[0] not in ("cpu", "cuda", "mps"):
@@ -77,6 +78,7 @@ class Run:
     planning: bool = False
     plan: list[PlanRow] = field(default_factory=list)
     cell: str = ""  # of a comparison: which of its runs the stages now serve
+    untracked: set[str] = field(default_factory=set)  # trackers that have failed: said once, and not tried again
 
     @property
     def run_id(self) -> str:
@@ -160,9 +162,9 @@ def _save_end(run: Run) -> None:
 class Build:
     """What a stage's function is given: where to write, what to go on from, whom to tell."""
 
-    def __init__(self, run: Run, artifact: Artifact, directory: Path, name: str) -> None:
-        self.stage = name  # as it is shown, its label included
-        self.dir, self.runtime = directory, run.runtime
+    def __init__(self, run: Run, artifact: Artifact, directory: Path, name: str, settings: dict[str, Any]) -> None:
+        self.stage, self.settings = name, settings  # as it is shown, its label included; as its key has them
+        self.dir, self.run, self.runtime = directory, run, run.runtime
         self.stats: dict[str, Any] = {}
         self.store_root, self._reporter = run.store.root, run.reporter
         self.checkpoints = Checkpoints(
@@ -188,8 +190,7 @@ class Stage:
     """A stage function over the store of the current run."""
 
     def __init__(self, function: Callable[..., None], label: str = "") -> None:
-        self.function, self.name, self.__doc__ = function, function.__name__, function.__doc__
-        self.label = label
+        self.function, self.name, self.label, self.__doc__ = function, function.__name__, label, function.__doc__
         self.shown = f"{self.name}[{label}]" if label else self.name
 
     def labelled(self, label: str) -> "Stage":
@@ -248,12 +249,11 @@ class Stage:
         return artifact
 
     def _build(self, run: Run, artifact: Artifact, record: KeyRecord, arguments: dict[str, Any]) -> None:
-        begun = time.monotonic()
-        inputs = inputs_of(arguments)
+        begun, inputs = time.monotonic(), inputs_of(arguments)
         contents, suspect = contents_of(run.store, inputs), run.store.suspect(artifact)
         versions_read = [stamp(each.path / MANIFEST) for each in inputs.values()]
         with run.store.staging(artifact) as staged:
-            build = Build(run, artifact, staged, self.shown)
+            build = Build(run, artifact, staged, self.shown, record["settings"])
             build.checkpoints.claim([each.key for each in inputs.values()], contents, suspect=suspect.exists())
             suspect.unlink(missing_ok=True)
             try:
