@@ -14,7 +14,8 @@ def first_line(error: BaseException) -> str:
 
 def without_secrets(text: str) -> str:
     """A text of somebody else's without the keys in our environment, and without what addresses hold of them."""
-    for name, value in os.environ.items():
+    for name, given in os.environ.items():
+        value = given.strip()
         if len(value) >= SHORTEST_SECRET and re.search("KEY|TOKEN|SECRET|PASSWORD", name):
             text = text.replace(value, "[hidden]")
     return re.sub(r"(?<=://)[^/@\s]+@|(?<=token=)[^&\s]+", "[hidden]", text)

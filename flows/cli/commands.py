@@ -107,16 +107,26 @@ def sql(arguments: argparse.Namespace) -> int:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """`distill export`: a model directory with its card."""
+    """`distill export`: a model directory with its card, here and on the hub."""
     from tasks.export.export import export_run
+    from tasks.export.push import check_push, push
     from tasks.store.runs import scan_runs
 
+    directory, repository = arguments.directory, arguments.push
+    if repository is not None:
+        check_push(repository)
+        directory = directory or Path(repository.partition("/")[2])
+    elif directory is None or arguments.public:
+        raise ValueError("where to?\ngive a directory, --push USER/NAME, or both; --public is for what is pushed")
     store = store_here()
     records, unreadable = scan_runs(store)
     print(*unreadable, sep="\n", end="\n" if unreadable else "", file=sys.stderr)
     record = find_run(records, arguments.run)
-    auto_class = export_run(store, record, arguments.directory)
-    print(f"{arguments.directory} is ready: {auto_class}.from_pretrained({str(arguments.directory)!r})")
+    auto_class = export_run(store, record, directory)
+    print(f"{directory} is ready: {auto_class}.from_pretrained({str(directory)!r})")
+    if repository is not None:
+        url = push(directory, repository, public=arguments.public)
+        print(f"pushed to {url}, for {'everybody' if arguments.public else 'you alone'}")
     return 0
 
 

@@ -35,7 +35,9 @@ EXAMPLES = {
     "run": """\
   distill run llmr-chitchat
   distill run llmr-chitchat --seed 1 --set method.optimizer.learning_rate=3e-4
-  distill run llmr-chitchat --limit 2000     fewer pairs, for a first look""",
+  distill run llmr-chitchat --limit 2000     fewer pairs, for a first look
+  distill run llmr-chitchat --set 'runtime.track=["tensorboard"]'
+                                             watch it train: also wandb, mlflow, trackio""",
     "up": """\
   distill up
 and in another terminal:
@@ -56,7 +58,10 @@ and in another terminal:
   distill sql "from training_log where stage = 'llmr'" --format csv > log.csv
   distill sql "show tables\"""",
     "report": "  distill report                 of the last run\n  distill report llmr-chitchat --output report.html",
-    "export": "  distill export llmr-chitchat ./my-model    of the last finished run",
+    "export": """\
+  distill export llmr-chitchat ./my-model    of the last finished run
+  HF_TOKEN=… distill export llmr-chitchat --push ada/my-model
+                                             to ./my-model, and to the hub: private""",
 }
 
 
@@ -97,7 +102,13 @@ def parser() -> argparse.ArgumentParser:
     sql.add_argument("--format", choices=["table", "csv", "json"], default="table", help="of the answer (table)")
     export = command("export", "write a model directory that transformers loads, with its model card")
     export.add_argument("run", metavar="RUN", help="a run's id, or a name for its last finished run")
-    export.add_argument("directory", type=Path, metavar="DIR", help="where to; must not exist, or be empty")
+    export.add_argument(
+        "directory", nargs="?", type=Path, metavar="DIR", help="where to; must not exist, or be empty (the pushed name)"
+    )
+    export.add_argument(
+        "--push", metavar="USER/NAME", help="send it to the Hugging Face hub too, with the token in HF_TOKEN"
+    )
+    export.add_argument("--public", action="store_true", help="everybody may see what is pushed (only you may)")
     report = command("report", "write a run's report: one HTML page that opens anywhere, without a network")
     report.add_argument("run", nargs="?", metavar="RUN", help="a run's id, or a name for its last run; the last of all")
     report.add_argument("--output", type=Path, metavar="FILE", help="where to (the store's reports/RUN.html)")

@@ -83,6 +83,7 @@ class WeightsAndBiases:
     """A run of W&B. Without WANDB_API_KEY or WANDB_MODE it is offline, and `wandb sync` can send it later."""
 
     def __init__(self, told: Told) -> None:
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # to its makers
         import wandb
 
         said = os.environ.get("WANDB_MODE") or os.environ.get("WANDB_API_KEY")

@@ -84,9 +84,12 @@ def test_cells_side_by_side_make_the_artifacts_that_cells_one_after_another_do(
     tables = []
     for number, workers in enumerate((2, 1)):
         monkeypatch.setenv("DISTILL_HOME", str(tmp_path / f"home-{number}"))
-        assert cli.main([*command, "--set", f"workers={workers}"]) == 0, capsys.readouterr().err
+        track = ["--set", 'runtime.track=["tensorboard"]'] if workers == 2 else []
+        assert cli.main([*command, *track, "--set", f"workers={workers}"]) == 0, capsys.readouterr().err
         said = capsys.readouterr().out
         (path,) = (tmp_path / f"home-{number}" / "artifacts" / "compare").glob("*/comparison.parquet")
         tables.append(path.read_bytes())
         assert "no difference among" in said  # 40 resamples cannot tell so many apart, and the run says so
     assert tables[0] == tables[1]
+    tracked = {path.parent.name for path in (tmp_path / "home-0" / "track" / "tensorboard").glob("*/*/dagger_train*")}
+    assert {name.rpartition("-")[2] for name in tracked} == {"seed=0", "seed=1"}

@@ -75,6 +75,11 @@ def model_directory(path: Path, words: list[str]) -> Path:
         ('method.reward={"reward_scale": Infinity}', "method.reward.reward_scale must be a finite number, got inf"),
         ("method.sampling.temperature=1e-60", "method.sampling.temperature must be 0 or of a size in"),
         ("runtime.threads=100000", "runtime.threads must be in [1, 1024], got 100000"),
+        (
+            'runtime.track=["tensorbord"]',
+            "runtime.track: input should be 'tensorboard', 'wandb', 'mlflow' or 'trackio', got 'tensorbord'",
+        ),
+        ("runtime.track=tensorboard", "runtime.track: input should be a valid tuple, got 'tensorboard'"),
     ],
 )
 def test_a_wrong_setting_is_one_line_and_leaves_nothing(

@@ -27,7 +27,15 @@ from tests.tasks.tiny_runs import write_pairs
 SHAPE = T5Shape(d_model=16, d_kv=8, d_ff=24, num_layers=1, num_decoder_layers=1, num_heads=2)
 STEPS = 4
 VARIABLES = (
-    *("WANDB_MODE", "WANDB_API_KEY", "WANDB_PROJECT", "WANDB_DIR", "TRACKIO_DIR", "TRACKIO_SPACE_ID"),
+    *(
+        "WANDB_MODE",
+        "WANDB_API_KEY",
+        "WANDB_PROJECT",
+        "WANDB_DIR",
+        "WANDB_ERROR_REPORTING",
+        "TRACKIO_DIR",
+        "TRACKIO_SPACE_ID",
+    ),
     *("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_DISABLE_TELEMETRY", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"),
 )
 Curves = dict[str, list[tuple[int, float]]]

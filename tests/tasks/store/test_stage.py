@@ -306,7 +306,7 @@ def test_runtime_settings_are_checked_and_in_no_key(store: Store) -> None:
         with pytest.raises(ValueError, match=next(iter(wrong))):
             RuntimeSettings(**wrong)  # type: ignore[arg-type]
     keys = []
-    for runtime in (RuntimeSettings(), RuntimeSettings(threads=3, checkpoint_seconds=1.0)):
+    for runtime in (RuntimeSettings(), RuntimeSettings(threads=3, checkpoint_seconds=1.0, track=("wandb",))):
         with open_run(store, name="mine", runtime=runtime):
             keys.append(first(settings=Settings(), seed=0).key)
     assert keys[0] == keys[1]

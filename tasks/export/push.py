@@ -1,0 +1,63 @@
+"""An exported model on the Hugging Face hub: private unless it is said to be public.
+
+The token is HF_TOKEN, from the environment and nowhere else; the hub is HF_ENDPOINT, or huggingface.co. Whatever goes
+wrong, the directory that was exported stays.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from tasks.messages import first_line, without_secrets
+
+
+def check_push(repository: str) -> None:
+    """What can be known before there is anything to push. Raises ValueError without a token, or for no user/name."""
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", repository) is None:
+        raise ValueError(
+            f"a model on the hub is called user/name, got {repository!r}\nfor instance: --push ada/student"
+        )
+    if not _token():
+        raise ValueError("nothing can be pushed without a token\nset HF_TOKEN to one of the hub's that may write")
+
+
+def push(directory: Path, repository: str, *, public: bool) -> str:
+    """Make the model on the hub if it is not there, and send all files of `directory`. Returns its address.
+
+    Raises ValueError, naming the directory, if the hub cannot be reached or refuses, and if the model is there already
+    and as visible as it should not be.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=_token())
+    visible = "public" if public else "private"
+    try:
+        url = api.create_repo(repository, private=not public, exist_ok=True)
+        is_public = not api.model_info(repository).private
+        if is_public == public:
+            api.upload_folder(repo_id=repository, folder_path=directory, commit_message="distill export")
+            return str(url)
+        problem = f"{repository} is on the hub already, and it is not {visible}"
+    except HfHubHTTPError as error:
+        problem = _refused(api.endpoint, repository, error)
+    except (HTTPError, OSError, ValueError) as error:
+        problem = f"the hub at {api.endpoint} cannot be reached: {first_line(error)}"
+    again = f"hf upload {repository} {directory}{'' if public else ' --private'}"
+    raise ValueError(f"{without_secrets(problem)}\n{directory} stays as it was exported; to push it: {again}") from None
+
+
+def _refused(endpoint: str, repository: str, error: Exception) -> str:
+    """An answer of the hub that is no success, in a line."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status == 401:
+        return f"the hub at {endpoint} does not accept the token in HF_TOKEN (401)"
+    if status == 403:
+        return f"the hub at {endpoint} does not let this token write to {repository} (403)"
+    return f"the hub at {endpoint} answers {status}: {first_line(error)}"
+
+
+def _token() -> str:
+    return os.environ.get("HF_TOKEN", "").strip()
