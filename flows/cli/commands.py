@@ -126,7 +126,7 @@ def export(arguments: argparse.Namespace) -> int:
     print(f"{directory} is ready: {auto_class}.from_pretrained({str(directory)!r})")
     if repository is not None:
         url = push(directory, repository, public=arguments.public)
-        print(f"pushed to {url}, for {'everybody' if arguments.public else 'you alone'}")
+        print(f"pushed to {url}, {'public' if arguments.public else 'private'}")
     return 0
 
 

@@ -61,7 +61,7 @@ and in another terminal:
     "export": """\
   distill export llmr-chitchat ./my-model    of the last finished run
   HF_TOKEN=… distill export llmr-chitchat --push ada/my-model
-                                             to ./my-model, and to the hub: private""",
+                                             to ./my-model, and to the hub, private""",
 }
 
 
@@ -108,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--push", metavar="USER/NAME", help="send it to the Hugging Face hub too, with the token in HF_TOKEN"
     )
-    export.add_argument("--public", action="store_true", help="everybody may see what is pushed (only you may)")
+    export.add_argument("--public", action="store_true", help="everybody may see what is pushed (it is private)")
     report = command("report", "write a run's report: one HTML page that opens anywhere, without a network")
     report.add_argument("run", nargs="?", metavar="RUN", help="a run's id, or a name for its last run; the last of all")
     report.add_argument("--output", type=Path, metavar="FILE", help="where to (the store's reports/RUN.html)")

@@ -30,7 +30,7 @@ def push(directory: Path, repository: str, *, public: bool) -> str:
     and as visible as it should not be.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+    from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=_token())
     visible = "public" if public else "private"
@@ -43,7 +43,7 @@ def push(directory: Path, repository: str, *, public: bool) -> str:
         problem = f"{repository} is on the hub already, and it is not {visible}"
     except HfHubHTTPError as error:
         problem = _refused(api.endpoint, repository, error)
-    except (HTTPError, OSError, ValueError) as error:
+    except Exception as error:  # the classes of whichever library it speaks HTTP with
         problem = f"the hub at {api.endpoint} cannot be reached: {first_line(error)}"
     again = f"hf upload {repository} {directory}{'' if public else ' --private'}"
     raise ValueError(f"{without_secrets(problem)}\n{directory} stays as it was exported; to push it: {again}") from None
