@@ -23,6 +23,11 @@ class SeqKDSettings(Budget):
 
     kind: Literal["seqkd"] = "seqkd"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keep != "last":
+            raise ValueError(f"seqkd writes nothing while it trains to judge, got keep {self.keep!r}\nleave keep out")
+
     def supervised(self) -> SupervisedSettings:
         """These for the supervised loop, which is given a number of updates in place of epochs."""
         written = self.sampling.max_new_tokens

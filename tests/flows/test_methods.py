@@ -18,6 +18,7 @@ from flows.settings import jsonable
 from flows.settings import validate as validated
 from kd_core.train.llmr import LLMRSettings
 from tasks.export.export import export_run
+from tasks.pairs.seqkd import SeqKDSettings
 from tasks.pairs.student import StudentSettings
 from tasks.pairs.teacher import TeacherSettings
 from tasks.store.artifacts import Artifact, Store
@@ -183,3 +184,8 @@ def test_what_is_odd_about_a_model_is_said_before_anything_starts(tmp_path: Path
     execute(OUTLINE, Store(tmp_path / "store"), "tiny", parameters, Ear(), planning=True)
     assert [text.split(":")[0] for text in heard] == ["teacher.name", "student.name"]
     assert all("config.json names 5; 1 (</s>), the tokenizer's, is taken" in text for text in heard)
+
+
+def test_seqkd_has_no_best_weights_to_keep() -> None:
+    with pytest.raises(ValueError, match=r"seqkd writes nothing while it trains.*got keep 'reward'"):
+        SeqKDSettings(keep="reward")
