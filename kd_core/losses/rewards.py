@@ -34,7 +34,7 @@ class RewardSettings:
     baseline: BaselineKind = "none"
     reward_scale: float = 100.0  # the gain is divided by it, nats
     reward_clip: float = 1.0  # then clipped to +- this; 0 = off
-    length_norm: bool = field(default=False, metadata={"later": True})  # a gain is the mean of its rewards, not the sum
+    length_norm: bool = field(default=False, metadata={"later": True})  # mean of q_val - V to come for G_t
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -78,12 +78,14 @@ def reward_to_go(reward_BT: Tensor, mask_BT: Tensor) -> Tensor:
     return (reward_BT * mask_BT).flip(1).cumsum(1).flip(1) * mask_BT
 
 
-def mean_to_go(sum_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """What is summed over the tokens still to come, per token: a gain, or the value that is its baseline.
+def mean_to_go(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """The mean of what is still to come, a token. Shapes: (B, T), (B, T) -> (B, T), 0 where masked.
 
-    Shapes: (B, T), (B, T) -> (B, T), 0 where masked. Long outputs are worth no more than short ones then. [ours]
+    Of q_val(y_i) - V(s_i) it stands for a gain less its baseline that does not count length: G_t - V(s_t) is their sum.
+    G_t itself has V(s_t) once, however long the output is, and its mean would be highest for one that ends at once; and
+    that of a truncated rollout lacks V(s_{T+1}), which is a price on being cut off. [ours]
     """
-    return sum_BT / reward_to_go(mask_BT.to(sum_BT.dtype), mask_BT).clamp(min=1) * mask_BT
+    return reward_to_go(x_BT, mask_BT) / reward_to_go(mask_BT.to(x_BT.dtype), mask_BT).clamp(min=1)
 
 
 def subtract_baseline(

@@ -201,7 +201,7 @@ def advantages(experience: list[Experience], settings: RewardSettings) -> list[T
     """
     if settings.length_norm:
         experience = [
-            replace(e, gain_BT=mean_to_go(e.gain_BT, e.kept_BT), value_BT=mean_to_go(e.value_BT, e.kept_BT))
+            replace(e, gain_BT=mean_to_go(e.q_value_BT - e.value_BT, e.kept_BT), value_BT=torch.zeros_like(e.value_BT))
             for e in experience
         ]
     if settings.baseline != "batch_mean":

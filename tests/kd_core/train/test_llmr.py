@@ -158,14 +158,33 @@ def test_what_holds_the_student_back_is_the_gradient_of_an_exact_divergence(make
         torch.testing.assert_close(mine, parameter.grad, rtol=1e-8, atol=1e-10)
 
 
-def test_a_length_normalised_gain_is_the_mean_of_the_rewards_to_come(make_t5: Make) -> None:
+@pytest.mark.parametrize("baseline", ["none", "value"])
+def test_a_length_normalised_gain_is_a_mean_over_the_tokens_to_come(make_t5: Make, baseline: Any) -> None:
+    """The mean of q_val(y_i) - V(s_i), whether a rollout ended or was cut off."""
     settings = RewardSettings(truncated="bootstrap", baseline="value", reward_scale=1.0, reward_clip=0.0)
     part = experience(make_t5(vocab_size=4, seed=1), settings)
-    (summed,), (mean,) = (advantages([part], replace(settings, length_norm=norm)) for norm in (False, True))
+    (found,) = advantages([part], replace(settings, length_norm=True, baseline=baseline))
     for b, length in enumerate(part.mask_BT.sum(1).tolist()):
         for t in range(length):
-            assert mean[b, t] == pytest.approx(float(summed[b, t]) / (length - t), abs=1e-12)
-    assert (mean[~part.mask_BT] == 0).all()
+            regrets = [float(part.q_value_BT[b, i] - part.value_BT[b, i]) for i in range(t, length)]
+            assert found[b, t] == pytest.approx(sum(regrets) / (length - t), abs=1e-12)
+    assert (found[~part.mask_BT] == 0).all()
+
+
+def test_a_length_normalised_gain_does_not_favour_short_outputs(make_t5: Make) -> None:
+    """Two rollouts of one source that lose as much a token are worth the same, whether long or short, cut off or not."""
+    value = torch.tensor([[4.0, 3.0, 2.0], [4.0, 0.0, 0.0]])
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    part = replace(
+        experience(make_t5(vocab_size=4, seed=1), RewardSettings(truncated="bootstrap")),
+        source_B=torch.zeros(2, dtype=torch.long),
+        kept_BT=mask,
+        q_value_BT=(value - 1) * mask,
+        value_BT=value,
+    )
+    settings = RewardSettings(baseline="leave_one_out", length_norm=True, reward_scale=1.0, reward_clip=0.0)
+    (found,) = advantages([part], settings)
+    assert found.tolist() == [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
 
 
 def wrong_baseline(gain: Any, value: Any, mask: Any, kind: Any, group: Any = None) -> Any:
