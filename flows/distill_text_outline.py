@@ -8,7 +8,8 @@ from flows.outlines import Outline
 from kd_core.windows.cutting import WindowSettings
 from kd_core.windows.teacher_labels import LabelSettings
 from tasks.judge.judge import check_judge, why_no_judge
-from tasks.preflight.models import check_models, check_positions
+from tasks.pairs.starts.prune import prune
+from tasks.preflight.models import check_models, check_positions, check_pruning
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import PlanRow
 from tasks.text.dagger_aggregate import dagger_aggregate
@@ -20,14 +21,19 @@ from tasks.text.fine_tune import fine_tune
 from tasks.text.free_run import free_run
 from tasks.text.g_eval import g_eval
 from tasks.text.label import label
-from tasks.text.language_model import LanguageModelSettings, TeacherModelSettings, language_model
+from tasks.text.language_model import (
+    LanguageModelSettings,
+    StudentModelSettings,
+    TeacherModelSettings,
+    language_model,
+)
 from tasks.text.tokens import check_lengths, tokens
 
 
 def pipeline(
     dataset: TextSettings,
     teacher: TeacherModelSettings,
-    student: LanguageModelSettings,
+    student: StudentModelSettings,
     windows: WindowSettings = WindowSettings(),  # noqa: B008 (frozen)
     labels: LabelSettings = LabelSettings(),  # noqa: B008 (frozen)
     method: DaggerSettings = DaggerSettings(),  # noqa: B008 (frozen)
@@ -44,7 +50,7 @@ def pipeline(
     Args:
         dataset: the text that is distilled on, and the one that small models are pre-trained on
         teacher: a causal model by name, or a small GPT-Neo pre-trained here; fine-tuned on the text
-        student: a causal model by name, or a small GPT-Neo over the teacher's tokenizer
+        student: a causal model by name, a small GPT-Neo over the teacher's tokenizer, or some of the teacher's layers
         windows: how the text becomes windows
         labels: how the teacher's distributions are kept
         method: next_token, dad, imitkd or dad_dagger, and its rounds
@@ -55,8 +61,11 @@ def pipeline(
     """
     corpus = tokens(dataset=dataset, vocabulary=teacher.vocabulary(), seed=data_seed, limit=limit)
     check_lengths(corpus, windows.longest + 1, windows.context + max(method.horizon, evaluation.horizon))
-    student_model = language_model.labelled("student")(corpus=corpus, settings=student, seed=data_seed)
+    if student.layers is None:
+        student_model = language_model.labelled("student")(corpus=corpus, settings=student, seed=data_seed)
     teacher_model = language_model.labelled("teacher")(corpus=corpus, settings=teacher, seed=data_seed)
+    if student.layers is not None:
+        student_model = prune(teacher=teacher_model, layers=student.layers, choose=student.choose)
 
     def frozen_states(role: str, model: Artifact, settings: LanguageModelSettings) -> Artifact | None:
         """The states of a model's frozen part for every window, computed once and kept."""
@@ -149,13 +158,17 @@ def compared(
 
 def check(settings: Mapping[str, Any]) -> list[str]:
     """Models are causal, whole, of one vocabulary, and have positions for the windows. Returns remarks on them."""
-    remarks = check_models(settings["teacher"], settings["student"], "causal")
-    windows, method = settings["windows"], settings["method"]
+    teacher, student = settings["teacher"], settings["student"]
+    remarks = check_models(teacher, student, "causal")
+    check_pruning(teacher, student)
+    windows, method, evaluation = settings["windows"], settings["method"], settings["evaluation"]
     longest = windows.longest
     if windows.mode == "packed" and method.aggregates:
         longest = max(longest, windows.context + method.horizon - 1)
-    for role in ("teacher", "student"):
-        check_positions(role, settings[role], longest)
+    if not evaluation.sliding:
+        longest = max(longest, windows.context + evaluation.horizon - 1)
+    for role, model in (("teacher", teacher), ("student", student if student.from_ is None else teacher)):
+        check_positions(role, model, longest)
     return remarks
 
 

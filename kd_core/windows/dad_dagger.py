@@ -93,13 +93,12 @@ def _batch(
     def in_order(columns: list[Tensor]) -> Tensor:
         return torch.stack(columns, dim=1).flatten(0, 1)
 
+    below_T = [step.below for step in steps if step.below is not None]
     return Aggregated(
         context_ML=in_order([step.context_BL for step in steps]),
         target_MP=true_BT[:, 1:].reshape(-1, 1),
         trajectory_M=start_B.repeat_interleave(horizon - 1),
         step_MP=step_BP.reshape(-1, 1),
         left_MP=left_BP.reshape(-1, 1),
-        below=Trunk(
-            in_order([step.below.behind_BXD for step in steps]), in_order([step.below.last_BPD for step in steps])
-        ),
+        below=Trunk(in_order([below.behind_BXD for below in below_T]), in_order([below.last_BPD for below in below_T])),
     )

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_core.losses.head import full_precision
-from kd_core.models.policy import Model, head_of
+from kd_core.models.policy import Model, encode, head_of
 from kd_core.rollout.responses import check_distribution
-from kd_core.rollout.sampling import SamplingSettings, draw
+from kd_core.rollout.sampling import SamplingSettings, Writer, draw
 from kd_core.windows.cutting import contexts, followers
 from kd_core.windows.last_block import last_hidden, trunk
 from kd_core.windows.trunk import Trunk
@@ -28,7 +28,7 @@ class FreeStep:
     """One step of free running in B trajectories."""
 
     context_BL: Tensor  # what the student sees: the true text at step 0, more and more of its own after
-    below: Trunk  # what its frozen part makes of that: need not be computed again to train on these windows
+    below: Trunk | None  # what its frozen part makes of a sliding context: need not be computed again to train on it
     nll_B: Tensor  # -log q of the true next token, in nats
     token_B: Tensor  # what it writes instead
 
@@ -47,14 +47,21 @@ def free_run(
     """The student runs free for T steps from true contexts, one `FreeStep` a step.
 
     Shapes: (B, H) ids, (B, T) the text that goes on, (B, T) uniform numbers in [0, 1) that choose the tokens. Sliding
-    contexts stay H tokens long, as in exact windows; the others grow. Source: DaD-DAgger, Algorithm 1 (rollout), and
+    contexts stay H tokens long, as in exact windows, and are read anew at each step, for every token moves a position;
+    the others grow, and only what was written last is read. Source: DaD-DAgger, Algorithm 1 (rollout), and
     its free-running cross-entropy. Raises NotFiniteError at the end for a model that writes from nan.
     """
     context_BL, log_probs = context_BH, []
-    head = head_of(model, num_tokens)
+    head, below, token_B, writer = head_of(model, num_tokens), None, None, None
+    if not sliding:
+        memory = encode(model, context_BH, torch.ones_like(context_BH, dtype=torch.bool))
+        writer = Writer(model, memory, true_BT.shape[1], num_tokens)
     for step in range(true_BT.shape[1]):
-        below = trunk(model, context_BL)
-        logits_BV = head.logits(last_hidden(model, below))
+        if writer is None:
+            below = trunk(model, context_BL)
+            logits_BV = head.logits(last_hidden(model, below))
+        else:
+            logits_BV = writer.logits(token_B)
         true_B = true_BT[:, step]
         nll_B = F.cross_entropy(full_precision(logits_BV), true_B, reduction="none")
         token_B, log_prob_B = draw(logits_BV, uniform_BT[:, step], settings)
@@ -82,6 +89,7 @@ def free_running(
     seed: int,
     *,
     sampling: SamplingSettings,
+    sliding: bool = True,
     num_tokens: int | None = None,
     batch_rows: int = 64,
 ) -> Iterator[FreeRunning]:
@@ -96,6 +104,9 @@ def free_running(
         first_B = start_B[rows] + context
         true_BT = followers(text_N, first_B, horizon)
         first_BH = contexts(text_N, first_B, context)
-        steps = list(free_run(model, first_BH, true_BT, uniform_BT[rows], sampling, num_tokens=num_tokens))
+        rolled = free_run(
+            model, first_BH, true_BT, uniform_BT[rows], sampling, sliding=sliding, num_tokens=num_tokens
+        )
+        steps = list(rolled)
         token_BT = torch.stack([step.token_B for step in steps], dim=1)
         yield FreeRunning(torch.stack([step.nll_B for step in steps], dim=1), token_BT, token_BT != true_BT)

@@ -25,6 +25,7 @@ from kd_core.models.files import (
 if TYPE_CHECKING:
     from kd_core.models.loading import ModelSettings
     from kd_core.models.prompts import Prompt
+    from tasks.compute.start import StartSettings
     from tasks.pairs.student import StudentSettings
 
 
@@ -126,7 +127,7 @@ def positions_of(settings: ModelSettings) -> int | None:
     return next((int(config[name]) for name in names if config.get(name) is not None), None)
 
 
-def check_pruning(teacher: ModelSettings, student: StudentSettings) -> None:
+def check_pruning(teacher: ModelSettings, student: StartSettings) -> None:
     """The layers that the student keeps are there, as far as the teacher is. Raises ValueError if they are not."""
     from kd_core.models.pruning import check_layers, num_layers
 

@@ -1,7 +1,7 @@
 """The stage `free_run`: one system on held-out text, its loss on exact windows and after tokens of its own."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -45,6 +45,8 @@ class HeldOutSettings:
     window_stride: int = 1  # tokens between two windows whose next token is predicted
     start_stride: int = 1  # tokens between two starts of free running
     temperature: float = 1.0
+    # contexts of free running stay as long as they are; false: they grow, as where a model writes, at an eighth of the cost
+    sliding: bool = field(default=True, metadata={"later": True})
     seed: int = 0  # of free running
 
     def __post_init__(self) -> None:
@@ -104,6 +106,7 @@ def _free(loaded: LoadedModel, text_N: torch.Tensor, settings: FreeRunSettings) 
         settings.horizon,
         settings.seed,
         sampling=SamplingSettings(max_new_tokens=1, temperature=settings.temperature),
+        sliding=settings.sliding,
         num_tokens=loaded.num_tokens,
         batch_rows=BATCH_WINDOWS,
     )

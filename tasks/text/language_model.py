@@ -11,6 +11,7 @@ from kd_core.windows.train import WindowTrainingSettings
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel
 from tasks.compute.reference import refer
+from tasks.compute.start import StartSettings
 from tasks.compute.training import last_validation, run_training
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
@@ -55,6 +56,24 @@ class TeacherModelSettings(LanguageModelSettings):
         """The tokenizer of the run: that of a named teacher, or one that is trained here."""
         named = ModelSettings(name=self.name, revision=self.revision) if self.name is not None else None
         return Vocabulary(model=named, size=self.vocab_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentModelSettings(StartSettings, LanguageModelSettings):
+    """The student: a causal model as any other here, or some layers of its teacher, as that is before it learns the text."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.from_ is None:
+            return
+        if self.layers is None:
+            raise ValueError("a student from: teacher needs layers: how many of the teacher's, or which ones")
+        if self.pretrain is not None:
+            raise ValueError("pretrain is for a model described by shape, and this student is from: teacher")
+        if self.choose == "influence":
+            raise ValueError(
+                "influence is measured on pairs, and running text has none\nchoose even or middle, or name the layers"
+            )
 
 
 @stage

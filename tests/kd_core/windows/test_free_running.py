@@ -15,19 +15,22 @@ TEXT = torch.randint(0, V, (40,), generator=torch.Generator().manual_seed(3))
 
 
 @pytest.mark.usefixtures("exact_attention")
-def test_free_running_is_that_of_the_stock_model_step_by_step() -> None:
+@pytest.mark.parametrize("sliding", [True, False])
+def test_free_running_is_that_of_the_stock_model_step_by_step(sliding: bool) -> None:
     model, settings = tiny_gpt_neo(window=5), SamplingSettings(temperature=0.8)
     starts = trajectory_starts(len(TEXT), H, T, T)
     true = torch.stack([TEXT[s + H : s + H + T] for s in starts])
     uniform = torch.rand((len(starts), T), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    steps = list(free_run(model, contexts(TEXT, starts + H, H), true, uniform, settings))
+    steps = list(free_run(model, contexts(TEXT, starts + H, H), true, uniform, settings, sliding=sliding))
+    assert all((step.below is not None) == sliding for step in steps)
     left_the_text = 0
     for row, start in enumerate(starts.tolist()):
         seen = TEXT[start : start + H].tolist()
         for t, step in enumerate(steps):
+            read = seen[-H:] if sliding else seen
             with torch.no_grad():
-                log_q = model(torch.tensor([seen[-H:]])).logits[0, -1].log_softmax(0)
-            assert step.context_BL[row].tolist() == seen[-H:]
+                log_q = model(torch.tensor([read])).logits[0, -1].log_softmax(0)
+            assert step.context_BL[row].tolist() == read
             torch.testing.assert_close(step.nll_B[row], -log_q[true[row, t]], atol=1e-11, rtol=1e-11)
             cumulative = (log_q / 0.8).softmax(0).cumsum(0)
             written = int((cumulative <= uniform[row, t]).sum())
