@@ -104,9 +104,7 @@ def free_running(
         first_B = start_B[rows] + context
         true_BT = followers(text_N, first_B, horizon)
         first_BH = contexts(text_N, first_B, context)
-        rolled = free_run(
-            model, first_BH, true_BT, uniform_BT[rows], sampling, sliding=sliding, num_tokens=num_tokens
-        )
+        rolled = free_run(model, first_BH, true_BT, uniform_BT[rows], sampling, sliding=sliding, num_tokens=num_tokens)
         steps = list(rolled)
         token_BT = torch.stack([step.token_B for step in steps], dim=1)
         yield FreeRunning(torch.stack([step.nll_B for step in steps], dim=1), token_BT, token_BT != true_BT)

@@ -170,7 +170,8 @@ def _batch(
             assert part.labels is not None  # refused before training
             place_M = (row_B[:, None] * target_BP.shape[1] + torch.arange(target_BP.shape[1])).flatten()
             found = part.labels.of(place_M, model.device)
-            labels = found if labels is None else labels.followed_by(found)
+            with torch.autocast(model.device.type, enabled=False):  # which on a CPU refuses to join float16
+                labels = found if labels is None else labels.followed_by(found)
     if len({(each.behind_BXD.shape[1], each.last_BPD.shape[1]) for each in trunks}) == 1:
         hidden_MD = last_hidden(model, Trunk.cat(trunks))
     else:  # packed: what a round adds has other lengths than the true windows

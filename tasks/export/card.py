@@ -23,6 +23,11 @@ from tasks.systems import SYSTEMS
 
 MACHINE = ("cpus", "threads", "device")  # of all that a manifest may hold, what tells nothing of its owner
 ABSENT = "Not known: this stage is no longer in the store."
+CHOSEN = {
+    "even": "evenly spread",
+    "middle": "all but the middle",
+    "influence": "those of most block influence: 1 - the mean cosine of what a layer reads and writes",
+}
 LICENCE = (
     "These weights derive from the teacher's outputs and logits and from the training data: the licences and terms of "
     "both apply to them. Under which licence they may be passed on is not stated here; whoever publishes them has to "
@@ -157,3 +162,21 @@ def _system(name: str) -> str:
 def _seconds(artifact: Artifact) -> str:
     manifest = read_manifest(artifact)
     return DASH if manifest is None else f"{manifest.seconds:.1f}"
+
+
+def pruning_text(manifest: Manifest) -> str:
+    """Which of the teacher's layers it was made of, and how they were chosen."""
+    settings, stats = manifest.key_record["settings"], manifest.stats
+    kept, total = stats["kept_layers"], stats["teacher_layers"]
+    named = isinstance(settings["layers"], list)
+    how = "named one by one" if named else CHOSEN[settings["choose"]]
+    text = (
+        f"Before any training it was cut out of its teacher: {len(kept)} of the {total} layers that write "
+        f"({', '.join(map(str, kept))}, counted from 0; {how}), and everything else as it was."
+    )
+    influence = stats.get("block_influence")
+    if influence is None:
+        return text
+    rows = [[str(number), short(value), "kept" if number in kept else "cut"] for number, value in enumerate(influence)]
+    sample = f"{count(stats['calibration_rows'])} training pairs, {count(stats['calibration_tokens'])} tokens"
+    return f"{text}\n\nInfluence on {sample}:\n\n{table(['layer', 'block influence', ''], rows)}"

@@ -31,11 +31,6 @@ METHOD_TEXT = {
     "of it (policy gradient).",
     "pre_distill": SEQKD,
 }
-CHOSEN = {
-    "even": "evenly spread",
-    "middle": "all but the middle",
-    "influence": "those of most block influence: 1 - the mean cosine of what a layer reads and writes",
-}
 
 
 def pairs_card(store: Store, record: RunRecord, student: Artifact, directory: Path) -> str:
@@ -77,26 +72,8 @@ def _what(record: RunRecord, manifests: Mapping[str, Manifest], method: str, fam
     origin = f", from {card.model_text(start, record, 'student')}" if start else ""
     if start.get("lora"):
         origin += f". What was trained is a LoRA adapter of rank {start['lora']['rank']}, merged into the weights here"
-    pruned = f"\n\n{_pruning(manifests['prune'])}" if "prune" in manifests else ""
+    pruned = f"\n\n{card.pruning_text(manifests['prune'])}" if "prune" in manifests else ""
     return f"{family.description}{size}, trained by {method}{origin}.{pruned}"
-
-
-def _pruning(manifest: Manifest) -> str:
-    """Which of the teacher's layers it was made of, and how they were chosen."""
-    settings, stats = manifest.key_record["settings"], manifest.stats
-    kept, total = stats["kept_layers"], stats["teacher_layers"]
-    named = isinstance(settings["layers"], list)
-    how = "named one by one" if named else CHOSEN[settings["choose"]]
-    text = (
-        f"Before any training it was cut out of its teacher: {len(kept)} of the {total} layers that write "
-        f"({', '.join(map(str, kept))}, counted from 0; {how}), and everything else as it was."
-    )
-    influence = stats.get("block_influence")
-    if influence is None:
-        return text
-    rows = [[str(number), short(value), "kept" if number in kept else "cut"] for number, value in enumerate(influence)]
-    sample = f"{count(stats['calibration_rows'])} training pairs, {count(stats['calibration_tokens'])} tokens"
-    return f"{text}\n\nInfluence on {sample}:\n\n{table(['layer', 'block influence', ''], rows)}"
 
 
 def _data(record: RunRecord, manifest: Manifest | None) -> str:

@@ -45,7 +45,8 @@ def _what(record: RunRecord, manifests: Mapping[str, Manifest], method: str, fam
     start = card.settings_of(manifests, "language_model[student]", "settings")
     origin = f", from {card.model_text(start, record, 'student')}" if start else ""
     rounds = (record.parameters.get("method") or {}).get("rounds", 3)
-    return f"{family.description}, trained by {method} in {rounds} rounds on running text{origin}."
+    pruned = f"\n\n{card.pruning_text(manifests['prune'])}" if "prune" in manifests else ""
+    return f"{family.description}, trained by {method} in {rounds} rounds on running text{origin}.{pruned}"
 
 
 def _data(manifest: Manifest | None) -> str:

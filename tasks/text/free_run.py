@@ -45,7 +45,7 @@ class HeldOutSettings:
     window_stride: int = 1  # tokens between two windows whose next token is predicted
     start_stride: int = 1  # tokens between two starts of free running
     temperature: float = 1.0
-    # contexts of free running stay as long as they are; false: they grow, as where a model writes, at an eighth of the cost
+    # free running's contexts keep their length; false: they grow, as where a model writes, at a fraction of the cost
     sliding: bool = field(default=True, metadata={"later": True})
     seed: int = 0  # of free running
 

