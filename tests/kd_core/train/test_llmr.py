@@ -172,7 +172,7 @@ def test_a_length_normalised_gain_is_a_mean_over_the_tokens_to_come(make_t5: Mak
 
 
 def test_a_length_normalised_gain_does_not_favour_short_outputs(make_t5: Make) -> None:
-    """Two rollouts of one source that lose as much a token are worth the same, whether long or short, cut off or not."""
+    """Two rollouts of one source that lose as much a token are worth the same, long or short, cut off or not."""
     value = torch.tensor([[4.0, 3.0, 2.0], [4.0, 0.0, 0.0]])
     mask = torch.tensor([[True, True, True], [True, False, False]])
     part = replace(
