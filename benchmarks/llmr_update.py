@@ -105,6 +105,7 @@ def updates(bench: Bench, settings: LLMRSettings) -> tuple[Callable[[], Any], Ca
     seen: list[Experience] = []
     both = Sources(sources, sources)
     loop = train_llmr(state, bench.teacher, both, both, settings, SEED, observe=seen)
+    next(loop)  # the look at the validation set before any update
     order = enumerate(batches.updates(sources.lengths.numpy(), settings.batch, SEED))
 
     def ours() -> tuple[Experience, float]:

@@ -14,7 +14,7 @@ from kd_core.losses.rewards import RewardSettings
 from kd_core.models.policy import encode, head_of, target_states
 from kd_core.rollout.responses import Responses
 from kd_core.rollout.sampling import SamplingSettings, sample
-from kd_core.rollout.scoring import judge
+from kd_core.rollout.scoring import Judgement, judge
 
 ROWS = 64
 LARGE_VOCABULARY = 32_128
@@ -39,10 +39,16 @@ def measure(bench: Bench) -> Iterator[dict[str, Any]]:
     sizes |= {"real_tokens": int(real.sum()), "max_new_tokens": bench.max_new_tokens}
     for value in VALUES:
         settings = RewardSettings(value=value, truncated="bootstrap")
-        ours = partial(judge, bench.teacher, source, mask, Responses(tokens, real, truncated), settings)
+        ours = partial(score, bench, source, mask, Responses(tokens, real, truncated), settings)
         for name, reference in references.items():
             seconds = in_turn(ours, reference)
             yield line("scoring", *seconds, "s/batch", reference_is=name, value=value, **sizes)
+
+
+@torch.no_grad()
+def score(bench: Bench, source: Tensor, mask: Tensor, responses: Responses, settings: RewardSettings) -> Judgement:
+    """What is timed: the teacher reads the sources and judges the responses."""
+    return judge(bench.teacher, encode(bench.teacher, source, mask), responses, settings)
 
 
 @torch.no_grad()
@@ -86,12 +92,7 @@ def stock_pass(teacher: Any, source: Tensor, mask: Tensor, tokens: Tensor) -> Ca
 
 def check(bench: Bench, source: Tensor, mask: Tensor, tokens: Tensor, real: Tensor, truncated: Tensor) -> None:
     """Raise AssertionError unless our rewards are those of full logits."""
-    ours = judge(
-        bench.teacher,
-        encode(bench.teacher, source, mask),
-        Responses(tokens, real, truncated),
-        RewardSettings(truncated="bootstrap"),
-    )
+    ours = score(bench, source, mask, Responses(tokens, real, truncated), RewardSettings(truncated="bootstrap"))
     reward, value = reference_llmr.rewards(bench.teacher, source, mask, tokens, real)
     torch.testing.assert_close(ours.reward_BT, reward, atol=2e-3, rtol=1e-3)
     torch.testing.assert_close(ours.value_BT, value, atol=2e-3, rtol=1e-3)

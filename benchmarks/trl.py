@@ -162,6 +162,7 @@ def our_steps(pair: Pair) -> Iterator[Any]:
         beta=BETA,
         student_share=1.0,
         validate_every=0,
+        validation_rows=1,
         sampling=SamplingSettings(max_new_tokens=pair.size.response),
         batch=BatchSettings(micro_batch_rows=ROWS, micro_batch_tokens=10**6, micro_batches=1),
         optimizer=OptimizerSettings(learning_rate=LEARNING_RATE),
@@ -169,7 +170,9 @@ def our_steps(pair: Pair) -> Iterator[Any]:
     prompts = TokenRows.of(pair.prompts)
     sources = Sources(prompts, prompts)
     state = TrainState.start(copy.deepcopy(pair.student), settings.optimizer)
-    return train_divergence(state, copy.deepcopy(pair.teacher), Transfer(sources, None), sources, settings, seed=0)
+    loop = train_divergence(state, copy.deepcopy(pair.teacher), Transfer(sources, None), sources, settings, seed=0)
+    next(loop)  # the look at the validation set before any update
+    return loop
 
 
 def trl_trainer(pair: Pair, folder: str) -> Any:

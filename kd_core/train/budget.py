@@ -9,6 +9,7 @@ from kd_core.train.batches import BatchSettings
 from kd_core.train.state import OptimizerSettings
 
 Keep = Literal["last", "reward", "reverse_kl"]
+MIN_VARIETY = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class Budget:
     # weights that are kept: the last, or those of the validation whose samples have the highest reward or the lowest
     # reverse KL (the start is one), unless greedy outputs have less than `min_variety` of the start's distinct bigrams
     keep: Keep = field(default="last", metadata={"later": True})
-    min_variety: float = field(default=0.8, metadata={"later": True})  # 0 = off
+    min_variety: float = field(default=MIN_VARIETY, metadata={"later": True})  # 0 = off
     patience: int = field(default=0, metadata={"later": True})  # validations without a better one that end it; 0 = off
 
     def __post_init__(self) -> None:
@@ -45,8 +46,11 @@ class Budget:
             raise ValueError(f"min_variety must be in [0, 1], 0 = off, got {self.min_variety}")
         if self.patience < 0:
             raise ValueError(f"patience must be 0 (off) or more, got {self.patience}")
-        if self.patience and self.keep == "last":
-            raise ValueError("patience waits for something better, and keep is last\nset keep to reward or reverse_kl")
+        if self.keep == "last" and (self.patience or self.min_variety != MIN_VARIETY):
+            name = "patience" if self.patience else "min_variety"
+            raise ValueError(f"{name} is of weights that are kept, and keep is last\nset keep to reward or reverse_kl")
+        if self.patience and not self.validate_every:
+            raise ValueError("patience counts validations, and validate_every is 0\nset validate_every")
         if self.validate_every < 0:
             raise ValueError(f"validate_every must be 0 (at the end only) or more, got {self.validate_every}")
 

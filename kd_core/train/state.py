@@ -130,8 +130,8 @@ class TrainState:
         for name, tensor in self.trained.items():
             for key, value in self.optimizer.state.get(tensor, {}).items():
                 tensors[f"optimizer.{key}.{name}"] = value
-        for kind, held in (("in_flight", self.in_flight), ("best", self.best)):
-            tensors |= {f"{kind}.{name}": tensor.clone() for name, tensor in held.items()}  # no shared storage
+        tensors |= {f"in_flight.{name}": tensor.clone() for name, tensor in self.in_flight.items()}  # no shared storage
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, directory / "state.safetensors")
         rows = [{"step": row.step, **row.values} for row in log]
         (directory / "state.json").write_text(json.dumps({"step": self.step, "log": rows}), encoding="utf-8")

@@ -144,7 +144,8 @@ class Tally:
 def variety(outputs: Sequence[Sequence[int]]) -> dict[str, float]:
     """Shares of outputs that another equals, of bigrams that are distinct, and of 4-grams that are repetitions."""
     bigrams = [pair for each in outputs for pair in pairwise(each)]
-    repeated, fourgrams = (sum(counts) for counts in zip(*(repeated_ngrams(each) for each in outputs), strict=True))
+    counts = [repeated_ngrams(each) for each in outputs]
+    repeated, fourgrams = sum(count for count, _ in counts), sum(count for _, count in counts)
     return {
         "equal": sum(equal_to_another(outputs)) / len(outputs),
         "distinct_2": len(set(bigrams)) / max(len(bigrams), 1),

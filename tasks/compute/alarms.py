@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from kd_core.train.state import StepMetrics
 
 Values = Mapping[str, float]
-SAME = 0.3  # share of outputs that another equals, beyond twice the start's
-REPEATED = 0.2  # share of 4-grams that are repetitions, beyond twice the start's
+SAME = 0.3  # share of outputs that another equals
+REPEATED = 0.2  # share of 4-grams that are repetitions
 VARIETY = 0.5  # of the start's distinct bigrams
-CUT_OFF = 0.5  # share of outputs, beyond one and a half times the start's
+CUT_OFF = 0.5  # share of outputs
 SHORTER, LONGER = 0.6, 1.6  # times the start's length
 AGREEMENT = 0.1  # of overlap lost
 LOST = 1.5  # times the teacher's entropy on the data set's texts
@@ -21,7 +21,7 @@ LOST = 1.5  # times the teacher's entropy on the data set's texts
 
 @dataclass
 class Alarms:
-    """Tells of each sign of collapse once in a training."""
+    """Tells of each sign of collapse once in a training; one that is resumed tells again, for its own record."""
 
     warn: Callable[[str], None]
     start: Values | None = None
@@ -39,8 +39,13 @@ class Alarms:
                 self.warn(f"after update {row.step}: {said}" if row.step else f"before any update: {said}")
 
 
+def limit(share: float, before: float) -> float:
+    """What a share may rise to: twice the start's or, from a start that is half way there, half of what was left."""
+    return max(share, min(2 * before, (1 + before) / 2))
+
+
 def signs(now: Values, start: Values) -> dict[str, str]:
-    """The signs of collapse in a look, with what they are and what to do."""
+    """The signs of collapse in a look, each by its name and in words."""
 
     def of(name: str) -> tuple[float, float]:
         return now[f"validation_{name}"], start[f"validation_{name}"]
@@ -48,16 +53,16 @@ def signs(now: Values, start: Values) -> dict[str, str]:
     found = {}
     for kind, outputs in (("", "greedy outputs"), ("sampled_", "sampled outputs")):
         equal, before = of(kind + "equal")
-        if equal > max(SAME, 2 * before):
+        if equal > limit(SAME, before):
             found[kind + "equal"] = f"{equal:.0%} of the {outputs} are equal to another ({before:.0%} at the start)"
         distinct, before = of(kind + "distinct_2")
         if distinct < VARIETY * before:
             found[kind + "distinct_2"] = f"distinct bigrams of {outputs} fell from {before:.0%} to {distinct:.0%}"
         repeated, before = of(kind + "repetition")
-        if repeated > max(REPEATED, 2 * before):
+        if repeated > limit(REPEATED, before):
             found[kind + "repetition"] = f"{outputs} repeat {repeated:.0%} of their 4-grams ({before:.0%} at the start)"
         cut, before = of(kind + "truncated")
-        if cut > max(CUT_OFF, 1.5 * before):
+        if cut > limit(CUT_OFF, before):
             found[kind + "truncated"] = f"{cut:.0%} of the {outputs} hit the length limit ({before:.0%} at the start)"
         length, before = of(kind + "length")
         if not SHORTER * before <= length <= LONGER * before:

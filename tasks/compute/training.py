@@ -77,6 +77,8 @@ def run_training(
                     build.checkpoints.save(row.step, write)
     except NotFiniteError as error:
         raise ValueError(_blown_up(build.stage, state.step, error)) from None
+    if last_validation(log).get("kept_step") == 0:
+        build.warn("no update made the student better by what is kept: it ends as it started; see keep and min_variety")
     state.finish()
     save_trained(loaded, build.dir)
     write_log(build.dir / "training_log.parquet", log)

@@ -81,5 +81,6 @@ def evaluate(
 def _predictions(system: str, written: pa.Table, corpus: Artifact, split: str) -> pa.Table:
     texts = read_split(corpus, split, ("source", "target"), len(written))
     columns = {"system": [system] * len(written), "source": texts["source"], "reference": texts["target"]}
-    names = [name for name in PREDICTIONS.names if name not in columns]
-    return pa.table(columns | {name: written[name] for name in names}).select(PREDICTIONS.names).cast(PREDICTIONS)
+    columns |= {name: written[name] for name in written.column_names if name in PREDICTIONS.names}
+    unknown = {name: pa.nulls(len(written)) for name in PREDICTIONS.names if name not in columns}  # to older outputs
+    return pa.table(columns | unknown).select(PREDICTIONS.names).cast(PREDICTIONS)

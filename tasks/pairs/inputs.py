@@ -63,8 +63,9 @@ def validation_sources(corpus: Artifact, pair: Pair, prompts: Prompts, settings:
     """The validation inputs that a method looks at, as both read them, and what the data set has for them."""
     split = read_split(corpus, "validation", ("source", "target"), settings.validation_rows)
     sources, teacher = both_read(pair, prompts, split["source"], settings.max_source_tokens), pair[0]
-    end = response_end(teacher.tokenizer, prompts.teacher)
-    text = TokenRows.targets(teacher.tokenizer, split["target"], settings.sampling.max_new_tokens, end)
+    end, limit = response_end(teacher.tokenizer, prompts.teacher), settings.sampling.max_new_tokens
+    tokens = teacher.tokenizer(split["target"], add_special_tokens=False, verbose=False)["input_ids"]
+    text = TokenRows.of([[*row, end][:limit] for row in tokens])  # one that is cut has no end: it would surprise anyone
     return replace(sources, text=text)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kd_core.models.policy import Model
 from kd_core.models.prompts import Prompts
 from kd_core.models.token_rows import token_names
 from kd_core.train.llmr import Experience, LLMRSettings, train_llmr
@@ -53,7 +54,7 @@ def llmr(
     limit = settings.max_source_tokens
     train = read_sources(corpus, "train", pair, prompt, limit)
     validation = validation_sources(corpus, pair, prompt, settings)
-    start = deepcopy(student_model.model) if settings.start_kl > 0 else None  # it stays as it is
+    start = frozen_copy(student_model.model, settings.optimizer.precision) if settings.start_kl > 0 else None
     seen: list[Experience] = []
     log = run_training(
         build,
@@ -86,6 +87,17 @@ def llmr(
             f"{truncated:.0%} of the rollouts hit the limit of {settings.sampling.max_new_tokens} tokens "
             f"and were {what}; raise lengths.target"
         )
+
+
+def frozen_copy(student: Model, precision: str) -> Model:
+    """The student as it starts, trained no more and rounded as it will be; what is frozen of it is there once for both."""
+    shared = {id(x): x for x in (*student.parameters(), *student.buffers()) if not x.requires_grad}
+    copy = deepcopy(student, shared)
+    for parameter in copy.parameters():
+        if parameter.requires_grad and precision == "bfloat16_weights":
+            parameter.data = parameter.data.bfloat16()
+        parameter.requires_grad_(requires_grad=False)
+    return copy
 
 
 class RolloutLog:

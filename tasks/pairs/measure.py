@@ -76,7 +76,7 @@ def measure(build: Build, corpus: Artifact, outputs: Artifact, settings: Measure
             truncated=written["truncated"].to_pylist(),
             reward_sum=written["reward"].to_numpy(),
             reward_count=written["num_tokens"].to_numpy(),
-            agreement={name: written[name].to_numpy() for name in AGREEMENT},
+            agreement={name: written[name].to_numpy() for name in AGREEMENT if name in written.column_names},
         ),
         References(references_of(written, corpus), resamples=settings.resamples, seed=settings.seed),
         settings.metrics,

@@ -127,7 +127,7 @@ def test_every_method_runs_to_its_table_and_its_student_can_be_taken_away(
     trained = next(each for each in record.stages if each.stage in ("divergence", "minillm", "seqkd"))
     assert trained.label == (kind if trained.stage == "divergence" else "")
     log = pq.read_table(store.artifact(trained.stage, trained.key).path / "training_log.parquet").to_pylist()
-    assert {row["step"] for row in log} == {1, 2}
+    assert {row["step"] for row in log} == ({1, 2} if kind == "seqkd" else {0, 1, 2})
     expected = {"seqkd": "validation_loss"}.get(kind, "validation_reverse_kl")
     assert expected in {row["metric"] for row in log}
     export_run(store, record, tmp_path / "out")

@@ -1,5 +1,6 @@
 """GPT-Neo over (prompt, response) pairs against the stock model on each row's tokens, values and gradients, float64."""
 
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -302,7 +303,7 @@ def test_an_update_by_divergence_follows_the_stock_gradient() -> None:
     norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
 
     state = TrainState.start(student, settings.optimizer)
-    first = next(train_divergence(state, teacher, Transfer(sources, None), sources, settings, seed=3))
+    _, first = islice(train_divergence(state, teacher, Transfer(sources, None), sources, settings, seed=3), 2)
     assert first.values["tokens"] == sum(map(len, responses))
     assert first.values["loss"] == pytest.approx(float(divergence.detach()), rel=1e-9)
     assert first.values["grad_norm"] == pytest.approx(float(norm), rel=1e-9)

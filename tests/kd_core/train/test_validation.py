@@ -121,9 +121,14 @@ def test_weights_that_have_lost_their_variety_are_not_kept(make_t5: Make) -> Non
     ("wrong", "says"),
     [
         ({"keep": "best"}, "keep must be last, reward or reverse_kl, got 'best'"),
-        ({"min_variety": 1.5}, r"min_variety must be in \[0, 1\]"),
+        ({"min_variety": 1.5, "keep": "reward"}, r"min_variety must be in \[0, 1\]"),
         ({"patience": -1, "keep": "reward"}, "patience must be 0"),
-        ({"patience": 3}, "patience waits for something better, and keep is last"),
+        ({"patience": 3}, "patience is of weights that are kept, and keep is last"),
+        ({"min_variety": 0.5}, "min_variety is of weights that are kept, and keep is last"),
+        (
+            {"patience": 3, "keep": "reward", "validate_every": 0},
+            "patience counts validations, and validate_every is 0",
+        ),
         ({"start_kl": -1.0}, "start_kl must be 0"),
         ({"reverse_kl": -0.1}, "reverse_kl must be 0"),
     ],

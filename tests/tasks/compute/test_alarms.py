@@ -49,8 +49,11 @@ def test_a_healthy_training_says_nothing() -> None:
 
 
 def test_what_is_odd_from_the_start_is_no_collapse() -> None:
-    stock_replies = START | {"validation_equal": 0.9, "validation_truncated": 0.8}
-    assert said({"validation_equal": 0.95}, stock_replies) == []
+    stock_replies = START | {"validation_equal": 0.5, "validation_truncated": 0.8}
+    assert said({"validation_equal": 0.7}, stock_replies) == []
+    assert said({"validation_equal": 1.0}, stock_replies) == [
+        "after update 10: 100% of the greedy outputs are equal to another (50% at the start)"
+    ]
 
 
 def test_a_teacher_lost_at_the_start_is_said_there() -> None:
