@@ -90,7 +90,7 @@ def llmr(
 
 
 def frozen_copy(student: Model, precision: str) -> Model:
-    """The student as it starts, trained no more and rounded as it will be; what is frozen of it is there once for both."""
+    """The student as it starts, trained no more and rounded as it will be; what is frozen of it is there once."""
     shared = {id(x): x for x in (*student.parameters(), *student.buffers()) if not x.requires_grad}
     copy = deepcopy(student, shared)
     for parameter in copy.parameters():

@@ -189,3 +189,20 @@ def test_what_is_odd_about_a_model_is_said_before_anything_starts(tmp_path: Path
 def test_seqkd_has_no_best_weights_to_keep() -> None:
     with pytest.raises(ValueError, match=r"seqkd writes nothing while it trains.*got keep 'reward'"):
         SeqKDSettings(keep="reward")
+
+
+def test_llmr_is_held_back_and_ends_with_its_best_weights(store: Store) -> None:
+    held = {"start_kl": 0.5, "reverse_kl": 0.5, "rollouts_per_source": 2, "reward": {"truncated": "bootstrap"}}
+    kept = {"keep": "reverse_kl", "min_variety": 0.0, "validate_every": 1}
+    short = SHORT | {"steps": 8, "optimizer": {"learning_rate": 0.05}}
+    record, _ = run(store, method(**short, **held, **kept))
+    trained = next(each for each in record.stages if each.stage == "llmr")
+    artifact = store.artifact("llmr", trained.key)
+    rows = pq.read_table(artifact.path / "training_log.parquet").to_pylist()
+    reverse_kl = {row["step"]: row["value"] for row in rows if row["metric"] == "validation_reverse_kl"}
+    best = min(reverse_kl, key=lambda step: reverse_kl[step])
+    stats = artifact.manifest().stats
+    assert (stats["kept_step"], stats["validation_reverse_kl"]) == (best, reverse_kl[best])
+    assert best < max(reverse_kl), "the last is the best: nothing was tested"
+    said = [text for text in stats.get("warnings", ()) if "ends as it started" in text]
+    assert bool(said) == (best == 0)
