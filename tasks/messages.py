@@ -3,6 +3,9 @@
 import os
 import re
 
+SECRETS = re.compile(  # whoever's they are: user and password in an address, and what is called a key
+    r"(?<=://)[^/\s]+@|(?<=bearer )\S+|(?:(?<=token=)|(?<=key=)|(?<=secret=)|(?<=password=))[^&\s]+", re.IGNORECASE
+)
 SHORTEST_SECRET = 8  # characters: "none" is no secret, and hiding it would spoil texts that hold the word
 
 
@@ -16,6 +19,8 @@ def without_secrets(text: str) -> str:
     """A text of somebody else's without the keys in our environment, and without what addresses hold of them."""
     for name, given in os.environ.items():
         value = given.strip()
-        if len(value) >= SHORTEST_SECRET and re.search("KEY|TOKEN|SECRET|PASSWORD", name):
-            text = text.replace(value, "[hidden]")
-    return re.sub(r"(?<=://)[^/@\s]+@|(?<=token=)[^&\s]+", "[hidden]", text)
+        if re.search("KEY|TOKEN|SECRET|PASSWORD", name):
+            for form in (value, repr(value)[1:-1], *value.split()):  # of two lines, an error quotes both or has one
+                if len(form) >= SHORTEST_SECRET:
+                    text = text.replace(form, "[hidden]")
+    return SECRETS.sub("[hidden]", text)

@@ -115,7 +115,11 @@ def export(arguments: argparse.Namespace) -> int:
     directory, repository = arguments.directory, arguments.push
     if repository is not None:
         check_push(repository)
-        directory = directory or Path(repository.partition("/")[2])
+        if directory is None and (directory := Path(repository.partition("/")[2])).exists():
+            raise ValueError(
+                f"{directory}, where this export would lie, is there already\n"
+                f"name a new directory: distill export {arguments.run} DIRECTORY --push {repository}"
+            )
     elif directory is None or arguments.public:
         raise ValueError("where to?\ngive a directory, --push USER/NAME, or both; --public is for what is pushed")
     store = store_here()

@@ -12,15 +12,23 @@ from pathlib import Path
 
 from tasks.messages import first_line, without_secrets
 
+NAME = r"(?!.*(--|\.\.))\b[\w.-]+\b/\b[\w.-]{1,96}\b"  # the hub's own rule
+
 
 def check_push(repository: str) -> None:
-    """What can be known before there is anything to push. Raises ValueError without a token, or for no user/name."""
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", repository) is None:
+    """What can be known before there is anything to push.
+
+    Raises ValueError for no token, for several, and for no user/name.
+    """
+    if re.fullmatch(NAME, repository) is None:
         raise ValueError(
             f"a model on the hub is called user/name, got {repository!r}\nfor instance: --push ada/student"
         )
-    if not _token():
-        raise ValueError("nothing can be pushed without a token\nset HF_TOKEN to one of the hub's that may write")
+    token, advice = _token(), "set HF_TOKEN to one of the hub's that may write"
+    if not token:
+        raise ValueError(f"nothing can be pushed without a token\n{advice}")
+    if re.fullmatch(r"[\x21-\x7e]+", token) is None:
+        raise ValueError(f"HF_TOKEN is no token: it has several lines or words, or letters that no token has\n{advice}")
 
 
 def push(directory: Path, repository: str, *, public: bool) -> str:
@@ -33,20 +41,20 @@ def push(directory: Path, repository: str, *, public: bool) -> str:
     from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=_token())
-    visible = "public" if public else "private"
+    advice = f"to push it: hf upload {repository} {directory}{'' if public else ' --private'}"
     try:
         url = api.create_repo(repository, private=not public, exist_ok=True)
         is_public = not api.model_info(repository).private
         if is_public == public:
             api.upload_folder(repo_id=repository, folder_path=directory, commit_message="distill export")
             return str(url)
-        problem = f"{repository} is on the hub already, and it is not {visible}"
+        problem = f"{repository} is on the hub already, and it is not {'public' if public else 'private'}"
+        advice = "give another name, or change its visibility on the hub"  # uploading heeds no --private there
     except HfHubHTTPError as error:
         problem = _refused(api.endpoint, repository, error)
     except Exception as error:  # the classes of whichever library it speaks HTTP with
         problem = f"the hub at {api.endpoint} cannot be reached: {first_line(error)}"
-    again = f"hf upload {repository} {directory}{'' if public else ' --private'}"
-    raise ValueError(f"{without_secrets(problem)}\n{directory} stays as it was exported; to push it: {again}") from None
+    raise ValueError(f"{without_secrets(problem)}\n{directory} stays as it was exported; {advice}") from None
 
 
 def _refused(endpoint: str, repository: str, error: Exception) -> str:

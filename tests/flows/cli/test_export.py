@@ -51,6 +51,11 @@ def test_an_export_is_pushed_and_what_is_refused_stays(
         assert cli.main(["export", "tiny", "--push", "ada/student"]) == 0
         assert capsys.readouterr().out.splitlines()[-1] == f"pushed to {hub.endpoint}/ada/student, private"
         assert hub.files == {path.name: path.read_bytes() for path in (tmp_path / "student").iterdir()}
+        assert cli.main(["export", "tiny", "--push", "ada/student"]) == 1
+        assert capsys.readouterr().err.splitlines() == [
+            "error: student, where this export would lie, is there already",
+            "name a new directory: distill export tiny DIRECTORY --push ada/student",
+        ]
         hub.refuses = 403
         assert cli.main(["export", "tiny", "second", "--push", "ada/student", "--public"]) == 1
     said = capsys.readouterr()

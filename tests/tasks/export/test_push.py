@@ -54,8 +54,12 @@ def test_a_model_that_is_there_and_as_visible_as_it_should_not_be_is_left_alone(
     hub: Hub, directory: Path, public: bool
 ) -> None:
     hub.models[NAME] = public
-    with pytest.raises(ValueError, match=f"it is not {'public' if public else 'private'}\n"):
+    with pytest.raises(ValueError, match=NAME) as raised:
         push(directory, NAME, public=public)
+    assert str(raised.value).split("\n") == [
+        f"{NAME} is on the hub already, and it is not {'public' if public else 'private'}",
+        f"{directory} stays as it was exported; give another name, or change its visibility on the hub",
+    ]
     assert hub.files == {}
 
 
@@ -98,7 +102,36 @@ def test_without_a_token_it_is_refused_beforehand(monkeypatch: pytest.MonkeyPatc
         check_push(NAME)
 
 
-@pytest.mark.parametrize("name", ["student", "a/b/c", "ada/", "ada/my student", ""])
+@pytest.mark.parametrize("token", ["hf_first\nhf_second", "hf_first hf_second", "hf_fürst"])
+def test_what_can_be_no_token_is_refused_beforehand_and_not_shown(monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(ValueError, match=r"^HF_TOKEN is no token: [^\n]+\nset HF_TOKEN to one of") as raised:
+        check_push(NAME)
+    assert "hf_" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["ada/student", "Ada-1/a.b_c-d", "_/x"])
+def test_a_name_of_the_hubs_will_do(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    check_push(name)
+
+
+NO_NAMES = [
+    "student",
+    "a/b/c",
+    "ada/",
+    "ada/my student",
+    "",
+    "ada/..",
+    "ada/.",
+    "../x",
+    "ada/-x",
+    "ada/x--y",
+    "ada/x\n",
+]
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
 def test_a_name_that_is_none_of_the_hubs_is_refused_beforehand(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with pytest.raises(ValueError, match="a model on the hub is called user/name, got"):
