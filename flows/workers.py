@@ -19,6 +19,8 @@ from tasks.store.artifacts import Store
 from tasks.store.progress import NullReporter
 from tasks.store.stage import Run, RuntimeSettings, open_run
 
+UNTRACKED: set[str] = set()  # trackers that have failed in this process, which builds several cells: said once
+
 
 def build_cells(run: Run, entrypoint: str, cells: Sequence[tuple[str, dict[str, Any]]], workers: int) -> None:
     """Build all cells, the first one alone: it makes what the others share, with all threads.
@@ -37,20 +39,28 @@ def build_cells(run: Run, entrypoint: str, cells: Sequence[tuple[str, dict[str, 
     threads = max(1, (run.runtime.threads or os.cpu_count() or 1) // workers)
     runtime = replace(run.runtime, threads=threads)
     jobs = [
-        Job(name, _build, (run.store.root, entrypoint, parameters, runtime, run.run_id, name))
+        Job(name, _build, (run.store.root, entrypoint, parameters, runtime, run.run_id, name, run.untracked))
         for name, parameters in cells[1:]
     ]
     run_jobs(jobs, workers, tell)
 
 
 def _build(
-    root: Path, entrypoint: str, parameters: dict[str, Any], runtime: RuntimeSettings, comparison: str, cell: str
+    root: Path,
+    entrypoint: str,
+    parameters: dict[str, Any],
+    runtime: RuntimeSettings,
+    comparison: str,
+    cell: str,
+    untracked: set[str],
 ) -> None:
     """One cell in a process of its own, recorded as a part of the comparison, which then finds all in the store."""
+    UNTRACKED.update(untracked)
     with (
         open_run(Store(root), name="cell", runtime=runtime, reporter=_Warner(), part_of=comparison) as run,
         run.serving(cell),
     ):
+        run.untracked = UNTRACKED
         outline_of(entrypoint).pipeline(**parameters)
 
 

@@ -12,18 +12,19 @@ again, and stands in both, the same.
 
 Files lie under <home>/track/<tracker>/. Nothing leaves the machine unless the tracker's own environment variables say
 so: WANDB_API_KEY or WANDB_MODE, MLFLOW_TRACKING_URI, TRACKIO_SPACE_ID or TRACKIO_SERVER_URL. A tracker that is not
-installed, cannot be reached or fails half-way is said once a run and left out of the rest; nothing here changes a
-result, and nothing is in a stage's key.
+installed, cannot be reached or fails half-way is said once a run and left out of the rest (of cells side by side, in
+each process that finds it out); nothing here changes a result, and nothing is in a stage's key.
 """
 
+import fcntl
 import json
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,6 +36,7 @@ from tasks.store.stage import Build
 PROJECT = "distill"  # or what WANDB_PROJECT and MLFLOW_EXPERIMENT_NAME say
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow-skinny", "trackio": "trackio"}
 MOST_PARAMS, LONGEST_PARAM = 100, 500  # what every MLflow server takes in one request, and in characters of a value
+CLOSE_SECONDS = 10.0  # the longest that a stage waits for a tracker to end its run: it may be talking to nobody
 
 
 @dataclass(frozen=True)
@@ -109,18 +111,20 @@ class MLflow:
     """A run of MLflow, in a database of its own or where MLFLOW_TRACKING_URI says."""
 
     def __init__(self, told: Told) -> None:
-        # it tells its makers of its use, and waits for minutes on a server that is not there
-        for name, value in (("DISABLE_TELEMETRY", "true"), ("HTTP_REQUEST_MAX_RETRIES", "1")):
+        # it tells its makers of its use, and waits for minutes on a server that is not there, or does not answer
+        own = {"DISABLE_TELEMETRY": "true", "HTTP_REQUEST_MAX_RETRIES": "1", "HTTP_REQUEST_TIMEOUT": "10"}  # seconds
+        for name, value in own.items():
             os.environ.setdefault(f"MLFLOW_{name}", value)
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param
 
         self._metric, uri, files = Metric, os.environ.get("MLFLOW_TRACKING_URI"), told.folder.resolve()
-        self._client = MlflowClient(uri or f"sqlite:///{files / 'mlflow.db'}")
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT
-        known = self._client.get_experiment_by_name(name)
         place = None if uri else (files / "artifacts").as_uri()
-        experiment = known.experiment_id if known else self._client.create_experiment(name, artifact_location=place)
+        with _alone(files / "lock"):  # two cells at once would both make the tables, or the experiment, and one fail
+            self._client = MlflowClient(uri or f"sqlite:///{files / 'mlflow.db'}")
+            known = self._client.get_experiment_by_name(name)
+            experiment = known.experiment_id if known else self._client.create_experiment(name, artifact_location=place)
         self._run_id = self._client.create_run(experiment, run_name=told.name).info.run_id
         params = [Param(name, str(value)[:LONGEST_PARAM]) for name, value in flatten(told.settings)]
         for start in range(0, len(params), MOST_PARAMS):
@@ -172,13 +176,13 @@ def tracked(build: Build) -> Iterator[Callable[[StepMetrics], None]]:
     """A function that tells a row of the log to every tracker of the run. It raises nothing, and neither does this."""
     run, opened = build.run, dict[str, Tracker]()
 
-    def attempt(name: str, call: Callable[[], Tracker | None]) -> Tracker | None:
+    @contextmanager
+    def left_out_if_it_fails(name: str) -> Iterator[None]:
         try:
-            return call()
+            yield
         except Exception as error:
             run.untracked.add(name)
             run.reporter.warning(_lost(name, error))
-            return None
 
     def start(name: str) -> Tracker:
         parts = (run.record.part_of or run.run_id, run.cell, build.stage)
@@ -187,21 +191,53 @@ def tracked(build: Build) -> Iterator[Callable[[StepMetrics], None]]:
         return TRACKERS[name](told)
 
     def tell(row: StepMetrics) -> None:
-        for name, tracker in opened.items():
-            if name not in run.untracked:
-                attempt(name, partial(tracker.log, row.step, row.values))
+        for name, tracker in list(opened.items()):
+            with left_out_if_it_fails(name):
+                tracker.log(row.step, row.values)
+            if name in run.untracked:
+                with suppress(Exception):  # what there is to say of it has been said
+                    _close(opened.pop(name), finished=False)
 
     for name in map(str, dict.fromkeys(build.runtime.track)):
-        if name not in run.untracked and (tracker := attempt(name, partial(start, name))) is not None:
-            opened[name] = tracker
+        if name not in run.untracked:
+            with left_out_if_it_fails(name):
+                opened[name] = start(name)
     finished = False
     try:
         yield tell
         finished = True
     finally:
         for name, tracker in opened.items():
-            if name not in run.untracked:
-                attempt(name, partial(tracker.close, finished))
+            with left_out_if_it_fails(name):
+                _close(tracker, finished)
+
+
+def _close(tracker: Tracker, finished: bool) -> None:
+    """End its run, waiting for CLOSE_SECONDS at most. Raises what it raises, and TimeoutError."""
+    failures: list[Exception] = []
+
+    def close() -> None:
+        try:
+            tracker.close(finished)
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=close, daemon=True)
+    thread.start()
+    thread.join(CLOSE_SECONDS)
+    if thread.is_alive():
+        raise TimeoutError(f"its run has not ended in {CLOSE_SECONDS:g} seconds")
+    if failures:
+        raise failures[0]
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold a file's lock, so that processes do one after another what is done here."""
+    with path.open("w", encoding="utf-8") as file:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _lost(name: str, error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,18 +76,36 @@ def test_a_wrong_setting_of_one_cell_is_refused_with_its_name(
     assert "alpha must be in [0, 1], got 1.5" in said
 
 
+def write_failing_trackers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that never works, and one that does not in processes of a cell of their own."""
+    (path / "trackio.py").write_text("raise RuntimeError('no answer')")
+    (path / "wandb.py").write_text(
+        "import multiprocessing\nfrom unittest.mock import MagicMock\n\n"
+        "Settings = dict\ninit = MagicMock()\n"
+        "if multiprocessing.parent_process() is not None:\n    raise RuntimeError('no answer')\n"
+    )
+    monkeypatch.syspath_prepend(path)
+    for name in ("trackio", "wandb"):
+        monkeypatch.setitem(sys.modules, name, sys)
+        monkeypatch.delitem(sys.modules, name)  # so that what is imported meanwhile is taken back
+
+
 def test_cells_side_by_side_make_the_artifacts_that_cells_one_after_another_do(
-    catalogue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    catalogue: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    write_failing_trackers(tmp_path, monkeypatch)
     sets = ["--set", "values=[]", "--set", "sweep=null", "--set", "seeds=[0, 1]"]
     sets += ["--set", 'settings={"method.rounds": 2, "evaluation.rounds": false}', "--threads", "1"]
     command = ["run", "compare/tiny", "--prefect-file", "mine.yaml", *sets]
     tables = []
     for number, workers in enumerate((2, 1)):
         monkeypatch.setenv("DISTILL_HOME", str(tmp_path / f"home-{number}"))
-        track = ["--set", 'runtime.track=["tensorboard"]'] if workers == 2 else []
-        assert cli.main([*command, *track, "--set", f"workers={workers}"]) == 0, capsys.readouterr().err
-        said = capsys.readouterr().out
+        track = ["--set", 'runtime.track=["tensorboard", "trackio", "wandb"]'] if workers == 2 else []
+        assert cli.main([*command, *track, "--set", f"workers={workers}"]) == 0, capfd.readouterr().err
+        said, err = capfd.readouterr()
+        if workers == 2:
+            assert (said + err).count("trackio fails") == 1  # for the first cell, and so for all
+            assert 1 <= err.count("wandb fails") <= workers  # once a process, not for each of three cells
         (path,) = (tmp_path / f"home-{number}" / "artifacts" / "compare").glob("*/comparison.parquet")
         tables.append(path.read_bytes())
         assert "no difference among" in said  # 40 resamples cannot tell so many apart, and the run says so

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 from kd_core.models.shapes import T5Shape
 from kd_core.train.state import OptimizerSettings
 from kd_core.train.supervised import SupervisedSettings
+from tasks.compute import track
 from tasks.pairs.prepare import prepare
 from tasks.pairs.teacher import TeacherSettings, teacher
 from tasks.store.artifacts import Artifact, Store
@@ -36,7 +39,8 @@ VARIABLES = (
         "TRACKIO_DIR",
         "TRACKIO_SPACE_ID",
     ),
-    *("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_DISABLE_TELEMETRY", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"),
+    *("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_DISABLE_TELEMETRY"),
+    *("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"),
 )
 Curves = dict[str, list[tuple[int, float]]]
 
@@ -64,7 +68,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def train(
-    store: Store, *track: str, learning_rate: float = 0.01, cell: str = "", **more: Any
+    store: Store, *trackers: str, learning_rate: float = 0.01, cell: str = "", **more: Any
 ) -> tuple[Run, Ear, Artifact]:
     """A teacher that is fitted in four steps: the run, what was warned of, and the artifact."""
     ear, optimizer = Ear(), OptimizerSettings(learning_rate=learning_rate)
@@ -73,7 +77,7 @@ def train(
     )
     settings = TeacherSettings(shape=SHAPE, vocab_size=40, fit=fit)
     checkpoint_seconds, part_of = more.get("checkpoint_seconds", 30.0), more.get("part_of", "")
-    runtime = RuntimeSettings(device="cpu", threads=1, checkpoint_seconds=checkpoint_seconds, track=track)  # type: ignore[arg-type]
+    runtime = RuntimeSettings(device="cpu", threads=1, checkpoint_seconds=checkpoint_seconds, track=trackers)  # type: ignore[arg-type]
     with open_run(store, name="mine", runtime=runtime, reporter=ear, part_of=part_of) as run, run.serving(cell):
         corpus = prepare(dataset=write_pairs(store.root / "pairs.csv"), seed=0, limit=None)
         made = teacher(corpus=corpus, settings=settings, seed=0)
@@ -155,7 +159,7 @@ def test_a_resumed_run_goes_on_with_the_next_step(store: Store, monkeypatch: pyt
 
 
 def test_what_is_made_is_the_same_with_and_without_trackers(tmp_path: Path) -> None:
-    tracked, plain = (train(Store(tmp_path / name), *track)[2] for name, track in (("a", ["tensorboard"]), ("b", [])))
+    tracked, plain = (train(Store(tmp_path / name), *told)[2] for name, told in (("a", ["tensorboard"]), ("b", [])))
     assert tracked.key == plain.key
     assert tracked.manifest().files == plain.manifest().files
     assert tracked.manifest().stats == plain.manifest().stats
@@ -185,7 +189,8 @@ class FakeWandb(SimpleNamespace):
     """W&B as it is called: notes its runs, and fails at a step."""
 
     def __init__(self, fails_at: int = 0) -> None:
-        super().__init__(Settings=dict, begun=[], steps=[], ended=[], fails_at=fails_at)
+        super().__init__(Settings=dict, begun=[], steps=[], ended=[], fails_at=fails_at, heard=threading.Event())
+        self.heard.set()  # by whomever it waits for at the end
 
     def init(self, **settings: Any) -> FakeWandb:
         self.begun.append(settings)
@@ -198,6 +203,7 @@ class FakeWandb(SimpleNamespace):
 
     def finish(self, exit_code: int) -> None:
         self.ended.append(exit_code)
+        assert self.heard.wait(30)
 
 
 @pytest.fixture
@@ -215,8 +221,24 @@ def test_a_tracker_that_fails_half_way_is_said_once_and_left_out_and_no_key_is_t
     run, ear, made = train(store, "wandb", "tensorboard")
     assert ear.heard == ["wandb fails, and the run goes on without it: no answer to [hidden] at http://[hidden]host/"]
     assert fake.steps == [1, 2]
+    assert fake.ended == [1]  # it is let go of all the same
     assert len(logged(made)["loss"]) == STEPS
     assert event_files(store) == {f"{run.run_id}/teacher": near(logged(made))}  # the other one goes on
+
+
+@pytest.mark.parametrize("fails_at", [0, 2])
+def test_a_tracker_that_does_not_end_its_run_is_not_waited_for(
+    store: Store, fake: FakeWandb, monkeypatch: pytest.MonkeyPatch, fails_at: int
+) -> None:
+    monkeypatch.setattr(track, "CLOSE_SECONDS", 0.05)
+    fake.fails_at = fails_at
+    fake.heard.clear()
+    _, ear, made = train(store, "wandb")
+    fake.heard.set()
+    (said,) = ear.heard
+    why = "no answer to " if fails_at else "its run has not ended in 0.05 seconds"
+    assert said.startswith(f"wandb fails, and the run goes on without it: {why}")
+    assert len(logged(made)["loss"]) == STEPS
 
 
 def test_wandb_is_offline_unless_the_environment_says_where_to(
@@ -287,6 +309,42 @@ class TestForReal:
         for name, curve in logged(made).items():
             history = client.get_metric_history(found.info.run_id, name)
             assert [(each.step, each.value) for each in history] == curve
+
+        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "10"
+
+    def test_processes_at_once_make_one_mlflow_experiment(self, tmp_path: Path) -> None:
+        installed("mlflow")
+        program = (
+            "import sys, pathlib, mlflow\nfrom tasks.compute.track import MLflow, Told\n"
+            "print(flush=True)\nsys.stdin.readline()\n"
+            "MLflow(Told(('run', sys.argv[1]), {}, pathlib.Path(sys.argv[2]))).close(True)\n"
+        )
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-c", program, str(number), str(tmp_path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for number in range(3)
+        ]
+        for process in processes:
+            assert process.stdout is not None
+            process.stdout.readline()  # all have imported what they need
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+        errors = [process.communicate(timeout=120)[1] for process in processes]
+        assert [process.returncode for process in processes] == [0, 0, 0], errors
+
+        from mlflow import MlflowClient
+
+        client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+        experiment = client.get_experiment_by_name("distill")
+        assert experiment is not None
+        assert len(client.search_runs([experiment.experiment_id])) == 3
 
     def test_an_mlflow_that_does_not_answer_is_said_once(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         installed("mlflow")
