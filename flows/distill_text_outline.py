@@ -162,13 +162,15 @@ def check(settings: Mapping[str, Any]) -> list[str]:
     remarks = check_models(teacher, student, "causal")
     check_pruning(teacher, student)
     windows, method, evaluation = settings["windows"], settings["method"], settings["evaluation"]
-    longest = windows.longest
+    lengths = {"windows.predictions" if windows.mode == "packed" else "": windows.longest}
     if windows.mode == "packed" and method.aggregates:
-        longest = max(longest, windows.context + method.horizon - 1)
+        lengths["method.horizon"] = windows.context + method.horizon - 1
     if not evaluation.sliding:
-        longest = max(longest, windows.context + evaluation.horizon - 1)
+        lengths["evaluation.horizon"] = windows.context + evaluation.horizon - 1
+    longest = max(lengths, key=lengths.__getitem__)
+    lower = "windows.context" + (f" or {longest}" if longest else "")
     for role, model in (("teacher", teacher), ("student", student if student.from_ is None else teacher)):
-        check_positions(role, model, longest)
+        check_positions(role, model, lengths[longest], lower)
     return remarks
 
 

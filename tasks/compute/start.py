@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from kd_core.models.loading import ModelSettings
+from kd_core.models.loading import DType, ModelSettings
 from kd_core.models.pruning import Choice, Layers
 
 
@@ -25,6 +25,8 @@ class StartSettings(ModelSettings):
             super().__post_init__()
         elif self.name is not None or self.shape is not None or self.revision is not None:
             raise ValueError("a student from: teacher has neither name, revision nor shape of its own")
+        elif self.dtype not in get_args(DType):
+            raise ValueError(f"dtype must be {' or '.join(get_args(DType))}, got {self.dtype!r}")
         if self.layers is not None:
             self._check_layers(self.layers)
         elif self.choose != "even":

@@ -104,13 +104,16 @@ def check_adapter(teacher: ModelSettings, student: StudentSettings) -> list[str]
     )
 
 
-def check_positions(role: str, settings: ModelSettings, tokens: int) -> None:
-    """A causal model has a position for every token that it is given at once. Raises ValueError if it has not."""
+def check_positions(role: str, settings: ModelSettings, tokens: int, lower: str) -> None:
+    """A causal model has a position for every token that it is given at once.
+
+    Raises ValueError if it has not; `lower` names the settings that the number comes from.
+    """
     positions = positions_of(settings)
     if positions is not None and tokens > positions:
         raise ValueError(
             f"{role} has {positions} positions, and is given {tokens} tokens at once\n"
-            "lower windows.context (or windows.predictions), or take a model with more positions"
+            f"lower {lower}, or take a model with more positions"
         )
 
 

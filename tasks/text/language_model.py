@@ -29,6 +29,9 @@ class LanguageModelSettings(ModelSettings):
         super().__post_init__()
         if (self.shape is None) != (self.pretrain is None):
             raise ValueError("a model described by shape needs pretrain, and one with a name is there already")
+        self._check_trainable()
+
+    def _check_trainable(self) -> None:
         if self.trainable not in ("last_block", "all"):
             raise ValueError(f"trainable must be last_block or all, got {self.trainable!r}")
 
@@ -66,6 +69,7 @@ class StudentModelSettings(StartSettings, LanguageModelSettings):
         super().__post_init__()
         if self.from_ is None:
             return
+        self._check_trainable()
         if self.layers is None:
             raise ValueError("a student from: teacher needs layers: how many of the teacher's, or which ones")
         if self.pretrain is not None:

@@ -20,6 +20,7 @@ from tasks.export.export import export_run
 from tasks.store.artifacts import Artifact, Store
 from tasks.store.progress import NullReporter
 from tasks.store.stage import Run
+from tasks.text.language_model import StudentModelSettings
 from tests.tasks.tiny_models import write_gguf, write_llama
 from tests.tasks.tiny_texts import run_text, text_parameters
 
@@ -103,19 +104,37 @@ def test_a_wrong_setting_is_said_in_a_line(model: Path, tmp_path: Path, student:
         text_parameters(tmp_path, *changes(model, **student))
 
 
+@pytest.mark.parametrize("wrong", [{"trainable": "x"}, {"dtype": "x"}])
+def test_what_every_model_has_is_checked_of_this_one_too(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"^{next(iter(wrong))} must be .* or .*, got 'x'$"):
+        StudentModelSettings(from_="teacher", layers=2, **wrong)
+
+
 def test_layers_that_are_not_there_are_refused_before_the_run(model: Path, tmp_path: Path) -> None:
     said = r"^student\.layers asks for 5, and the teacher has 4 layers, 0 to 3\nset student"
     with pytest.raises(ValueError, match=said):
         check(text_parameters(tmp_path, *changes(model, layers=5)))
 
 
-@pytest.mark.parametrize("setting", [["windows.context=129"], ["evaluation.sliding=false", "evaluation.horizon=122"]])
+@pytest.mark.parametrize(
+    ("setting", "lower"),
+    [
+        (["windows.context=129"], "windows.context"),
+        (["windows.mode=packed", "windows.predictions=122"], "windows.context or windows.predictions"),
+        (["windows.mode=packed", "windows.predictions=2", "method.horizon=122"], "windows.context or method.horizon"),
+        (["evaluation.sliding=false", "evaluation.horizon=122"], "windows.context or evaluation.horizon"),
+    ],
+)
 def test_a_window_longer_than_the_teacher_has_positions_is_refused(
-    model: Path, tmp_path: Path, setting: list[str]
+    model: Path, tmp_path: Path, setting: list[str], lower: str
 ) -> None:
     given = text_parameters(tmp_path, *changes(model), *setting)
-    with pytest.raises(ValueError, match=r"^teacher has 128 positions, and is given 129 tokens at once\n"):
+    with pytest.raises(ValueError, match="teacher") as raised:
         check(given)
+    assert str(raised.value).split("\n") == [
+        "teacher has 128 positions, and is given 129 tokens at once",
+        f"lower {lower}, or take a model with more positions",
+    ]
 
 
 def test_contexts_that_grow_are_those_that_slide_until_a_token_is_written(first: Made, model: Path) -> None:
