@@ -14,7 +14,7 @@ INSTALL := $(if $(shell command -v uv),uv pip install --quiet --python $(BIN)/py
 .PHONY: help setup demo demo-llm test browser check bench bench-trl soak
 
 help: ## what there is
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 15
 
 demo: .venv/ready ## distil a teacher into a student from spelling to phonemes, from nothing to the table
 	$(BIN)/distill run llmr-cmudict
@@ -58,6 +58,15 @@ bench-trl: .venv-trl/installed ## our loop against TRL's distillation trainer, i
 .venv-trl/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-trl
 	.venv-trl/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . trl==1.16.0
+	@touch $@
+
+.PHONY: test-trackers
+test-trackers: .venv-trackers/installed ## W&B, MLflow and Trackio for real, in an environment of their own
+	.venv-trackers/bin/python -m pytest tests/tasks/compute/test_track.py
+
+.venv-trackers/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-trackers
+	.venv-trackers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,wandb,mlflow,trackio]'
 	@touch $@
 
 soak: setup ## minutes of damage in every kind of file, and of runs at once that are killed at random beside gc (MINUTES=5)
