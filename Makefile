@@ -66,7 +66,7 @@ test-trackers: .venv-trackers/installed ## W&B, MLflow and Trackio for real, in 
 
 .venv-trackers/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-trackers
-	.venv-trackers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,wandb,mlflow,trackio]'
+	.venv-trackers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gguf,dev,wandb,mlflow,trackio]'
 	@touch $@
 
 soak: setup ## minutes of damage in every kind of file, and of runs at once that are killed at random beside gc (MINUTES=5)
