@@ -37,7 +37,7 @@ EXAMPLES = {
   distill run llmr-chitchat --seed 1 --set method.optimizer.learning_rate=3e-4
   distill run llmr-chitchat --limit 2000     fewer pairs, for a first look
   distill run llmr-chitchat --set 'runtime.track=["tensorboard"]'
-                                             watch it train: also wandb, mlflow, trackio""",
+                              watch it train: also wandb, mlflow, trackio""",
     "up": """\
   distill up
 and in another terminal:
@@ -59,9 +59,8 @@ and in another terminal:
   distill sql "show tables\"""",
     "report": "  distill report                 of the last run\n  distill report llmr-chitchat --output report.html",
     "export": """\
-  distill export llmr-chitchat ./my-model    of the last finished run
-  HF_TOKEN=… distill export llmr-chitchat --push ada/my-model
-                                             to ./my-model, and to the hub, private""",
+  distill export llmr-chitchat ./my-model      of the last finished run
+  distill export llmr-chitchat --push ada/it   to ./it, and to the hub, private""",
 }
 
 
