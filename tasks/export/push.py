@@ -41,7 +41,9 @@ def push(directory: Path, repository: str, *, public: bool) -> str:
     from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=_token())
-    advice = f"to push it: hf upload {repository} {directory}{'' if public else ' --private'}"
+    advice = f"to push it: hf upload {repository} {directory}"
+    if not public:  # that would publish it where a public model of this name is there: it heeds no --private then
+        advice = "to push it, export it again with --push, into another directory"
     try:
         url = api.create_repo(repository, private=not public, exist_ok=True)
         is_public = not api.model_info(repository).private

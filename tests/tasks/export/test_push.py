@@ -79,7 +79,8 @@ def test_a_refusal_is_one_line_that_names_the_directory_and_no_token(
         push(directory, NAME, public=False)
     problem, advice = str(raised.value).split("\n")
     assert said in problem
-    assert advice == f"{directory} stays as it was exported; to push it: hf upload {NAME} {directory} --private"
+    again = "to push it, export it again with --push, into another directory"  # and not by what may publish it
+    assert advice == f"{directory} stays as it was exported; {again}"
     assert "secret" not in str(raised.value)
     assert raised.value.__suppress_context__  # the traceback in the log has no more than the message
     assert {path.name for path in directory.iterdir()} == set(FILES)
