@@ -11,7 +11,7 @@ APT := env DEBIAN_FRONTEND=noninteractive apt-get -y --no-install-recommends -o 
 # uv where there is one: the same packages in a fraction of the time
 INSTALL := $(if $(shell command -v uv),uv pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check) -c constraints.txt
 
-.PHONY: help setup demo demo-llm test browser check bench bench-trl soak
+.PHONY: help setup demo demo-llm test browser check bench bench-gpu bench-trl soak
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 15
@@ -51,6 +51,9 @@ check: setup ## format, lint, types, layers, tests
 
 bench: setup ## benchmarks against their references, one JSON line a measurement (NAME=… runs one)
 	$(BIN)/python -m benchmarks $(NAME)
+
+bench-gpu: ## ours against transformers on a CUDA device, in ten minutes; needs torch and transformers alone (PYTHON=…)
+	$(PYTHON) -m benchmarks.gpu
 
 bench-trl: .venv-trl/installed ## our loop against TRL's distillation trainer, in an environment of its own
 	.venv-trl/bin/python -m benchmarks trl

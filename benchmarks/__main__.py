@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-HELPERS = {"__main__", "common"}
+HELPERS = {"__main__", "common", "demo"}
 
 
 def names() -> list[str]:

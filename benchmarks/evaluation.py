@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
 
-from benchmarks.common import demo_parameters, line
+from benchmarks.common import line
+from benchmarks.demo import demo_parameters
 from data.reading.specs import DatasetSettings
 from data.sources import load
 from kd_core.metrics.outputs import ALL_METRICS, Outputs, References, evaluate_outputs

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from benchmarks import reference_llmr
-from benchmarks.common import Bench, demo_bench, in_turn, line
+from benchmarks.common import in_turn, line
+from benchmarks.demo import Bench, demo_bench
 from kd_core.losses.rewards import RewardSettings
 from kd_core.models.t5 import encode
 from kd_core.models.token_rows import TokenRows

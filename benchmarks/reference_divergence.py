@@ -26,6 +26,11 @@ def loss(
     log_q = F.log_softmax(student(**given).logits, dim=-1)
     with torch.no_grad():
         log_p = F.log_softmax(teacher(**given).logits, dim=-1)
+    return (of_logits(log_p, log_q, kind, beta) * mask).sum() / mask.sum()
+
+
+def of_logits(log_p: Tensor, log_q: Tensor, kind: str, beta: float) -> Tensor:
+    """The same of given log-probabilities, position by position. Shapes: (..., V) twice -> (...)."""
     if kind == "forward_kl":
         divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True)
     elif kind == "reverse_kl":
@@ -36,4 +41,4 @@ def loss(
         of_teacher = F.kl_div(log_m, log_p, reduction="none", log_target=True)
         of_student = F.kl_div(log_m, log_q, reduction="none", log_target=True)
         divergence = share * of_teacher + (1 - share) * of_student
-    return (divergence.sum(-1) * mask).sum() / mask.sum()
+    return divergence.sum(-1)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import reference_llmr
-from benchmarks.common import Bench, demo_bench, in_turn, line
+from benchmarks.common import in_turn, line
+from benchmarks.demo import Bench, demo_bench
 from kd_core.losses.lm_head import ValueKind, chunk_rows
 from kd_core.losses.rewards import RewardSettings
 from kd_core.models.policy import encode, head_of, target_states

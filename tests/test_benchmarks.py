@@ -11,6 +11,7 @@ from benchmarks import (
     common,
     dad_dagger,
     decoder_only,
+    demo,
     divergence,
     evaluation,
     llmr_update,
@@ -26,23 +27,23 @@ from kd_core.rollout.sampling import SamplingSettings, draw
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> common.Bench:
+def tiny(monkeypatch: pytest.MonkeyPatch) -> demo.Bench:
     """Random models: their outputs run to the limit, so truncation is checked too."""
     monkeypatch.setattr(common, "REPEATS", 1)
     shape = T5Shape(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_decoder_layers=1, num_heads=2)
     teacher, student = (build_t5(shape, 40, seed) for seed in (0, 1))
     sources = TokenRows.of([[3 + (i * j) % 37 for j in range(1 + i % 7)] for i in range(llmr_update.ROWS)])
-    return common.Bench(teacher, student, sources, 8)
+    return demo.Bench(teacher, student, sources, 8)
 
 
-def test_an_update_is_the_same_as_the_reference_before_it_is_timed(tiny: common.Bench) -> None:
+def test_an_update_is_the_same_as_the_reference_before_it_is_timed(tiny: demo.Bench) -> None:
     lines = list(llmr_update.measure(tiny))
     assert [line["sizes"]["what"] for line in lines] == ["sample, score, learn", "sample", "score", "policy gradient"]
     for line in lines:
         assert line["ratio"] == pytest.approx(line["reference"] / line["ours"], rel=0.01)
 
 
-def test_an_update_that_differs_is_refused(tiny: common.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_update_that_differs_is_refused(tiny: demo.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llmr_update.reference_llmr, "loss", lambda *arguments: torch.zeros((), requires_grad=True))
     with pytest.raises((AssertionError, RuntimeError, AttributeError)):
         list(llmr_update.measure(tiny))
@@ -66,7 +67,7 @@ def test_the_reference_draws_from_the_models_own_precision(side: float) -> None:
     assert not student._forward_hooks
 
 
-def test_scores_are_the_same_as_from_full_logits_before_they_are_timed(tiny: common.Bench) -> None:
+def test_scores_are_the_same_as_from_full_logits_before_they_are_timed(tiny: demo.Bench) -> None:
     lines = list(scoring.measure(tiny))
     assert [line["sizes"]["value"] for line in lines] == ["max", "max", "softmax", "softmax", "logsumexp", "logsumexp"]
 
