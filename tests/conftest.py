@@ -42,3 +42,13 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Filled:
     from tests.tasks.fake_runs import fill
 
     return fill(Store(tmp_path_factory.mktemp("it's a [quoted] path")))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a CUDA device where there is none."""
+    if item.get_closest_marker("cuda") is None:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")

@@ -19,6 +19,7 @@ from kd_core.losses.head import full_precision
 from kd_core.models.policy import Memory, Model, start_tokens, step_decoder, step_head
 from kd_core.rollout.responses import Rollout, check_distribution, is_end, mask_through_eos, truncated_rows
 
+LOOK_EVERY = 8  # steps between two looks at which rows have ended, on a device that would have to be waited for
 BLOCK = 128  # tokens of the vocabulary that are summed before any is looked at
 Choose = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]  # logits, rows, position -> tokens, log-probabilities
 
@@ -94,15 +95,17 @@ class Writer:
         self.decoder.keep(rows_R)
 
 
-def sample_from(writer: Writer, settings: SamplingSettings, generator: torch.Generator) -> Rollout:
-    """Draw one output per source from whatever the writer would write. Shapes as `sample`."""
+def sample_from(
+    writer: Writer, settings: SamplingSettings, generator: torch.Generator, *, look_every: int | None = None
+) -> Rollout:
+    """Draw one output per source from whatever the writer would write. Shapes as `sample`; looks as in `_roll_out`."""
     shape = (len(writer.start_B), settings.max_new_tokens)
     uniform_BT = torch.rand(shape, generator=generator, device=generator.device).to(writer.start_B.device)
 
     def choose(logits_RV: Tensor, rows_R: Tensor, position: int) -> tuple[Tensor, Tensor]:
         return draw(logits_RV, uniform_BT[rows_R, position], settings)
 
-    return _roll_out(writer, settings.max_new_tokens, choose)
+    return _roll_out(writer, settings.max_new_tokens, choose, look_every)
 
 
 def draw(logits_RV: Tensor, uniform_R: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor]:
@@ -168,25 +171,37 @@ def reshape_logits(logits_RV: Tensor, settings: SamplingSettings) -> tuple[Tenso
     return logits_RC, ids_RC
 
 
-def _roll_out(writer: Writer, max_new_tokens: int, choose: Choose) -> Rollout:
+def _roll_out(writer: Writer, max_new_tokens: int, choose: Choose, look_every: int | None = None) -> Rollout:
+    """Write until all rows have ended. Which have is looked at every so many steps; None: as is best on the device.
+
+    A look waits for all that the device was given, and drops rows. Until then a row writes on after its end, and what
+    it writes is not kept: the rollout is the same however often one looks.
+    """
     num_sources, device = len(writer.start_B), writer.start_B.device
+    look_every = look_every or (1 if device.type == "cpu" else LOOK_EVERY)
     tokens_BT = torch.full((num_sources, max_new_tokens), writer.pad_id, device=device)
     log_prob_BT = full_precision(writer.head.weight_VD.new_zeros((num_sources, max_new_tokens)))
     rows_R = torch.arange(num_sources, device=device)
+    ended_R = torch.zeros_like(rows_R, dtype=torch.bool)
     token_R: Tensor | None = None
     for position in range(max_new_tokens):
         token_R, log_prob_R = choose(writer.logits(token_R), rows_R, position)
         tokens_BT[rows_R, position] = token_R
         log_prob_BT[rows_R, position] = log_prob_R.to(log_prob_BT.dtype)
-        going_on = (~is_end(token_R, writer.ends)).nonzero().squeeze(1)
+        ended_R = ended_R | is_end(token_R, writer.ends)
+        if (position + 1) % look_every:
+            continue
+        going_on = (~ended_R).nonzero().squeeze(1)
         if going_on.numel() == 0:
             break
         if going_on.numel() < rows_R.numel():
             writer.keep(going_on)
-            rows_R, token_R = rows_R[going_on], token_R[going_on]
-    tokens_BT, log_prob_BT = tokens_BT[:, : position + 1], log_prob_BT[:, : position + 1]
-    check_distribution(log_prob_BT)
+            rows_R, token_R, ended_R = rows_R[going_on], token_R[going_on], ended_R[going_on]
     mask_BT = mask_through_eos(tokens_BT, writer.ends)
+    width = position + 1 if look_every == 1 else int(mask_BT.sum(dim=1).max())
+    tokens_BT, mask_BT, log_prob_BT = (x_BT[:, :width] for x_BT in (tokens_BT, mask_BT, log_prob_BT))
+    tokens_BT, log_prob_BT = tokens_BT.where(mask_BT, writer.pad_id), log_prob_BT.where(mask_BT, 0.0)
+    check_distribution(log_prob_BT)
     return Rollout(tokens_BT, mask_BT, truncated_rows(tokens_BT, mask_BT, writer.ends), log_prob_BT)
 
 
