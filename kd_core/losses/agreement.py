@@ -50,7 +50,7 @@ def agreement(teacher: TeacherStates, target_M: Tensor, student: tuple[Tensor, H
     dtype = full_precision(teacher.hidden_ME[:0]).dtype
     found_5M = teacher.hidden_ME.new_zeros((5, len(target_M)), dtype=dtype)
     log_prob_M, entropy_M, forward_M, reverse_M, overlap_M = found_5M
-    for rows in chunk_rows(len(target_M), PARTS * len(teacher.head)):
+    for rows in chunk_rows(len(target_M), PARTS * len(teacher.head), target_M.device):
         log_p_CV = F.log_softmax(teacher.head.logits(teacher.hidden_ME[rows]), dim=1, dtype=dtype)
         log_prob_M[rows] = log_p_CV.gather(1, target_M[rows, None]).squeeze(1)
         p_CV = log_p_CV.exp()

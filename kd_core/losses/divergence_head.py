@@ -98,11 +98,11 @@ class _DivergenceLoss(torch.autograd.Function):
         gradients = HeadGradients(hidden_MD, head, ctx.needs_input_grad[:3])
         dtype = full_precision(hidden_MD[:0]).dtype
         divergence_M = hidden_MD.new_empty(len(hidden_MD), dtype=dtype)
-        for rows in chunk_rows(len(hidden_MD), len(head)):
+        for rows in chunk_rows(len(hidden_MD), len(head), hidden_MD.device):
             teacher_CV = teacher.head.logits(teacher.hidden_ME[rows])
             grad_CV = gradients.logits(rows)  # the student's logits, overwritten
             of_chunk_C, coefficient_C1 = divergence_M[rows], coefficient_M[rows, None]
-            for part in chunk_rows(len(grad_CV), PARTS * len(head)):
+            for part in chunk_rows(len(grad_CV), PARTS * len(head), hidden_MD.device):
                 log_p_PV, log_q_PV = (F.log_softmax(x_CV[part], dim=1, dtype=dtype) for x_CV in (teacher_CV, grad_CV))
                 of_chunk_C[part], grad_PV = value_and_gradient(log_p_PV, log_q_PV, divergence)
                 if gradients.wanted:

@@ -17,6 +17,7 @@ from torch import Tensor
 from kd_core.losses.head import Head, HeadGradients, full_precision
 
 CHUNK_NUMBERS = 4 * 1024 * 1024  # float32 numbers of one chunk of logits: 16 MiB, about a large cache
+CUDA_CHUNKS = 128  # chunks that a CUDA device's memory would hold: its products want many rows, and a loss holds a few
 
 
 ValueKind = Literal["max", "softmax", "logsumexp"]  # what stands for all of V at a position
@@ -31,11 +32,19 @@ class TokenScores:
     mean_M: Tensor
 
 
-def chunk_rows(num_rows: int, vocab_size: int) -> Iterator[slice]:
-    """Slices of rows such that one chunk of logits holds about CHUNK_NUMBERS numbers."""
-    step = max(1, CHUNK_NUMBERS // vocab_size)
+def chunk_rows(num_rows: int, vocab_size: int, device: torch.device | None = None) -> Iterator[slice]:
+    """Slices of rows such that one chunk of logits holds about `chunk_numbers` of the device that computes it."""
+    step = max(1, chunk_numbers(device) // vocab_size)
     for start in range(0, num_rows, step):
         yield slice(start, min(start + step, num_rows))
+
+
+def chunk_numbers(device: torch.device | None) -> int:
+    """Float32 numbers of one chunk of logits: CHUNK_NUMBERS, and more where a CUDA device has the memory."""
+    if device is None or device.type != "cuda":
+        return CHUNK_NUMBERS
+    memory: int = torch.cuda.get_device_properties(device).total_memory
+    return max(CHUNK_NUMBERS, memory // (4 * CUDA_CHUNKS))
 
 
 @torch.no_grad()
@@ -48,7 +57,7 @@ def token_scores(hidden_MD: Tensor, head: Head, target_M: Tensor, value: ValueKi
     dtype = full_precision(hidden_MD[:0]).dtype
     # filled in place: small results of each chunk, kept apart, would pin the heap between the large ones
     logit_M, value_M, mean_M = hidden_MD.new_empty((3, hidden_MD.shape[0]), dtype=dtype)
-    for rows in chunk_rows(hidden_MD.shape[0], len(head)):
+    for rows in chunk_rows(hidden_MD.shape[0], len(head), hidden_MD.device):
         logits_CV = full_precision(head.logits(hidden_MD[rows]))
         logit_M[rows] = logits_CV.gather(1, target_M[rows, None]).squeeze(1)
         if not head.is_linear:
@@ -109,7 +118,7 @@ class _WeightedNLL(torch.autograd.Function):
         float_dtype = full_precision(hidden_MD[:0]).dtype
         log_prob_M = hidden_MD.new_empty(target_M.shape, dtype=float_dtype)
         entropy_M = torch.zeros_like(log_prob_M)
-        for rows in chunk_rows(hidden_MD.shape[0], len(head)):
+        for rows in chunk_rows(hidden_MD.shape[0], len(head), hidden_MD.device):
             logits_CV = gradients.logits(rows)
             below_CV = logits_CV.sub_(logits_CV.amax(dim=1, keepdim=True))
             log_prob_C1 = below_CV.gather(1, target_M[rows, None])

@@ -55,6 +55,8 @@ class TokenRows:
         mask_BS = column_S[None] < length_B[:, None]
         position_BS = (start_B[:, None] + column_S[None]).clamp(max=self.flat.numel() - 1)
         ids_BS = torch.where(mask_BS, self.flat[position_BS].long(), pad_id)
+        if torch.device(device).type == "cuda":  # from memory that stays where it is, nobody waits for a copy
+            ids_BS, mask_BS = ids_BS.pin_memory(), mask_BS.pin_memory()
         return ids_BS.to(device, non_blocking=True), mask_BS.to(device, non_blocking=True)
 
 

@@ -45,7 +45,7 @@ def top_k_labels(
     head = head_of(model, num_tokens)
     k = min(k, len(head))
     ids, log_probs, tails = [], [], []
-    for rows in chunk_rows(hidden_MD.shape[0], len(head)):
+    for rows in chunk_rows(hidden_MD.shape[0], len(head), hidden_MD.device):
         log_p_CV = F.log_softmax(head.logits(hidden_MD[rows]).float(), dim=1)
         best_Ck, id_Ck = log_p_CV.topk(k, dim=1)
         # summed over the rest, not 1 - sum: the difference would drown in rounding when the tail is small

@@ -162,21 +162,20 @@ def train_divergence(
         written = [
             pair.write(rows, terms, mixed_seed(seed, state.step, micro)) for micro, rows in enumerate(micro_batches)
         ]
-        count = sum(int(each.mask_BT.sum()) for part in written for each in part.outputs)
-        values, sums = summary(written, terms), dict.fromkeys((f"{term.writer}_term" for term in terms), 0.0)
-        loss = 0.0
+        values = summary(written, terms)
+        count = int(sum(values[f"{term.writer}_tokens"] for term in terms))
+        seen: dict[str, list[Tensor]] = {name: [] for name in ("loss", *(f"{term.writer}_term" for term in terms))}
         for part in written:
             # judge and learn: the sum over t of D(p, q), the teacher's distributions against the student's
             with autocast(student.device, settings.optimizer.precision):
                 objective, of_terms = pair.loss(part, terms, count)
             objective.backward()
-            loss += objective.item()
-            for name, value in of_terms.items():
-                sums[name] += value
-        norm = state.apply(settings.optimizer, settings.steps, loss)
+            for name, value in {"loss": objective.detach(), **of_terms}.items():
+                seen[name].append(value)
+        shown = {n: sum(numbers) for n, numbers in state.apply(settings.optimizer, settings.steps, seen).items()}
         state.step += 1
-        values |= {"loss": loss, "grad_norm": norm, "tokens": float(count)}
-        values |= {name: total / values[name.replace("term", "tokens")] for name, total in sums.items()}
+        values |= {"loss": shown.pop("loss"), "grad_norm": shown.pop("grad_norm"), "tokens": float(count)}
+        values |= {name: total / values[name.replace("term", "tokens")] for name, total in shown.items()}
         if settings.validates_at(state.step):
             values |= held_out.look(state)
         yield StepMetrics(state.step, values)
@@ -217,7 +216,7 @@ class Pair:
         tokens_BT, mask_BT = (x_BT[:, :limit] for x_BT in padded_rows(self.student, self.train.outputs, rows_B))
         return Responses(tokens_BT, mask_BT, truncated_rows(tokens_BT, mask_BT, self.student.config.eos_token_id))
 
-    def loss(self, part: Written, terms: list[Term], count: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, part: Written, terms: list[Term], count: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The micro-batch's share of an update of `count` tokens, and the summed divergence of each term, in nats."""
         head = head_of(self.student, self.num_tokens)
         memory = part.memory or encode_rows(self.student, self.train.sources.student, part.rows_B)
@@ -230,7 +229,7 @@ class Pair:
             ones_M = torch.ones(len(hidden_MD), device=hidden_MD.device)
             loss, divergence_M = divergence_loss(hidden_MD, head, seen, ones_M, term.divergence)
             losses.append(loss / count)
-            sums[f"{term.writer}_term"] = float(divergence_M.sum())
+            sums[f"{term.writer}_term"] = divergence_M.sum()
         return torch.stack(losses).sum(), sums
 
 
@@ -239,7 +238,8 @@ def summary(written: list[Written], terms: list[Term]) -> dict[str, float]:
     values = {}
     for number, term in enumerate(terms):
         outputs = [part.outputs[number] for part in written]
-        values[f"{term.writer}_tokens"] = float(sum(each.mask_BT.sum() for each in outputs))
+        shown = lengths(outputs)
+        values[f"{term.writer}_tokens"] = shown.pop("tokens")
         if term.writer == "student":
-            values |= lengths(outputs)
+            values |= shown
     return values

@@ -60,9 +60,9 @@ def train_language_model(
             weight_M = torch.full(target_M.shape, 1 / len(target_M), device=model.device)
             loss = weighted_nll(hidden_MD, head_of(model), target_M, weight_M)
         loss.backward()
-        norm = state.apply(settings.optimizer, settings.max_steps, loss.item())
+        shown = state.apply(settings.optimizer, settings.max_steps, {"loss": [loss]})
         state.step += 1
-        values = {"loss": loss.item(), "grad_norm": norm, "tokens": float(len(target_M))}
+        values = {name: sum(numbers) for name, numbers in shown.items()} | {"tokens": float(len(target_M))}
         every = settings.validate_every
         if state.step == settings.max_steps or (every and state.step % every == 0):
             values["validation_loss"] = text_loss(model, held_out_N, settings.block)

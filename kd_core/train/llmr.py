@@ -26,7 +26,7 @@ from kd_core.train.batches import Sources, updates
 from kd_core.train.best import ran_out, restore
 from kd_core.train.budget import Budget
 from kd_core.train.passes import act, lengths, teacher_states
-from kd_core.train.state import StepMetrics, TrainState, autocast, pack, unpack
+from kd_core.train.state import StepMetrics, TrainState, autocast, fetched, pack, unpack
 from kd_core.train.validation import Validation
 
 
@@ -79,7 +79,7 @@ class Experience(Rollout):
         """What was sampled, judged and summed up for rows of the data set."""
         return cls(
             **vars(rollout),
-            source_B=source_B.to(gain_BT.device),
+            source_B=source_B,
             q_value_BT=judged.q_value_BT,
             value_BT=judged.value_BT,
             reward_BT=judged.reward_BT,
@@ -149,12 +149,12 @@ def train_llmr(
                 source_B = rows_B.repeat_interleave(times)
                 experience.append(Experience.of(source_B, rollout, judged, gain_BT, memory))
         # learn: up the mean over tokens of advantage_t * log q(y_t | s_t)
-        num_kept = sum(int(part.kept_BT.sum()) for part in experience)
         values = summary(experience) | {"staleness": float(uses)}
+        num_kept = int(values.pop("tokens"))
         values |= {"loss": 0.0, "grad_norm": 0.0, "tokens": float(num_kept)}
         if num_kept > 0:  # else every rollout was cut off and dropped: there is nothing to learn from
             weighted = settings.importance == "always" or (settings.importance == "reused" and uses > 0)
-            max_ratio = 1.0
+            losses, ratios = [], []
             for part, advantage_BT in zip(experience, advantages(experience, settings.reward), strict=True):
                 with autocast(student.device, settings.optimizer.precision):
                     loss, ratio = policy_gradient_loss(  # minus that, of this micro-batch
@@ -172,9 +172,11 @@ def train_llmr(
                         num_tokens=num_tokens,
                     )
                 loss.backward()
-                values["loss"], max_ratio = values["loss"] + loss.item(), max(max_ratio, ratio)
-            values["grad_norm"] = state.apply(settings.optimizer, settings.steps, values["loss"])
-            values["max_ratio"] = max_ratio
+                losses.append(loss.detach())
+                ratios.append(ratio)
+            shown = state.apply(settings.optimizer, settings.steps, {"loss": losses, "max_ratio": ratios})
+            values |= {"loss": sum(shown["loss"]), "grad_norm": sum(shown["grad_norm"])}
+            values["max_ratio"] = max(1.0, *shown["max_ratio"])
         state.step += 1
         state.in_flight = pack(experience) if state.step % reuse else {}
         if observe is not None:
@@ -223,10 +225,10 @@ def policy_gradient_loss(
     entropy_coefficient: float = 0.0,
     pulls: Sequence[Pull] = (),
     num_tokens: int | None = None,
-) -> tuple[Tensor, float]:
+) -> tuple[Tensor, Tensor]:
     """-sum_t w_t A_t log q_theta(y_t|s_t) over the tokens that count, and the largest importance ratio w_t.
 
-    Shapes: Memory of B sources, (B, T) advantages, over the number of tokens -> scalar, float. Its gradient is
+    Shapes: Memory of B sources, (B, T) advantages, over the number of tokens -> two scalars. Its gradient is
     REINFORCE's. w_t is 1, or where `weighted` q_theta / q_behaviour, a constant. Each pull adds its weight times
     sum_t KL(q_theta || its distribution), exact at every step, with a gradient through that step alone. Source: LLMR,
     the gradient under Eq. 4; METHODS 1.6 for w_t.
@@ -234,11 +236,11 @@ def policy_gradient_loss(
     hidden_MD, layout = target_states(student, memory, part.tokens_BT, part.kept_BT)
     head = head_of(student, num_tokens)
     advantage_M, target_M = layout.pack(advantage_BT), layout.pack(part.tokens_BT)
-    ratio = 1.0
+    ratio = full_precision(hidden_MD.new_ones(()))
     if weighted:
         log_ratio_M = token_log_probs(hidden_MD, head, target_M) - layout.pack(part.log_prob_BT)
         advantage_M = advantage_M * log_ratio_M.exp()
-        ratio = float(log_ratio_M.exp().max()) if log_ratio_M.numel() else 1.0
+        ratio = log_ratio_M.exp().max() if log_ratio_M.numel() else ratio
     loss = weighted_nll(hidden_MD, head, target_M, advantage_M, entropy_coefficient)
     for pull in pulls:
         weight_M = full_precision(hidden_MD.new_ones(len(hidden_MD))) * pull.weight
@@ -247,17 +249,27 @@ def policy_gradient_loss(
 
 
 def summary(experience: list[Experience]) -> dict[str, float]:
-    """What a batch of rollouts shows: mean reward and gain of what counts, length and share of truncated of all."""
-    kept = max(int(sum(e.kept_BT.sum() for e in experience)), 1)
-    kept_rows = max(int(sum(e.kept_BT.any(dim=1).sum() for e in experience)), 1)
+    """What a batch of rollouts shows: tokens, mean reward, gain of what counts; length, share of truncated of all."""
+    tensors = {
+        "tokens": [e.kept_BT.sum() for e in experience],
+        "rows": [e.kept_BT.any(dim=1).sum() for e in experience],
+        "reward": [e.reward_BT.sum() for e in experience],
+        "gain": [e.gain_BT[:, 0].sum() for e in experience],
+        "log_prob": [(e.log_prob_BT * e.kept_BT).sum() for e in experience],
+    }
+    total = {name: sum(numbers) for name, numbers in fetched(tensors).items()}
+    kept, kept_rows = max(total["tokens"], 1), max(total["rows"], 1)
     return {
-        "reward": float(sum(e.reward_BT.sum() for e in experience)) / kept,
-        "gain": float(sum(e.gain_BT[:, 0].sum() for e in experience)) / kept_rows,
-        "behaviour_nll": -float(sum((e.log_prob_BT * e.kept_BT).sum() for e in experience)) / kept,
-    } | lengths(experience)
+        "reward": total["reward"] / kept,
+        "gain": total["gain"] / kept_rows,
+        "behaviour_nll": -total["log_prob"] / kept,
+        **lengths(experience),
+        "tokens": total["tokens"],
+    }
 
 
 def _groups(part: Experience) -> Tensor:
     """(B,) the source of each rollout, numbered from 0."""
     _, group_B = torch.unique(part.source_B, return_inverse=True)
-    return group_B  # type: ignore[no-any-return]
+    found: Tensor = group_B.to(part.gain_BT.device)
+    return found

@@ -126,22 +126,22 @@ def train_minillm(
                 pair.write(rows, mixed_seed(seed, state.step // reuse, micro))
                 for micro, rows in enumerate(next(batches))
             ]
-        count = sum(int(part.mask_BT.sum()) for part in experience)
-        values = {"staleness": float(state.step % reuse), "tokens": float(count)} | lengths(experience)
-        sums = dict.fromkeys(("loss", "reward", "reverse_kl", "clipped"), 0.0)
-        max_ratio = 0.0
+        values = {"staleness": float(state.step % reuse)} | lengths(experience)
+        count = int(values["tokens"])
+        seen: dict[str, list[Tensor]] = {name: [] for name in ("loss", "reward", "reverse_kl", "clipped", "max_ratio")}
         for part in experience:
             # judge and learn: -sum_t w_t R_{t+1} log q(y_t | s_t), and sum_t w_t KL(q || p) of the steps themselves
             with autocast(student.device, settings.optimizer.precision):
-                objective, seen = pair.loss(part, count)
+                objective, of_part = pair.loss(part, count)
             objective.backward()
-            max_ratio = max(max_ratio, seen.pop("max_ratio"))
-            for name, value in seen.items():
-                sums[name] += value
-        norm = state.apply(settings.optimizer, settings.steps, sums["loss"])
+            for name, value in of_part.items():
+                seen[name].append(value)
+        shown = state.apply(settings.optimizer, settings.steps, seen)
         state.step += 1
         state.in_flight = pack(experience) if state.step % reuse else {}
-        values |= sums | {"grad_norm": norm, "max_ratio": max_ratio}
+        values["loss"] = sum(shown["loss"])
+        values |= {name: sum(x / count for x in shown[name]) for name in ("reward", "reverse_kl", "clipped")}
+        values |= {"grad_norm": sum(shown["grad_norm"]), "max_ratio": max(shown["max_ratio"])}
         if settings.validates_at(state.step):
             values |= held_out.look(state)
         yield StepMetrics(state.step, values)
@@ -175,9 +175,9 @@ class Pair:
                     torch.Generator(student.device).manual_seed(seed),
                     num_tokens=self.num_tokens,
                 )
-        return Experience(**vars(rollout), source_B=rows_B.to(student.device))
+        return Experience(**vars(rollout), source_B=rows_B)
 
-    def loss(self, part: Experience, count: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, part: Experience, count: int) -> tuple[Tensor, dict[str, Tensor]]:
         """A surrogate whose gradient is the micro-batch's share of an update of `count` tokens, and what it showed."""
         settings = self.settings
         memory = encode_rows(self.student, self.train.student, part.source_B)
@@ -201,5 +201,4 @@ class Pair:
         if settings.single_step:
             loss = loss + step_loss
         values = {"reward": reward_M.sum(), "reverse_kl": step_M.sum(), "clipped": (weight_M == 0).sum()}
-        shown = {name: float(total) / count for name, total in values.items()}
-        return loss, shown | {"loss": float(loss.detach()), "max_ratio": float(ratio_M.max())}
+        return loss, values | {"loss": loss.detach(), "max_ratio": ratio_M.max()}

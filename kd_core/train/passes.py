@@ -14,7 +14,7 @@ from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.responses import Responses, Rollout
 from kd_core.rollout.sampling import sample
 from kd_core.train.budget import Budget
-from kd_core.train.state import autocast
+from kd_core.train.state import autocast, fetched
 
 
 def act(
@@ -52,9 +52,9 @@ def teacher_states(teacher: Model, memory: Memory, responses: Responses, num_tok
 
 
 def lengths(responses: Sequence[Responses]) -> dict[str, float]:
-    """The mean length of an update's responses in tokens, and the share of them that the limit cut off."""
+    """The tokens of an update's responses, their mean length, and the share of them that the limit cut off."""
     rows = sum(len(each.mask_BT) for each in responses)
-    return {
-        "length": float(sum(each.mask_BT.sum() for each in responses)) / rows,
-        "truncated": float(sum(each.truncated_B.sum() for each in responses)) / rows,
-    }
+    masks = {"tokens": [each.mask_BT for each in responses], "truncated": [each.truncated_B for each in responses]}
+    shown = fetched({name: [mask.sum() for mask in each] for name, each in masks.items()})
+    tokens, truncated = sum(shown["tokens"]), sum(shown["truncated"])
+    return {"tokens": tokens, "length": tokens / rows, "truncated": truncated / rows}

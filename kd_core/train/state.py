@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -93,14 +94,19 @@ class TrainState:
         optimizer = torch.optim.Adam(trained.values(), lr=settings.learning_rate, betas=settings.betas, fused=fused)
         return cls(model, optimizer, parameters, trained, [hook for _, hook in masters])
 
-    def apply(self, settings: OptimizerSettings, num_steps: int, loss: float) -> float:
-        """One optimizer update from the gradients at hand, those of `loss`; returns their norm before clipping.
+    def apply(
+        self, settings: OptimizerSettings, num_steps: int, seen: Mapping[str, Sequence[Tensor]]
+    ) -> dict[str, list[float]]:
+        """One optimizer update from the gradients at hand, those of the losses in `seen`.
 
-        Raises NotFiniteError, before a weight is touched, if either is no finite number.
+        Returns what was seen as numbers, and as `grad_norm` the gradients' norm before clipping: a device is waited for
+        this once. Raises NotFiniteError, before a weight is touched, if the losses' sum or the norm is not finite.
         """
         trained = list(self.trained.values())
-        norm = float(torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm or float("inf")))
-        for name, value in (("loss", loss), ("grad_norm", norm)):
+        norm = torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm or float("inf"))
+        numbers = fetched({**seen, "grad_norm": [norm]})
+        for name in ("loss", "grad_norm"):
+            value = sum(numbers[name])
             if not math.isfinite(value):
                 raise NotFiniteError(f"{name} is {value}\nlower the learning rate")
         for group in self.optimizer.param_groups:
@@ -108,7 +114,7 @@ class TrainState:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.round()
-        return norm
+        return numbers
 
     @torch.no_grad()
     def round(self) -> None:
@@ -171,6 +177,14 @@ def _master(parameter: Tensor) -> tuple[Tensor, RemovableHandle]:
         rounded.grad = None
 
     return master, parameter.register_post_accumulate_grad_hook(gather)
+
+
+def fetched(seen: Mapping[str, Sequence[Tensor]]) -> dict[str, list[float]]:
+    """Tensors of one number each as numbers, by one transfer from their device; counts are exact up to 2^24."""
+    flat = [x.detach() for parts in seen.values() for x in parts]
+    dtype = reduce(torch.promote_types, (x.dtype for x in flat), torch.float32)
+    numbers = iter(torch.stack([x.to(dtype) for x in flat]).tolist())
+    return {name: [next(numbers) for _ in parts] for name, parts in seen.items()}
 
 
 def pack(parts: Sequence[object]) -> dict[str, Tensor]:

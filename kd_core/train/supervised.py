@@ -84,7 +84,7 @@ def train_supervised(
         if state.step >= steps:
             break
         num_tokens = sum(int(train.target.lengths[rows].sum()) for rows in micro_batches)
-        loss = 0.0
+        losses = []
         model.train()
         for micro, rows in enumerate(micro_batches):
             with dropout_rng(seed, state.step, micro), autocast(model.device, settings.optimizer.precision):
@@ -92,10 +92,10 @@ def train_supervised(
                 weight_M = hidden_MD.new_full(target_M.shape, 1 / num_tokens, dtype=torch.float32)
                 nll = weighted_nll(hidden_MD, head_of(model), target_M, weight_M)
             nll.backward()
-            loss += nll.item()
-        norm = state.apply(settings.optimizer, steps, loss)
+            losses.append(nll.detach())
+        shown = state.apply(settings.optimizer, steps, {"loss": losses})
         state.step += 1
-        values = {"loss": loss, "grad_norm": norm, "tokens": float(num_tokens)}
+        values = {name: sum(numbers) for name, numbers in shown.items()} | {"tokens": float(num_tokens)}
         every = settings.validate_every
         if state.step == steps or (every and state.step % every == 0):
             values["validation_loss"] = cross_entropy(model, validation, settings.validation_rows)

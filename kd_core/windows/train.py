@@ -145,9 +145,10 @@ def _update(
         head = head_of(model, num_tokens)
         loss, terms = distillation_loss(hidden_MD, head, target_M, labels, settings.alpha)
     loss.backward()
-    norm = state.apply(settings.optimizer, per_epoch * settings.epochs, loss.item())
+    seen = {"loss": [loss], "nll": [terms.nll_M.mean()], "kd": [terms.kd_M.mean()]}
+    shown = state.apply(settings.optimizer, per_epoch * settings.epochs, seen)
     state.step += 1
-    return {"loss": loss.item(), "nll": float(terms.nll_M.mean()), "kd": float(terms.kd_M.mean()), "grad_norm": norm}
+    return {name: sum(numbers) for name, numbers in shown.items()}
 
 
 def _batch(

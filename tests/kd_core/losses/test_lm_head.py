@@ -1,5 +1,7 @@
 """Chunked against full logits; the hand-written backward against autograd."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,18 @@ def tensors(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
 def test_chunks_cover_every_row_once() -> None:
     assert [(s.start, s.stop) for s in chunk_rows(M, V)] == [(0, 4), (4, 8), (8, 12), (12, 13)]
     assert [(s.start, s.stop) for s in chunk_rows(2, 10**9)] == [(0, 1), (1, 2)]
+
+
+@pytest.mark.parametrize(("gib", "rows"), [(80, 1308), (24, 392), (1, 32)])
+def test_a_chunk_is_as_large_as_a_cuda_devices_memory_allows(
+    monkeypatch: pytest.MonkeyPatch, gib: int, rows: int
+) -> None:
+    monkeypatch.setattr(lm_head, "CHUNK_NUMBERS", 4 * 1024 * 1024)
+    properties = SimpleNamespace(total_memory=gib * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    # a 128th of the memory in float32, and never less than on a CPU: 16 MiB
+    assert next(chunk_rows(10**6, 128_256, torch.device("cuda"))) == slice(0, rows)
+    assert next(chunk_rows(10**6, 128_256, torch.device("cpu"))) == slice(0, 32)
 
 
 def test_token_scores_equal_full_logits() -> None:

@@ -1,6 +1,7 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 from kd_core.models.loading import load_tokenizer
@@ -15,6 +16,18 @@ def test_batches_are_right_padded_rows() -> None:
     assert mask.int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
     last, _ = rows.batch(torch.tensor([2, 1]), pad_id=0)  # the last row's padding must not read past the end
     assert last.tolist() == [[8, 9, 4, 1], [7, 1, 0, 0]]
+
+
+@pytest.mark.cuda
+def test_batches_reach_a_cuda_device_without_anybody_waiting() -> None:
+    rows = TokenRows.of([[5, 6, 1], [7, 1]])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        ids, mask = rows.batch(torch.tensor([1, 0]), pad_id=0, device="cuda")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert ids.tolist() == [[7, 1, 0], [5, 6, 1]]
+    assert mask.int().tolist() == [[1, 1, 0], [1, 1, 1]]
 
 
 def test_byte_level_tokens_are_named_by_their_text_and_parts_of_a_character_by_their_bytes(tmp_path: Path) -> None:

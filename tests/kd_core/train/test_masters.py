@@ -67,7 +67,7 @@ def test_updates_too_small_for_bfloat16_are_not_lost() -> None:
     state = TrainState.start(model, tiny)
     for _ in range(100):  # each of 1e-4, where the next numbers of bfloat16 below 1 are 1 - 2^-8 and 1 - 2^-7
         model.weight.sum().backward()
-        state.apply(tiny, 100, 0.0)
+        state.apply(tiny, 100, {"loss": [torch.tensor(0.0)]})
     assert float(state.trained["weight"].detach()) == pytest.approx(0.99, abs=1e-5)
     assert float(model.weight.detach()) == 1 - 2**-8 * 3  # 0.98828, the nearest to 0.99
     state.finish()

@@ -31,7 +31,7 @@ def test_an_update_that_is_no_number_touches_no_weight(
     for parameter in state.model.parameters():
         parameter.grad = torch.full_like(parameter, gradient)
     with pytest.raises(NotFiniteError, match=r"is (nan|inf)\nlower the learning rate"):
-        state.apply(settings, 10, loss)
+        state.apply(settings, 10, {"loss": [torch.tensor(loss)]})
     assert all(torch.equal(before[name], p) for name, p in state.model.named_parameters())
     assert not state.optimizer.state
 
