@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_core.models.backends.varlen import Packed, attend, serves
 from kd_core.models.packing import additive_mask
 
 NAME = "distill_rows"  # as transformers' configs call it
@@ -77,8 +78,16 @@ class Rows(Protocol):
         """Shapes: (B, H, T, K) -> as the stock module expects, heads last but one."""
 
 
+@runtime_checkable
+class PackedRows(Rows, Protocol):
+    """Rows that can be had without padding too."""
+
+    def packed(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Packed:
+        """What `take` gives, packed: every query sees all its row's keys up to its own place."""
+
+
 class EnoughRead(Exception):
-    """Raised by `Rows.take` where the last layer's keys are there: what follows is of no use to anybody."""
+    """Raised by `Rows.take` or `packed` where the last layer's keys are there: what follows is of no use to anybody."""
 
 
 @contextmanager
@@ -131,6 +140,9 @@ def _attention(
     unknown = [name for name, value in others.items() if isinstance(value, Tensor)]
     if unknown or not isinstance(attention_mask, Kind):
         raise NotImplementedError(f"attention with {unknown or 'a mask of its own'}")
+    plain = softcap is None and not dropout and attention_mask.is_causal(rows.places.num_positions)
+    if serves(query) and plain and isinstance(rows, PackedRows):
+        return attend(rows.packed(module.layer_idx, query, key, value), scaling)[None], None
     q, k, v = rows.take(module.layer_idx, query, key, value)
     bias = rows.places.bias(attention_mask, q.dtype)
     if softcap is None:

@@ -12,6 +12,7 @@ beyond them. The stock forward pass on each row's tokens is the oracle of the te
 
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from kd_core.models.backends.attention import EnoughRead, Places, Rows, own_attention
 from kd_core.models.backends.pairs import Memory, check_fits, last_tokens, num_positions
+from kd_core.models.backends.varlen import Ends, Packed, key_places
 from kd_core.models.packing import Layout
 
 Model = Any  # a transformers …ForCausalLM; transformers ships no types
@@ -35,15 +37,29 @@ class _Prompts:
 
     def take(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Shapes: (1, H, N, K), (1, G, N, K) twice -> (B, H, S, K), (B, G, S, K) twice."""
+        k, v = self._kept(layer, key, value)
+        return _padded(query, self.layout), k, v
+
+    def _kept(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         k, v = _padded(key, self.layout), _padded(value, self.layout)
         self.keys_values[layer] = k, v
         if layer == self.last_layer:
             raise EnoughRead
-        return _padded(query, self.layout), k, v
+        return k, v
 
     def give(self, out: Tensor) -> Tensor:
         """Shapes: (B, H, S, K) -> (1, N, H, K)."""
         return _packed(out, self.layout)
+
+    def packed(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Packed:
+        """Shapes: (1, H, N, K), (1, G, N, K) twice."""
+        self._kept(layer, key, value)
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        return Packed(q, k, v, self._ends, self._ends)
+
+    @cached_property
+    def _ends(self) -> Ends:
+        return Ends.of(self.layout.mask_BS)
 
 
 @dataclass
@@ -65,6 +81,22 @@ class _Responses:
     def give(self, out: Tensor) -> Tensor:
         """Shapes: (B, H, T, K) -> (1, M, H, K)."""
         return _packed(out, self.layout)
+
+    def packed(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Packed:
+        """Shapes: (1, H, M, K), (1, G, M, K) twice."""
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        queries, keys, place_X = self._ends
+        if self.memory.keys_values:
+            before = (x.transpose(1, 2).flatten(0, 1) for x in self.memory.keys_values[layer])
+            k, v = (torch.cat(pair).index_select(0, place_X) for pair in zip(before, (k, v), strict=True))
+        return Packed(q, k, v, queries, keys)
+
+    @cached_property
+    def _ends(self) -> tuple[Ends, Ends, Tensor]:
+        """Of queries and of keys, and where the keys stand."""
+        before_BS, own_BT = self.memory.layout.mask_BS, self.layout.mask_BS
+        keys = Ends.of(torch.cat([before_BS, own_BT], dim=1))
+        return Ends.of(own_BT), keys, key_places(before_BS, own_BT)
 
 
 def encode(model: Model, ids_BS: Tensor, mask_BS: Tensor) -> Memory:
