@@ -108,10 +108,13 @@ def of_model(machine: Machine, name: str, config: Any, lengths: Lengths, end: fl
             ours, stock = (getattr(updates, f"{side}_{attribute}")(one) for side in ("our", "stock"))
         else:
             ours, stock = (partial(getattr(cases, f"{side}_{attribute}"), one) for side in ("our", "stock"))
+        others = {"transformers": stock}
+        if what == "sample" and one.is_causal:
+            others["ours by CUDA graphs"] = partial(cases.our_sample_by_graphs, one)
         yield from machine.compared(
             what,
             ours,
-            {"transformers": stock},
+            others,
             tokens=one.num_tokens(sampled=sampled),
             flops=one.flops(sampled=sampled, backward=backward, passes=passes),
             model=name,

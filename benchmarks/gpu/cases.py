@@ -17,6 +17,7 @@ from benchmarks.reference_divergence import of_logits
 from kd_core.losses.divergence_head import Divergence, TeacherStates, divergence_loss
 from kd_core.losses.head import full_precision
 from kd_core.losses.lm_head import token_scores, weighted_nll
+from kd_core.models.backends.graphs import in_graphs
 from kd_core.models.policy import encode, head_of, shift_right, target_states
 from kd_core.rollout.responses import Rollout
 from kd_core.rollout.sampling import SamplingSettings, sample
@@ -176,6 +177,12 @@ def our_sample(case: Case) -> Rollout:
     memory: Any = encode(case.student, case.prompt_BS, case.prompt_mask_BS)
     settings = SamplingSettings(max_new_tokens=case.tokens_BT.shape[1])
     return sample(case.student, memory, settings, torch.Generator().manual_seed(0))
+
+
+def our_sample_by_graphs(case: Case) -> Rollout:
+    """The same by CUDA graphs."""
+    with in_graphs(case.student):
+        return our_sample(case)
 
 
 def stock_sample(case: Case, student: Any | None = None, processors: list[Any] | None = None) -> Tensor:

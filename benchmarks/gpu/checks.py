@@ -46,10 +46,11 @@ def _distance(ours: Tensor, stock: Tensor) -> float:
 
 
 def check_tokens(case: Case) -> None:
-    """Raise AssertionError unless the samples are those of `generate` with the same random numbers."""
+    """Raise AssertionError unless samples, by graphs too, are those of `generate` with the same random numbers."""
     ours, stock = cases.our_sample(case), cases.stock_sample(case, processors=[_SameNumbers(case)])
     stock = F.pad(stock, (0, case.tokens_BT.shape[1] - stock.shape[1]))[:, : ours.tokens_BT.shape[1]]
     assert torch.equal(ours.tokens_BT * ours.mask_BT, stock * ours.mask_BT), "tokens differ"
+    assert torch.equal(ours.tokens_BT, cases.our_sample_by_graphs(case).tokens_BT), "tokens by graphs differ"
 
 
 class _SameNumbers(LogitsProcessor):

@@ -9,10 +9,19 @@ from tasks.store.stage import RuntimeSettings
 def device_of(runtime: RuntimeSettings) -> torch.device:
     """The device that the run names, or the best there is; sets the thread count where the run names one.
 
-    Raises ValueError for a device that is not there.
+    Raises ValueError for a device that is not there, or that lacks what the run asks of it.
     """
     if runtime.threads is not None:
         torch.set_num_threads(runtime.threads)
+    device = _device_of(runtime)
+    if runtime.cuda_graphs and device.type != "cuda":
+        raise ValueError(
+            f"runtime.cuda_graphs needs a CUDA device, and this run is on {device.type}\nleave it at false"
+        )
+    return device
+
+
+def _device_of(runtime: RuntimeSettings) -> torch.device:
     if runtime.device != "auto":
         try:
             torch.empty(0, device=runtime.device)

@@ -9,6 +9,7 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kd_core.models.backends.graphs import in_graphs
 from kd_core.models.backends.recomputing import recomputing
 from kd_core.rollout.responses import NotFiniteError
 from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState
@@ -63,7 +64,8 @@ def run_training(
 
     try:
         recompute = recomputing(loaded.model) if build.runtime.gradient_checkpointing else nullcontext()
-        with recompute, tracked(build) as tell:
+        replay = in_graphs(loaded.model) if build.runtime.cuda_graphs else nullcontext()
+        with recompute, replay, tracked(build) as tell:
             for row in loop(state):
                 check_finite(row)
                 log.append(row)

@@ -41,6 +41,7 @@ class RuntimeSettings:
     threads: int | None = None  # CPU threads; None = torch's choice. Byte-identical results need the same number
     checkpoint_seconds: float = 30.0  # between two checkpoints; 0 = after every step
     gradient_checkpointing: bool = False  # students on pairs learn in less memory, a third slower: the same bytes
+    cuda_graphs: bool = False  # decoder-only students on pairs write by CUDA graphs; nobody has measured it yet
     track: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()  # where else training logs go
 
     def __post_init__(self) -> None:
@@ -167,9 +168,8 @@ class Build:
         self.dir, self.run, self.runtime = directory, run, run.runtime
         self.stats: dict[str, Any] = {}
         self.store_root, self._reporter = run.store.root, run.reporter
-        self.checkpoints = Checkpoints(
-            run.store, run.store.checkpoint_dir(artifact), run.runtime.checkpoint_seconds, run.reporter.warning
-        )
+        where, seconds = run.store.checkpoint_dir(artifact), run.runtime.checkpoint_seconds
+        self.checkpoints = Checkpoints(run.store, where, seconds, run.reporter.warning)
         self.shards = Shards(self.checkpoints.dir, self.dir, run.reporter.warning)
 
     def progress(self, done: float, total: float, unit: str = "", **metrics: float) -> None:

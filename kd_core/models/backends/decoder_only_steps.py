@@ -9,7 +9,12 @@ So the beams are queries over the same keys, and a mask hides each other's; with
 no window ends, attention needs no mask at all. The cache is written in place. Where prompts are dropped (`keep`), the
 last ones move into the places that became free, and nothing else is copied: so the order in here is not the caller's,
 and `_slot_B` says where each of his prompts is. Weights are laid out once for all steps (`prepacked.py`).
+
+By graphs (`graphs.py`, one beam alone), a step attends to places that are not written yet too: they stand after its
+own, so that the model's mask hides them. Rows that were dropped are computed on until fewer make another shape.
 """
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +22,31 @@ from torch import Tensor
 
 from kd_core.models.backends.attention import Places
 from kd_core.models.backends.decoder_only import Model, run
+from kd_core.models.backends.graphs import Graphs, Shape, rounded, writes_in_graphs
 from kd_core.models.backends.pairs import Memory, check_fits, num_positions
 from kd_core.models.backends.prepacked import prepacked_layers, standing_in
 from kd_core.models.packing import unflatten
+
+
+@dataclass
+class _Static:
+    """What graphs read and write: as many rows as there were at first, and none of it ever moves."""
+
+    graphs: Graphs
+    tokens_B: Tensor
+    start_B: Tensor
+    position_BJ: Tensor
+    place_1: Tensor  # where this step's keys go
+    caches: dict[int, tuple[Tensor, Tensor]]
+    shape: Shape = (0, 0)  # of the step that is run, or captured
+
+    def put(self, layer: int, key_BG1K: Tensor, value_BG1K: Tensor) -> tuple[Tensor, Tensor]:
+        """Write a step's keys and values; returns all as far as the shape goes. Shapes: -> (B, G, J, K) twice."""
+        rows, end = self.shape
+        for cache, new in zip(self.caches[layer], (key_BG1K, value_BG1K), strict=True):
+            cache[:rows].index_copy_(2, self.place_1, new.to(cache.dtype))
+        key, value = self.caches[layer]
+        return key[:rows, :, :end], value[:rows, :, :end]
 
 
 class StepDecoder:
@@ -49,6 +76,7 @@ class StepDecoder:
             layer: (self._cache(key[:, :, : self.prompt_length]), self._cache(value[:, :, : self.prompt_length]))
             for layer, (key, value) in enumerate(memory.keys_values)
         }
+        self._static = self._buffers() if num_beams == 1 and writes_in_graphs(model) else None
 
     def _cache(self, prompt_BGSK: Tensor) -> Tensor:
         """The prompts' keys or values, with room for the responses'. Shapes: (B, G, S, K) -> (B, G, J, K)."""
@@ -61,6 +89,8 @@ class StepDecoder:
 
     def step(self, tokens_R: Tensor) -> Tensor:
         """Shapes: (R,) the tokens just chosen (the prompt's last first) -> (R, D) hidden states for the head."""
+        if self._static is not None:
+            return self._step_by_graphs(self._static, tokens_R)
         tokens_BW = self._in_slots(tokens_R.unflatten(0, (-1, self.num_beams)))
         query_B1, end = self._start_B[:, None] + self.length, self._end + self.num_beams
         beams = self._mine_WJ[:, :end] if self.num_beams > 1 else None
@@ -77,6 +107,36 @@ class StepDecoder:
         states_BWD = unflatten(states_R1D[:, 0], 0, tokens_BW.shape)
         return states_BWD.index_select(0, self._slot_B).flatten(0, 1)
 
+    def _buffers(self) -> "_Static":
+        return _Static(
+            Graphs(self._run_static),
+            torch.zeros_like(self._slot_B),
+            self._start_B,
+            self._position_BJ,
+            self._start_B.new_full((1,), self.prompt_length),
+            dict(self._caches),
+        )
+
+    def _step_by_graphs(self, static: "_Static", tokens_B: Tensor) -> Tensor:
+        static.tokens_B.index_copy_(0, self._slot_B, tokens_B)
+        most = static.position_BJ.shape
+        shape = rounded(len(tokens_B), most[0], self._end + 1, most[1])
+        states_BD = static.graphs.run(shape, tokens_B.device)
+        static.place_1.add_(1)
+        self.length += 1
+        return states_BD.index_select(0, self._slot_B)
+
+    def _run_static(self, shape: Shape) -> Tensor:
+        """A step over the first rows and places of the static buffers. Shapes: -> (rows, D), in the order in here."""
+        rows, end = shape
+        static = self._static
+        assert static is not None  # who has graphs has buffers
+        static.shape = shape
+        query_B1 = static.start_B[:rows, None] + (static.place_1 - self.prompt_length)
+        self.places = Places(query_B1, static.position_BJ[:rows, :end], end)
+        with standing_in(self._products):
+            return run(self.model, static.tokens_B[:rows, None], query_B1, self)[:, 0]
+
     def _in_slots(self, x_BX: Tensor) -> Tensor:
         """From the caller's order to the one in here. Shapes: (B, ...) -> (B, ...)."""
         return torch.empty_like(x_BX).index_copy_(0, self._slot_B, x_BX)
@@ -86,6 +146,9 @@ class StepDecoder:
         q, k, v = (x.unflatten(0, (-1, self.num_beams)).squeeze(3).transpose(1, 2) for x in (query, key, value))
         if layer not in self._caches:  # no prompt has more than one token: there is none that came from a memory
             self._caches[layer] = self._cache(k[:, :, :0]), self._cache(v[:, :, :0])
+        if self._static is not None:
+            self._static.caches.setdefault(layer, self._caches[layer])
+            return q, *self._static.put(layer, k, v)
         start, end = self._end, self._end + self.num_beams
         for cache, new in zip(self._caches[layer], (k, v), strict=True):
             cache[:, :, start:end] = new

@@ -97,6 +97,18 @@ def test_a_device_that_is_not_there_is_said_before_anything_starts(
     assert device_of(RuntimeSettings(device="cpu")).type == "cpu"
 
 
+def test_graphs_without_a_cuda_device_are_refused_before_anything_starts(
+    capsys: pytest.CaptureFixture[str], home: Path
+) -> None:
+    asked = ["--device", "cpu", "--set", "runtime.cuda_graphs=true"]
+    assert cli.main(["run", "tiny", "--prefect-file", str(RECIPES), *asked]) == 1
+    assert lines(capsys) == [
+        "error: runtime.cuda_graphs needs a CUDA device, and this run is on cpu",
+        "leave it at false",
+    ]
+    assert not list((home / "artifacts").glob("*/*"))
+
+
 def test_a_report_never_replaces_a_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "results_of", lambda store, run_id, ending: nullcontext())
     monkeypatch.setattr(page, "render", lambda results: "<html>")
