@@ -5,13 +5,12 @@ The endpoint is `judge.base_url` or OPENAI_BASE_URL; the key is OPENAI_API_KEY, 
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from kd_core.metrics.g_eval.prompt import criteria_of, judge_messages
+from tasks.endpoints import address
 
 URL_VARIABLE, KEY_VARIABLE = "OPENAI_BASE_URL", "OPENAI_API_KEY"
 MOST_ALTERNATIVES = 20  # the protocol's limit
@@ -97,41 +96,9 @@ def endpoint_url(settings: JudgeSettings) -> str | None:
 
 
 def api_key(url: str) -> str | None:
-    """The key for the endpoint, or None where the environment has none and none is needed.
-
-    Raises ValueError, which never repeats it, if it is missing or cannot be one.
-    """
-    key = os.environ.get(KEY_VARIABLE) or None
-    if key is None and not _is_near(url):
-        raise ValueError(f"the judge at {url} needs a key\nset {KEY_VARIABLE} (to any word if it needs none)")
-    if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
-        raise ValueError(f"{KEY_VARIABLE} holds a space, a line break or a letter that no key has\nset it anew")
-    return key
+    """The key for the endpoint, as `address.api_key` has it."""
+    return address.api_key("the judge", url, KEY_VARIABLE)
 
 
 def _checked_url(url: str, name: str) -> str:
-    """The URL without a slash at its end. What it holds is never repeated in an error: it may be a secret."""
-    try:
-        parts = urlsplit(url.strip())
-        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        whole = False
-    if not whole:
-        raise ValueError(f"{name} must be a URL such as http://localhost:8000/v1")
-    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-        raise ValueError(f"{name} must hold no user, password, query or fragment\nthe key goes into {KEY_VARIABLE}")
-    if parts.path.rstrip("/").endswith("/completions"):
-        raise ValueError(f"{name} must end before /chat/completions, usually in /v1")
-    return parts.geturl().rstrip("/")
-
-
-def _is_near(url: str) -> bool:
-    """Whether the host is this machine or in a private network, where judges commonly need no key."""
-    host = urlsplit(url).hostname or ""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return address.is_loopback or address.is_private
+    return address.checked_url(url, name, KEY_VARIABLE)

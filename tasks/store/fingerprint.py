@@ -26,8 +26,7 @@ INFRASTRUCTURE = (
     "kd_core.models.files",
     "tasks.compute.alarms",
     "tasks.compute.track",
-    "tasks.judge.endpoint",
-    "tasks.judge.judgements",
+    "tasks.endpoints",
     "tasks.store",
 )
 

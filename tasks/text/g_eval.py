@@ -30,7 +30,7 @@ VERDICTS = pa.schema(
 def g_eval(build: Build, corpus: Artifact, written: Artifact, settings: JudgeSettings) -> None:
     """Write verdicts.parquet. What was judged before, by whichever run, is not asked for again.
 
-    Raises JudgeError where the judge cannot be asked; every answer until then is kept.
+    Raises EndpointError where the judge cannot be asked; every answer until then is kept.
     """
     found = Continuations.of(written)
     chosen = windows_to_judge(len(found.start_B), settings.max_windows)

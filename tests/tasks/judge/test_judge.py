@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 
 from flows.settings import signature, validate
-from tasks.judge import endpoint as judge_endpoint
-from tasks.judge.endpoint import JudgeError
+from tasks.endpoints import endpoint as judge_endpoint
+from tasks.endpoints.answers import Answers
+from tasks.endpoints.endpoint import EndpointError
 from tasks.judge.judge import check_judge, judge_texts, why_no_judge
-from tasks.judge.judgements import Judgements
 from tasks.judge.settings import Item, JudgeSettings, api_key
 from tasks.store.keys import key_record
 from tests.tasks.judge.chat_server import Answer, Asked, ChatServer, Judge, chat_server, fails, says
@@ -240,7 +240,7 @@ def test_pauses_grow_and_vary(monkeypatch: pytest.MonkeyPatch, root: Path) -> No
     monkeypatch.setattr(judge_endpoint, "LONGEST_PAUSE_SECONDS", 0.05)
     monkeypatch.setattr(judge_endpoint.Endpoint, "wait", lambda self, seconds: pauses.append(seconds))
     monkeypatch.setattr(judge_endpoint.random, "uniform", random.Random(0).uniform)
-    with chat_server(lambda asked: fails(500)) as server, pytest.raises(JudgeError):
+    with chat_server(lambda asked: fails(500)) as server, pytest.raises(EndpointError):
         judge_texts(root, settings(server, retries=5), ITEMS[:1])
     slept = [seconds for seconds in pauses if seconds > 0]
     for seconds, longest in zip(slept, [0.01, 0.02, 0.04, 0.05, 0.05], strict=True):
@@ -253,7 +253,7 @@ def test_pauses_grow_and_vary(monkeypatch: pytest.MonkeyPatch, root: Path) -> No
 
 def failing(root: Path, judge: Judge, **changes: Any) -> tuple[str, str, ChatServer]:
     """The two lines of the error, and the server."""
-    with chat_server(judge) as server, pytest.raises(JudgeError) as caught:
+    with chat_server(judge) as server, pytest.raises(EndpointError) as caught:
         judge_texts(root, settings(server, requests_in_flight=1, **changes), ITEMS)
     problem, advice = str(caught.value).split("\n")
     return problem.replace(server.base_url, "URL"), advice, server
@@ -268,7 +268,7 @@ def test_a_server_that_hangs_is_given_up_after_its_time(root: Path) -> None:
 
     begun = time.monotonic()
     with chat_server(hang) as server:
-        with pytest.raises(JudgeError, match=r"did not answer within 0\.2 s \(asked 2 times\); 0 of 12"):
+        with pytest.raises(EndpointError, match=r"did not answer within 0\.2 s \(asked 2 times\); 0 of 12"):
             judge_texts(root, settings(server, timeout_seconds=0.2, retries=1), ITEMS)
         release.set()
     assert time.monotonic() - begun < 60
@@ -278,7 +278,7 @@ def test_nothing_listens(root: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
-    with pytest.raises(JudgeError) as caught:
+    with pytest.raises(EndpointError) as caught:
         judge_texts(root, settings(url), ITEMS)
     problem, advice = str(caught.value).split("\n")
     assert problem.startswith(f"the judge at {url} cannot be reached: ")
@@ -355,7 +355,7 @@ def test_the_key_is_in_no_log(root: Path, caplog: pytest.LogCaptureFixture) -> N
 def test_a_server_that_dies_half_way_loses_nothing(root: Path) -> None:
     said, _, first = failing(root, lambda asked: well(asked) if asked.number < 7 else fails(500), retries=0)
     assert "URL answers 500: overloaded (asked once); 7 of 12 answers are kept" in said
-    with pytest.raises(JudgeError, match=r"cannot be reached: .*; 7 of 12 answers are kept"):
+    with pytest.raises(EndpointError, match=r"cannot be reached: .*; 7 of 12 answers are kept"):
         judge_texts(root, settings(first, retries=0), ITEMS)
     assert len(judge_texts(root, settings(first), ITEMS[:7])) == 7
 
@@ -369,7 +369,7 @@ def test_after_a_fault_only_what_is_missing_is_asked(root: Path) -> None:
         return fails(500) if broken.is_set() else well(asked)
 
     with chat_server(judge) as server:
-        with pytest.raises(JudgeError, match="of 12 answers are kept"):
+        with pytest.raises(EndpointError, match="of 12 answers are kept"):
             judge_texts(root, settings(server, requests_in_flight=3, retries=0), ITEMS)
         answered = server.texts[:7]
         before = len(server.asked)
@@ -453,7 +453,7 @@ def test_a_torn_file_is_no_answer(root: Path, left: str) -> None:
         [path] = (root / "judgements").rglob("*.json")
         whole = path.read_bytes()
         path.write_text(left)
-        assert Judgements(root / "judgements").read(path.stem) is None
+        assert Answers(root / "judgements").read(path.stem) is None
         judge_texts(root, settings(server), ITEMS[:1])
         assert path.read_bytes() == whole
 
@@ -464,7 +464,7 @@ def test_a_flipped_bit_is_no_answer(root: Path) -> None:
         [path] = (root / "judgements").rglob("*.json")
         whole = path.read_text()
         path.write_text(whole.replace("3", "4", 1) if "3" in whole else whole.replace("0", "1", 1))
-        assert Judgements(root / "judgements").read(path.stem) is None
+        assert Answers(root / "judgements").read(path.stem) is None
 
 
 def test_an_interrupt_ends_all_waiting(root: Path) -> None:
@@ -498,7 +498,7 @@ def test_the_check_remarks_that_there_are_no_probabilities() -> None:
 
 
 def test_the_check_tries_twice_at_most() -> None:
-    with chat_server(lambda asked: fails(500)) as server, pytest.raises(JudgeError, match=r"500.*asked 2 times"):
+    with chat_server(lambda asked: fails(500)) as server, pytest.raises(EndpointError, match=r"500.*asked 2 times"):
         check_judge(settings(server, retries=6))
 
 
@@ -508,7 +508,7 @@ def test_no_endpoint(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     assert why_no_judge(nowhere) == "no endpoint is configured (judge.base_url or OPENAI_BASE_URL)"
     assert nowhere.identity()["endpoint"] is None
     for call in (lambda: check_judge(nowhere), lambda: judge_texts(root, nowhere, ITEMS)):
-        with pytest.raises(JudgeError, match=r"the judge has no endpoint\nset judge.base_url or OPENAI_BASE_URL"):
+        with pytest.raises(EndpointError, match=r"the judge has no endpoint\nset judge.base_url or OPENAI_BASE_URL"):
             call()
     monkeypatch.setenv("OPENAI_BASE_URL", "https://judge.example/v1/")
     assert why_no_judge(nowhere) is None

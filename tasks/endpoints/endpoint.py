@@ -1,8 +1,8 @@
 """An OpenAI-compatible endpoint: one question, one answer, and what to do when it does not come.
 
-Rate limits (429), faults (5xx, 408, 409), time-outs, broken connections and answers that are no chat completion are
+Rate limits (429), faults (5xx, 408, 409), time-outs, broken connections and answers that are not what was asked for are
 tried again, with exponential back-off and jitter, and not before a `Retry-After` has passed, which holds back all
-threads. Whatever else it says is final, and ends in a `JudgeError`. The key is in no message: see `_said`.
+threads. Whatever else it says is final, and ends in an `EndpointError`. The key is in no message: see `_said`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ import math
 import random
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
-
-from kd_core.metrics.g_eval.reply import Reply, read_reply
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import openai
@@ -30,8 +28,26 @@ SHORTEST_SECRET = 8  # "none" is no secret, and hiding it would spoil texts that
 PASSING_STATUSES = (408, 409, 429)
 
 
-class JudgeError(ValueError):
-    """The judge cannot be asked, in one line, with a second that says what to do."""
+T = TypeVar("T")
+
+
+class EndpointError(ValueError):
+    """An endpoint cannot be asked, in one line, with a second that says what to do."""
+
+
+class ContentFilterError(Exception):
+    """The endpoint would not read the question, or not answer it: its content filter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Names:
+    """What an endpoint and its settings are called in messages."""
+
+    who: str  # the judge
+    url: str  # what says where it is: judge.base_url or OPENAI_BASE_URL
+    model: str
+    key: str  # the variable that holds it
+    parameters: str  # what to do where it refuses a parameter
 
 
 class Stopped(Exception):
@@ -41,10 +57,12 @@ class Stopped(Exception):
 class Endpoint:
     """A client for many threads. `stop` ends all waiting."""
 
-    def __init__(self, *, base_url: str, key: str | None, timeout_seconds: float, retries: int) -> None:
+    def __init__(self, names: Names, *, base_url: str, key: str | None, timeout_seconds: float, retries: int) -> None:
+        import httpx
         import openai
 
-        self._openai, self._retries = openai, retries
+        self._response = httpx.Response
+        self._openai, self._retries, self._names = openai, retries, names
         self._secret = key if key and len(key) >= SHORTEST_SECRET else None
         self.base_url, self._timeout = base_url, timeout_seconds
         self._client = openai.OpenAI(
@@ -60,29 +78,37 @@ class Endpoint:
         """Close its connections."""
         self._client.close()
 
-    def ask(self, body: dict[str, Any]) -> Reply:
-        """The reply to one chat-completions request. Raises JudgeError; Stopped when `stop` is set."""
+    def ask(self, path: str, body: Mapping[str, Any], read: Callable[[Any], T], what: str) -> T:
+        """What `read` makes of the JSON that comes back for `body`; it raises ValueError for what is not `what`.
+
+        path: under the base URL, or a whole URL. The key is hidden in what comes back. Raises EndpointError,
+        ContentFilterError; Stopped when `stop` is set.
+        """
         for attempt in range(self._retries + 1):
             self.wait(self._not_before - time.monotonic())
             try:
-                answer = self._client.chat.completions.with_raw_response.create(**body)
-                return self._read(answer.http_response.content)
+                content = self._client.post(path, body=dict(body), cast_to=self._response).content
+                return self._read(content, read, what)
             except self._openai.APIStatusError as error:
                 if error.code == "content_filter":
-                    return Reply(text="", refusal="stopped by the endpoint's content filter")
+                    raise ContentFilterError from None
                 problem, pause = self._status(error), _retry_after(error.response.headers)
             except self._openai.APITimeoutError:
                 problem, pause = f"did not answer within {self._timeout:g} s", None
             except self._openai.APIConnectionError as error:
                 problem, pause = f"cannot be reached: {self._said(_cause(error))}", None
-            except _NoCompletion as error:
+            except _OtherAnswer as error:
                 problem, pause = str(error), None
             if attempt < self._retries:
                 self._pause(attempt, pause)
-        raise JudgeError(
-            f"the judge at {self.base_url} {problem} ({_times(self._retries + 1)})\n"
-            "see that it runs and that judge.base_url or OPENAI_BASE_URL is right, then run again"
+        raise EndpointError(
+            f"{self._where} {problem} ({_times(self._retries + 1)})\n"
+            f"see that it runs and that {self._names.url} is right, then run again"
         )
+
+    @property
+    def _where(self) -> str:
+        return f"{self._names.who} at {self.base_url}"
 
     def wait(self, seconds: float) -> None:
         """Sleep, or raise Stopped as soon as `stop` is set."""
@@ -98,36 +124,42 @@ class Endpoint:
         jittered = longest * random.uniform(0.5, 1.0)
         self.wait(jittered if retry_after is None else retry_after + random.uniform(0.0, FIRST_PAUSE_SECONDS))
 
-    def _read(self, content: bytes) -> Reply:
+    def _read(self, content: bytes, read: Callable[[Any], T], what: str) -> T:
         try:
-            reply = read_reply(json.loads(content))
+            return read(self._without_key(json.loads(content)))
         except (ValueError, RecursionError):  # also of text that is no JSON, no UTF-8, or nested without end
             shown = self._said(content.decode("utf-8", "replace"))  # the whole: half a key would not be found
-            raise _NoCompletion(f"does not answer with chat completions, but with {shown[:80]!r}") from None
-        return replace(reply, text=self._hidden(reply.text), refusal=self._hidden(reply.refusal))
+            raise _OtherAnswer(f"does not answer with {what}, but with {shown[:80]!r}") from None
+
+    def _without_key(self, found: Any) -> Any:
+        """The same JSON with the key hidden in its texts."""
+        if isinstance(found, str):
+            return self._hidden(found)
+        if isinstance(found, dict):
+            return {name: self._without_key(each) for name, each in found.items()}
+        return [self._without_key(each) for each in found] if isinstance(found, list) else found
 
     def _status(self, error: openai.APIStatusError) -> str:
-        """What is wrong, if trying again may help. Raises JudgeError if not."""
+        """What is wrong, if trying again may help. Raises EndpointError if not."""
         status = error.status_code
         said = self._said(error.message.removeprefix(f"Error code: {status}").removeprefix(" - "))
-        where = f"the judge at {self.base_url}"
+        where, names = self._where, self._names
         if status in (401, 403):  # what it says may hold a part of the key
-            raise JudgeError(f"{where} does not accept the key ({status})\ncheck OPENAI_API_KEY") from None
+            raise EndpointError(f"{where} does not accept the key ({status})\ncheck {names.key}") from None
         if error.code == "insufficient_quota":
-            raise JudgeError(f"{where}: the quota is used up ({status})\ntop it up, then run again") from None
+            raise EndpointError(f"{where}: the quota is used up ({status})\ntop it up, then run again") from None
         after = _retry_after(error.response.headers)
         if after is not None and after > LONGEST_RETRY_AFTER_SECONDS:
-            raise JudgeError(f"{where} asks to wait {after:,.0f} s ({status}): {said}\nrun again after that") from None
+            raise EndpointError(
+                f"{where} asks to wait {after:,.0f} s ({status}): {said}\nrun again after that"
+            ) from None
         if status in PASSING_STATUSES or status >= 500:
             return f"answers {status}: {said}"
         if status in (404, 405):
-            advice = "check judge.model, and judge.base_url or OPENAI_BASE_URL, which usually ends in /v1"
+            advice = f"check {names.model}, and {names.url}, which usually ends in /v1"
         else:
-            advice = (
-                "where it refuses a parameter, leave it out: judge.top_logprobs=0, judge.temperature=null or "
-                "judge.max_reply_tokens=null"
-            )
-        raise JudgeError(f"{where} refuses the request ({status}): {said}\n{advice}") from None
+            advice = names.parameters
+        raise EndpointError(f"{where} refuses the request ({status}): {said}\n{advice}") from None
 
     def _said(self, text: str) -> str:
         """What somebody else has said, in one short line without the key."""
@@ -137,7 +169,7 @@ class Endpoint:
         return text.replace(self._secret, "[key]") if self._secret else text
 
 
-class _NoCompletion(Exception):
+class _OtherAnswer(Exception):
     pass
 
 

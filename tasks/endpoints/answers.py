@@ -1,4 +1,4 @@
-"""The judge's answers, by the hash of the question: what was paid for is never asked again, by any process.
+"""What endpoints have answered, by the hash of the question: what was paid for is never asked again, by any process.
 
 <root>/ab/abcd….json    one answer, whole or not there; the file is its own lock
 
@@ -27,7 +27,7 @@ def content_key(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class Judgements:
+class Answers:
     """Answers under one directory, for many threads and processes at once."""
 
     def __init__(self, root: Path) -> None:

@@ -1,0 +1,70 @@
+"""Many questions at once to one endpoint: what was answered before is not asked again, and what comes is kept."""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+from tasks.endpoints.answers import Answers
+from tasks.endpoints.endpoint import Endpoint, EndpointError, Stopped
+
+
+def ask_all(
+    endpoint: Endpoint,
+    answers: Answers,
+    questions: Mapping[str, Any],
+    ask: Callable[[Any], dict[str, Any]],
+    in_flight: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, dict[str, Any]]:
+    """The answer to each question, by the same keys: `ask` is called for those that `answers` lacks.
+
+    ask: a question -> what is kept of its answer, as JSON; called in as many threads as there may be requests in
+    flight. `progress(done, total)` is called from this thread. After a failure what is on its way is still waited for,
+    and kept. Raises EndpointError, with how many answers are kept, and what else `ask` raises.
+    """
+    found = {key: answers.read(key) for key in questions}
+    missing = [key for key, answer in found.items() if answer is None]
+    if missing:
+        _ask_missing(endpoint, answers, {key: questions[key] for key in missing}, ask, in_flight, len(found), progress)
+        found |= {key: answers.read(key) for key in missing}
+    progress(len(found), len(found))
+    return {key: answer for key, answer in found.items() if answer is not None}  # none is: nothing deletes them
+
+
+def _ask_missing(
+    endpoint: Endpoint,
+    answers: Answers,
+    missing: Mapping[str, Any],
+    ask: Callable[[Any], dict[str, Any]],
+    in_flight: int,
+    total: int,
+    progress: Callable[[int, int], None],
+) -> None:
+    known = total - len(missing)
+    failures: list[Exception] = []
+
+    def ask_one(key: str, question: Any) -> None:
+        try:
+            answers.ask_once(key, lambda: ask(question), endpoint.wait)
+        except Stopped:
+            pass  # by a failure that is in the list, or by the user
+        except Exception as error:
+            failures.append(error)
+            endpoint.stop.set()  # here, where no further request can slip in between
+
+    try:
+        with ThreadPoolExecutor(in_flight, thread_name_prefix="ask") as pool:
+            futures = [pool.submit(ask_one, key, question) for key, question in missing.items()]
+            try:
+                for done, _ in enumerate(as_completed(futures), start=1):
+                    if failures:
+                        raise failures[0]
+                    progress(known + done, total)
+            except BaseException:
+                endpoint.stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    except EndpointError as error:
+        problem, _, advice = str(error).partition("\n")
+        kept = known + sum(answers.read(key) is not None for key in missing)
+        raise EndpointError(f"{problem}; {kept} of {total} answers are kept\n{advice}") from None
