@@ -20,6 +20,7 @@ from kd_core.losses.lm_head import ValueKind
 
 BaselineKind = Literal["none", "value", "batch_mean", "leave_one_out"]
 TruncatedKind = Literal["drop", "bootstrap"]
+CentreKind = bool | Literal["log_probs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,9 @@ class RewardSettings:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
 
     value: ValueKind = "max"
-    centre: bool = True  # subtract the mean over V at each position, as the authors' code does
+    # subtract the mean over V at each position, as the authors' code does; log_probs: the logsumexp, all that a teacher
+    # behind a server gives [ours]
+    centre: CentreKind = True
     truncated: TruncatedKind = "drop"  # what becomes of rollouts cut off at the limit; dropping favours short ones
     baseline: BaselineKind = "none"
     reward_scale: float = 100.0  # the gain is divided by it, nats
@@ -39,11 +42,12 @@ class RewardSettings:
     def __post_init__(self) -> None:
         for name, allowed in (
             ("value", ("max", "softmax", "logsumexp")),
+            ("centre", (True, False, "log_probs")),
             ("truncated", ("drop", "bootstrap")),
             ("baseline", ("none", "value", "batch_mean", "leave_one_out")),
         ):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}")
         if self.reward_scale <= 0:
             raise ValueError(f"reward_scale must be above 0, got {self.reward_scale}")
         if self.reward_clip < 0:

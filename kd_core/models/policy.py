@@ -27,6 +27,7 @@ from kd_core.models.backends import decoder_only, decoder_only_steps, padded
 from kd_core.models.backends.lora import has_adapter
 from kd_core.models.backends.prepacked import prepacked_product
 from kd_core.models.backends.probe import Backend, Logits, bare_head, probe
+from kd_core.models.backends.remote import REMOTE, RemoteModel
 from kd_core.models.packing import Layout
 from kd_core.models.token_rows import TokenRows
 
@@ -83,6 +84,8 @@ def backend_of(model: Model) -> Backend:
 
 
 def _served(model: Model) -> _Served:
+    if isinstance(model, RemoteModel):
+        return _Served(REMOTE, Logits())
     own = OWN.get(model.config.model_type)
     if own is not None and not has_adapter(model):  # they read the base's weights, and would pass over an adapter
         return _Served(own, Logits())

@@ -3,7 +3,7 @@
 Shape legend: B rollouts, T positions, M real tokens, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kd_core.losses.lm_head import TokenScores, token_scores
 from kd_core.losses.rewards import RewardSettings, induced_reward
+from kd_core.models.backends.remote import RemoteModel, remote_scores
 from kd_core.models.policy import Memory, Model, head_of, target_states
 from kd_core.rollout.responses import Responses
 
@@ -38,7 +39,7 @@ def judge(
 
     Shapes: the teacher's Memory of B prompted sources, (B, T) responses -> `Judgement`. A bootstrapped truncated
     rollout needs the value after its last token: the pass is one position longer there. Source: LLMR Eq. 2 and 3;
-    METHODS 1.2 to 1.4.
+    METHODS 1.2 to 1.4. Raises ValueError for a teacher behind a server and a reward that takes more than it gives.
     """
     mask_BT, truncated_B = responses.mask_BT, responses.truncated_B
     bootstrap_B = truncated_B if settings.truncated == "bootstrap" else torch.zeros_like(truncated_B)
@@ -49,10 +50,16 @@ def judge(
     width = int(reach_B.max())
     tokens_BU, mask_BU = tokens_BU[:, :width], mask_BU[:, :width]
 
-    hidden_MD, layout = target_states(teacher, memory, tokens_BU, mask_BU)
-    scores = token_scores(hidden_MD, head_of(teacher, num_tokens), layout.pack(tokens_BU), settings.value)
-    q_value_BU = layout.pad(scores.logit_M - scores.mean_M if settings.centre else scores.logit_M)
-    value_BU = layout.pad(state_value(scores, settings))
+    if isinstance(teacher, RemoteModel):
+        q_value_BU, value_BU = _remote_values(teacher, memory, responses, settings)
+    else:
+        hidden_MD, layout = target_states(teacher, memory, tokens_BU, mask_BU)
+        scores = token_scores(hidden_MD, head_of(teacher, num_tokens), layout.pack(tokens_BU), settings.value)
+        if settings.centre == "log_probs":  # what is taken off each state is its logsumexp, in place of the mean
+            head, target_M = head_of(teacher, num_tokens), layout.pack(tokens_BU)
+            scores = replace(scores, mean_M=token_scores(hidden_MD, head, target_M, "logsumexp").value_M)
+        q_value_BU = layout.pad(scores.logit_M - scores.mean_M if settings.centre else scores.logit_M)
+        value_BU = layout.pad(state_value(scores, settings))
     last_value_B = torch.where(bootstrap_B, value_BU.gather(1, (reach_B - 1)[:, None]).squeeze(1), 0.0)
 
     time = mask_BT.shape[1]
@@ -60,6 +67,31 @@ def judge(
     reward_BT = induced_reward(q_value_BT, value_BT, mask_BT, last_value_B)
     kept_BT = mask_BT & ~truncated_B[:, None] if settings.truncated == "drop" else mask_BT
     return Judgement(q_value_BT, value_BT, reward_BT * kept_BT, kept_BT)
+
+
+def beyond_log_probs(settings: RewardSettings) -> str | None:
+    """What of a reward takes more than log p(y_t) and the largest log p of each state, and what does not; or None."""
+    if settings.centre != "log_probs":
+        return (
+            "centre: its logits are not known, only log_probs are (under baseline value it comes to the same, exactly)"
+        )
+    if settings.value == "softmax":
+        return "value softmax: its distribution is not known; max and logsumexp are"
+    return None
+
+
+def _remote_values(
+    teacher: RemoteModel, memory: Memory, responses: Responses, settings: RewardSettings
+) -> tuple[Tensor, Tensor]:
+    """q-values and state values by log-probabilities alone. Shapes: -> (B, T + 1) twice.
+
+    Source: Eq. 2 with log p for f, which differ by a constant of each state.
+    """
+    problem = beyond_log_probs(settings)
+    if problem is not None:
+        raise ValueError(f"a teacher behind a server cannot be asked for this reward\n{problem}")
+    log_prob_BU, largest_BU = remote_scores(teacher, memory, responses.tokens_BT, responses.mask_BT)
+    return log_prob_BU, largest_BU if settings.value == "max" else torch.zeros_like(largest_BU)
 
 
 def state_value(scores: TokenScores, settings: RewardSettings) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from kd_core.losses.agreement import agreement
 from kd_core.losses.rewards import RewardSettings
 from kd_core.metrics.variety import equal_to_another, repeated_ngrams
+from kd_core.models.backends.remote import RemoteModel, remote_scores
 from kd_core.models.policy import Memory, Model, encode_rows, head_of, padded_rows, target_states
 from kd_core.rollout.responses import Responses
 from kd_core.rollout.sampling import SamplingSettings, greedy, sample
@@ -63,7 +64,7 @@ class Validation:
         tokens, shares of outputs that were cut off and that another equals, of bigrams that are distinct, and of
         4-grams that are repetitions. Of the samples: the teacher's log-probability and entropy, both KLs and the
         overlap of the likeliest tokens; `with_text` the first two of the data set's own outputs: `validation_text_…`.
-        Nats per token, and shares from 0 to 1.
+        Nats per token, and shares from 0 to 1. Of a teacher behind a server there is its log-probability, and no more.
         """
         rows = min(self.settings.validation_rows, len(self.sources.student))
         limit, num_tokens = self.settings.sampling.max_new_tokens, self.num_tokens
@@ -99,6 +100,11 @@ class Validation:
         student: Model | None = None,
         memory: Memory | None = None,
     ) -> None:
+        tally.tokens += int(responses.mask_BT.sum())
+        if isinstance(self.teacher, RemoteModel):
+            log_prob_BU, _ = remote_scores(self.teacher, prompts, responses.tokens_BT, responses.mask_BT)
+            tally.sums["log_prob"] = tally.sums.get("log_prob", 0.0) + float(log_prob_BU.sum())
+            return
         seen = teacher_states(self.teacher, prompts, responses, self.num_tokens)
         target_M = responses.tokens_BT[responses.mask_BT]
         states = None
@@ -106,7 +112,6 @@ class Validation:
             hidden_MD, _ = target_states(student, memory, responses.tokens_BT, responses.mask_BT)
             states = hidden_MD, head_of(student, self.num_tokens)
         found = agreement(seen, target_M, states)
-        tally.tokens += len(target_M)
         for name, x_M in found.by_name().items():
             tally.sums[name] = tally.sums.get(name, 0.0) + float(x_M.sum())
 

@@ -67,11 +67,12 @@ def signs(now: Values, start: Values) -> dict[str, str]:
         length, before = of(kind + "length")
         if not SHORTER * before <= length <= LONGER * before:
             found[kind + "length"] = f"{outputs} went from {before:.1f} to {length:.1f} tokens"
-    overlap, before = of("overlap")
-    if overlap < before - AGREEMENT:
-        found["overlap"] = (
-            f"teacher and student share {overlap:.0%} of the likeliest tokens ({before:.0%} at the start)"
-        )
+    if "validation_overlap" in start:  # not of a teacher behind a server
+        overlap, before = of("overlap")
+        if overlap < before - AGREEMENT:
+            found["overlap"] = (
+                f"teacher and student share {overlap:.0%} of the likeliest tokens ({before:.0%} at the start)"
+            )
     text = start.get("validation_text_teacher_entropy")
     if text is not None and now["validation_teacher_entropy"] > LOST * text:
         found["lost"] = (

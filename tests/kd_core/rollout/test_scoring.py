@@ -21,9 +21,9 @@ TOKENS = torch.tensor([[5, 1, 0], [7, 8, 9], [1, 0, 0], [4, 5, 1]])  # row 1 is 
 @pytest.mark.parametrize("num_tokens", [None, 9], ids=["whole vocabulary", "padded embedding"])
 @pytest.mark.parametrize("truncated", ["drop", "bootstrap"])
 @pytest.mark.parametrize("value", ["max", "softmax", "logsumexp"])
-@pytest.mark.parametrize("centre", [True, False])
+@pytest.mark.parametrize("centre", [True, False, "log_probs"])
 def test_rewards_equal_those_from_full_logits(
-    make_t5: Callable[..., Any], value: Any, truncated: Any, centre: bool, num_tokens: int | None
+    make_t5: Callable[..., Any], value: Any, truncated: Any, centre: Any, num_tokens: int | None
 ) -> None:
     teacher, tokens = make_t5(), TOKENS.clamp(max=8)
     mask = mask_through_eos(tokens, 1)
@@ -38,7 +38,8 @@ def test_rewards_equal_those_from_full_logits(
     with torch.no_grad():
         out = teacher(input_ids=SOURCE, attention_mask=SOURCE_MASK.long(), decoder_input_ids=inputs, use_cache=False)
     logits = out.logits[:, :, :num_tokens]
-    centred = logits - logits.mean(2, keepdim=True) if centre else logits
+    mean = logits.logsumexp(2, keepdim=True) if centre == "log_probs" else logits.mean(2, keepdim=True)
+    centred = logits - mean if centre else logits
     v = {
         "max": centred.amax(2),
         "logsumexp": centred.logsumexp(2),
