@@ -132,10 +132,16 @@ def _parameters(outline: Outline, base: NamedRun, changes: dict[str, Any], name:
     return valid
 
 
+def asks(parameters: Mapping[str, Any]) -> bool:
+    """Whether the compared run does."""
+    outline, tasks = _tasks(**parameters)
+    return any(outline.asks(task.parameters) for task in tasks)
+
+
 def check_plan(parameters: Mapping[str, Any], plan: Sequence[PlanRow]) -> str | None:
     """The compared run's own check of its plan."""
     outline, tasks = _tasks(**parameters)
     return None if outline.check_plan is None else outline.check_plan(tasks[0].parameters, plan)
 
 
-OUTLINE = Outline("flows/compare.py:compare", pipeline, check, check_plan)
+OUTLINE = Outline("flows/compare.py:compare", pipeline, check, asks, check_plan)

@@ -3,7 +3,7 @@
 A run's settings are called as the stages that they are for; stages that share a name with them are called by module.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tasks.pairs.pre_distill
@@ -18,6 +18,7 @@ from kd_core.models.files import is_gguf
 from kd_core.models.prompts import Prompt, Prompts
 from kd_core.train.llmr import LLMRSettings
 from kd_core.train.supervised import SupervisedSettings
+from tasks.compute.served import reached
 from tasks.pairs.evaluate import EvaluationSettings
 from tasks.pairs.exposure import ExposureSettings
 from tasks.pairs.prepare import prepare
@@ -29,7 +30,9 @@ from tasks.pairs.student import StudentSettings
 from tasks.pairs.teacher import TeacherSettings
 from tasks.preflight.models import check_adapter, check_chat, check_models, check_pruning
 from tasks.preflight.positions import check_room, needs
+from tasks.preflight.served import check_reached, check_served
 from tasks.store.artifacts import Artifact
+from tasks.store.stage import PlanRow
 
 
 def pipeline(
@@ -53,7 +56,7 @@ def pipeline(
 
     Args:
         dataset: the pairs that are distilled on, and how they are cleaned and split
-        teacher: a model by name with its prompt, or a small T5 that is fitted here
+        teacher: a model by name with its prompt, one behind a server, or a small T5 that is fitted here
         student: a model by name, a small T5 over the teacher's tokenizer, the teacher's weights, or some of its layers
         lengths: how many tokens every stage reads and writes that does not say otherwise
         score: how the teacher writes the outputs that the student first learns from
@@ -70,6 +73,7 @@ def pipeline(
     prompt = Prompts(teacher.reads, student.reads)
     corpus = prepare(dataset=dataset, seed=data_seed, limit=limit)
     teacher_model = tasks.pairs.teacher.teacher(corpus=corpus, settings=teacher, seed=data_seed)
+    teacher_model = reached(teacher_model, teacher.endpoint)
     wanted = needs(score, pre_distill, method, evaluation, exposure)
     check_room(corpus, teacher_model, teacher, student if student.from_ is None else teacher, prompt, *wanted)
     start = made_first(student, teacher_model, corpus, prompt.teacher, pre_distill)
@@ -126,6 +130,8 @@ def check(settings: Mapping[str, Any]) -> list[str]:
             "a student from: teacher is the teacher itself, and there is nothing to compare by prompting it\n"
             "give it fewer layers (student.layers), or name another model"
         )
+    if teacher.endpoint is not None:
+        check_served(settings)
     remarks = check_models(teacher, student)
     check_pruning(teacher, student)
     for role, each in (("teacher", teacher), ("student", student)):
@@ -133,4 +139,14 @@ def check(settings: Mapping[str, Any]) -> list[str]:
     return remarks + check_adapter(teacher, student)
 
 
-OUTLINE = Outline("flows/distill.py:distill", pipeline, check)
+def asks(settings: Mapping[str, Any]) -> bool:
+    """Whether the teacher is behind a server."""
+    return settings["teacher"].endpoint is not None
+
+
+def check_plan(settings: Mapping[str, Any], plan: Sequence[PlanRow]) -> None:
+    """A server that is to be asked is there, and is the one that is meant."""
+    check_reached(settings["teacher"], plan)
+
+
+OUTLINE = Outline("flows/distill.py:distill", pipeline, check, asks, check_plan)

@@ -181,4 +181,9 @@ def check_plan(settings: Mapping[str, Any], plan: Sequence[PlanRow]) -> str | No
     return check_judge(judge) if judge is not None and wanted else None
 
 
-OUTLINE = Outline("flows/distill_text.py:distill_text", pipeline, check, check_plan)
+def asks(settings: Mapping[str, Any]) -> bool:
+    """Whether anything is judged."""
+    return settings["evaluation"].judge is not None
+
+
+OUTLINE = Outline("flows/distill_text.py:distill_text", pipeline, check, asks, check_plan)

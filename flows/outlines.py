@@ -29,12 +29,14 @@ class Outline:
     pipeline: calls the stages, inside `open_run`, and returns the last one's artifact. Its signature, with the
     docstring's `Args`, is where the parameters of a run are declared, for the command line and for Prefect.
     check: raises ValueError for settings that cannot work together; returns remarks on odd ones.
-    check_plan: the same, knowing which stages would be computed; at most one remark.
+    asks: whether a run asks an endpoint for anything. check_plan: then the same as check, knowing which stages would be
+    computed; at most one remark.
     """
 
     entrypoint: str
     pipeline: Callable[..., Artifact]
     check: Callable[[Mapping[str, Any]], list[str]]
+    asks: Callable[[Mapping[str, Any]], bool] = lambda settings: False
     check_plan: Callable[[Mapping[str, Any], Sequence[PlanRow]], str | None] | None = None
 
     @property
@@ -85,7 +87,7 @@ def execute(
             planning=planning,
         )
 
-    if outline.check_plan is not None and not planning:
+    if outline.check_plan is not None and not planning and outline.asks(settings):
         with opened(NullReporter(), planning=True) as planned:
             outline.pipeline(**settings)
         remark = outline.check_plan(settings, planned.plan)

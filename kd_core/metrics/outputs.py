@@ -185,7 +185,8 @@ def _agreement(metric: str, outputs: Outputs, num_outputs: int) -> Measure:
     asked = metric in outputs.agreement
     total_N = _numbers(metric, outputs.agreement[metric] if asked else np.zeros(num_outputs), num_outputs)
     count_N = _numbers("num_tokens", outputs.num_tokens, num_outputs) * asked
-    return ratio(metric, unit, scale * total_N, count_N, "no teacher was asked")
+    none = "not measured: the teacher is behind a server" if outputs.agreement else "no teacher was asked"
+    return ratio(metric, unit, scale * total_N, count_N, none)
 
 
 def _numbers(argument: str, values: ArrayLike, num_outputs: int) -> NDArray[np.float64]:

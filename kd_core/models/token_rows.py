@@ -48,6 +48,10 @@ class TokenRows:
         """(R,) tokens of each row."""
         return self.offset_R1.diff()
 
+    def lists(self) -> list[list[int]]:
+        """The ids of each row."""
+        return [row.tolist() for row in self.flat.split(self.lengths.tolist())]
+
     def batch(self, index_B: Tensor, pad_id: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Right-padded rows. Shapes: (B,) row numbers -> (B, S) ids, (B, S) mask, on `device`."""
         start_B, length_B = self.offset_R1[index_B], self.lengths[index_B]

@@ -70,13 +70,13 @@ def judge(
 
 
 def beyond_log_probs(settings: RewardSettings) -> str | None:
-    """What of a reward takes more than log p(y_t) and the largest log p of each state, and what does not; or None."""
+    """What of a reward takes more than log p(y_t) and the largest log p of each state, and what to set; or None."""
     if settings.centre != "log_probs":
         return (
-            "centre: its logits are not known, only log_probs are (under baseline value it comes to the same, exactly)"
+            f"centre={settings.centre} needs its logits: set log_probs, which under baseline value is exactly the same"
         )
     if settings.value == "softmax":
-        return "value softmax: its distribution is not known; max and logsumexp are"
+        return "value=softmax needs its distribution: set max or logsumexp"
     return None
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from kd_core.lengths import check_lengths, source_length, target_length
 from kd_core.losses.lm_head import token_log_probs, weighted_nll
 from kd_core.models.backends.pairs import check_fits, num_positions
+from kd_core.models.backends.remote import RemoteModel, remote_nll
 from kd_core.models.policy import Model, encode_rows, head_of, padded_rows, target_states
 from kd_core.models.token_rows import TokenRows
 from kd_core.train.batches import BatchSettings, epoch_updates, updates
@@ -119,9 +120,11 @@ def check_positions(model: Model, pairs: Pairs, rows: int | None = None) -> None
 @torch.no_grad()
 def cross_entropy(model: Model, pairs: Pairs, max_rows: int) -> float:
     """Mean -log q of the target tokens, in nats, over the first `max_rows` rows."""
+    rows = min(max_rows, len(pairs.source))
+    if isinstance(model, RemoteModel):
+        return remote_nll(model, pairs.source.lists()[:rows], pairs.target.lists()[:rows])
     model.eval()
     total, count = 0.0, 0
-    rows = min(max_rows, len(pairs.source))
     for index in torch.arange(rows).split(64):
         hidden_MD, target_M = pair_states(model, pairs, index)
         total -= token_log_probs(hidden_MD, head_of(model), target_M).sum().item()

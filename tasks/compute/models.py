@@ -29,6 +29,7 @@ from kd_core.models.loading import (
 )
 from kd_core.models.policy import head_of
 from kd_core.models.special_ids import also_ends, vocabulary_size
+from tasks.compute.served import Served, load_served
 from tasks.store.artifacts import Artifact, Store, StoreError
 
 Location = tuple[str | Path, str | None, DType]  # directory or hub id, revision, dtype
@@ -54,11 +55,18 @@ class LoadedModel:
         return vocabulary_size(self.tokenizer)
 
 
-def load_artifact(artifact: Artifact, device: torch.device, beside: LoadedModel | None = None) -> LoadedModel:
-    """The model that a stage has made, or referred to.
+def load_artifact(
+    artifact: Artifact, device: torch.device, beside: LoadedModel | None = None, answers: Path | None = None
+) -> LoadedModel:
+    """The model that a stage has made, or referred to; of a teacher behind a server, what asks it.
 
     beside: a model that is loaded already; where this one is the base under its adapter, its weights are taken.
+    answers: the directory for what a server answers. Raises ValueError where there is none, and a server to ask.
     """
+    if isinstance(artifact, Served):
+        if answers is None:
+            raise ValueError("the teacher is behind a server, and this stage needs its weights\nname one that is here")
+        return LoadedModel(*load_served(artifact, *model_location(artifact)[:2], answers))
     found, adapter = model_location(artifact), artifact.path / ADAPTER
     under = None if beside is None or beside.base is None else _location(beside.base, artifact)
     if beside is not None and under == found and not adapter.is_dir():
@@ -80,13 +88,15 @@ def _adapted(adapter: Path, base: Location, device: torch.device) -> LoadedModel
     return LoadedModel(model, tokenizer, said)
 
 
-def load_pair(teacher: Artifact, student: Artifact, device: torch.device) -> tuple[LoadedModel, LoadedModel]:
+def load_pair(
+    teacher: Artifact, student: Artifact, device: torch.device, answers: Path | None = None
+) -> tuple[LoadedModel, LoadedModel]:
     """A teacher and its student. Raises ValueError if they read different tokens.
 
     A student that is an adapter on this teacher shares its weights: they are loaded once.
     """
     taught = load_artifact(student, device)
-    pair = load_artifact(teacher, device, beside=taught), taught
+    pair = load_artifact(teacher, device, beside=taught, answers=answers), taught
     check_same_tokenizer(*(each.tokenizer for each in pair))
     return pair
 

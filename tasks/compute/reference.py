@@ -8,6 +8,8 @@ from kd_core.models.formats.content import content_hash
 from kd_core.models.loading import ModelSettings, load_model, load_tokenizer, read_configs, read_tokenizer, save_model
 from kd_core.models.revisions import is_commit
 from kd_core.models.special_ids import special_ids
+from tasks.compute.completions import EndpointSettings
+from tasks.compute.served import probe_once
 from tasks.store.stage import Build
 
 
@@ -29,6 +31,15 @@ def refer(build: Build, settings: ModelSettings) -> None:
     remark_on(build, settings)
     (build.dir / "reference.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
     build.record(model=str(record["name"]))
+
+
+def refer_to_served(build: Build, reader: ModelSettings, endpoint: EndpointSettings) -> None:
+    """Write reference.json: what a model behind a server is called there, where its tokenizer is, how it answers."""
+    record = reference_to(reader) | {"content": None, "served": endpoint.model}
+    tokenizer = load_tokenizer(record["name"], record["revision"])
+    record["probe"] = probe_once(endpoint, tokenizer)
+    (build.dir / "reference.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
+    build.record(model=endpoint.model)
 
 
 def reference_to(settings: ModelSettings) -> dict[str, Any]:

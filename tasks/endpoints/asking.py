@@ -9,23 +9,24 @@ from tasks.endpoints.endpoint import Endpoint, EndpointError, Stopped
 
 
 def ask_all(
-    endpoint: Endpoint,
+    opened: Callable[[], Endpoint],
     answers: Answers,
     questions: Mapping[str, Any],
-    ask: Callable[[Any], dict[str, Any]],
+    ask: Callable[[Endpoint, Any], dict[str, Any]],
     in_flight: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, dict[str, Any]]:
     """The answer to each question, by the same keys: `ask` is called for those that `answers` lacks.
 
-    ask: a question -> what is kept of its answer, as JSON; called in as many threads as there may be requests in
-    flight. `progress(done, total)` is called from this thread. After a failure what is on its way is still waited for,
-    and kept. Raises EndpointError, with how many answers are kept, and what else `ask` raises.
+    opened: the endpoint, called if anything is missing. ask: what is kept of the answer to a question, as JSON; called
+    in as many threads as there may be requests in flight. `progress(done, total)` is called from this thread. After a
+    failure what is on its way is still waited for, and kept. Raises EndpointError, with how many answers are kept, and
+    what else `ask` raises.
     """
     found = {key: answers.read(key) for key in questions}
     missing = [key for key, answer in found.items() if answer is None]
     if missing:
-        _ask_missing(endpoint, answers, {key: questions[key] for key in missing}, ask, in_flight, len(found), progress)
+        _ask_missing(opened(), answers, {key: questions[key] for key in missing}, ask, in_flight, len(found), progress)
         found |= {key: answers.read(key) for key in missing}
     progress(len(found), len(found))
     return {key: answer for key, answer in found.items() if answer is not None}  # none is: nothing deletes them
@@ -35,7 +36,7 @@ def _ask_missing(
     endpoint: Endpoint,
     answers: Answers,
     missing: Mapping[str, Any],
-    ask: Callable[[Any], dict[str, Any]],
+    ask: Callable[[Endpoint, Any], dict[str, Any]],
     in_flight: int,
     total: int,
     progress: Callable[[int, int], None],
@@ -45,7 +46,7 @@ def _ask_missing(
 
     def ask_one(key: str, question: Any) -> None:
         try:
-            answers.ask_once(key, lambda: ask(question), endpoint.wait)
+            answers.ask_once(key, lambda: ask(endpoint, question), endpoint.wait)
         except Stopped:
             pass  # by a failure that is in the list, or by the user
         except Exception as error:

@@ -48,6 +48,7 @@ class Names:
     model: str
     key: str  # the variable that holds it
     parameters: str  # what to do where it refuses a parameter
+    other: str  # and where it answers something else than it was asked for
 
 
 class Stopped(Exception):
@@ -84,6 +85,7 @@ class Endpoint:
         path: under the base URL, or a whole URL. The key is hidden in what comes back. Raises EndpointError,
         ContentFilterError; Stopped when `stop` is set.
         """
+        advice = ""
         for attempt in range(self._retries + 1):
             self.wait(self._not_before - time.monotonic())
             try:
@@ -98,12 +100,12 @@ class Endpoint:
             except self._openai.APIConnectionError as error:
                 problem, pause = f"cannot be reached: {self._said(_cause(error))}", None
             except _OtherAnswer as error:
-                problem, pause = str(error), None
+                problem, pause, advice = str(error), None, self._names.other
             if attempt < self._retries:
                 self._pause(attempt, pause)
         raise EndpointError(
             f"{self._where} {problem} ({_times(self._retries + 1)})\n"
-            f"see that it runs and that {self._names.url} is right, then run again"
+            f"{advice or f'see that it runs and that {self._names.url} is right, then run again'}"
         )
 
     @property

@@ -9,6 +9,7 @@ The endpoint is `judge.base_url` or OPENAI_BASE_URL, the key is OPENAI_API_KEY a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ NAMES = Names(
     key="OPENAI_API_KEY",
     parameters="where it refuses a parameter, leave it out: judge.top_logprobs=0, judge.temperature=null or "
     "judge.max_reply_tokens=null",
+    other=f"see that it runs and that judge.base_url or {URL_VARIABLE} is right, then run again",
 )
 
 
@@ -72,23 +74,16 @@ def judge_texts(
     keys = [content_key(each) for each in asked]
     different = dict(zip(keys, asked, strict=True))
     answers = Answers(store_root / DIRECTORY)
-    if all(answers.read(key) is not None for key in different):  # which needs neither endpoint nor key
-        progress(len(different), len(different))
-    else:
-        endpoint = _open(settings, settings.retries)
-        try:
-            ask_all(
-                endpoint,
-                answers,
-                different,
-                lambda each: {"asked": each, "reply": asdict(_ask(endpoint, each["body"]))},
-                settings.requests_in_flight,
-                progress,
-            )
-        finally:
-            endpoint.close()
-    replies = {key: _reply(answers, key) for key in different}
-    return [judged(replies[key]) for key in keys]
+    with ExitStack() as stack:
+        found = ask_all(
+            lambda: stack.enter_context(closing(_open(settings, settings.retries))),
+            answers,
+            different,
+            lambda endpoint, each: {"asked": each, "reply": asdict(_ask(endpoint, each["body"]))},
+            settings.requests_in_flight,
+            progress,
+        )
+    return [judged(Reply(**found[key]["reply"])) for key in keys]
 
 
 def _ask(endpoint: Endpoint, body: dict[str, Any]) -> Reply:
@@ -96,12 +91,6 @@ def _ask(endpoint: Endpoint, body: dict[str, Any]) -> Reply:
         return endpoint.ask("/chat/completions", body, read_reply, "chat completions")
     except ContentFilterError:
         return Reply(text="", refusal="stopped by the endpoint's content filter")
-
-
-def _reply(answers: Answers, key: str) -> Reply:
-    found = answers.read(key)
-    assert found is not None  # it was there a moment ago, and nothing deletes it
-    return Reply(**found["reply"])
 
 
 def _open(settings: JudgeSettings, retries: int) -> Endpoint:

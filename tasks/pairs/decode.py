@@ -14,6 +14,7 @@ from kd_core.lengths import check_lengths, source_length
 from kd_core.losses.agreement import agreement
 from kd_core.losses.divergence_head import TeacherStates
 from kd_core.losses.rewards import RewardSettings
+from kd_core.models.backends.remote import RemoteModel, Writing, remote_scores
 from kd_core.models.policy import Memory, encode_rows, head_of, target_states
 from kd_core.models.prompts import Prompts
 from kd_core.models.token_rows import TokenRows
@@ -23,6 +24,7 @@ from kd_core.rollout.sampling import SamplingSettings, greedy, mixed_seed, sampl
 from kd_core.rollout.scoring import judge
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_artifact
+from tasks.compute.served import ANSWERS
 from tasks.pairs.inputs import prompt_rows, read_split, student_rows
 from tasks.store.artifacts import Artifact
 from tasks.store.shards import Shard, Sharded
@@ -91,8 +93,11 @@ def decode(
     """
     device = device_of(build.runtime)
     split = read_split(corpus, settings.split, ("id", "source"), settings.max_rows)
-    writer_model = load_artifact(writer, device)
-    teacher_model = writer_model if writer.key == teacher.key else load_artifact(teacher, device, beside=writer_model)
+    answers = build.checkpoints.dir / ANSWERS
+    writer_model = load_artifact(writer, device, answers=answers)
+    teacher_model = writer_model
+    if writer.key != teacher.key:
+        teacher_model = load_artifact(teacher, device, beside=writer_model, answers=answers)
     limit = settings.max_source_tokens
     judged = prompt_rows(teacher_model, prompt.teacher, split["source"], limit)
     if not prompted:
@@ -153,6 +158,8 @@ def _decode(writer: LoadedModel, memory: Memory, rows: Tensor, settings: DecodeS
     Samples are drawn with common random numbers: students are given the same uniforms for the same input.
     """
     model, decoding = writer.model, settings.decoding
+    if isinstance(model, RemoteModel):
+        return _decode_elsewhere(model, memory, rows, settings)
     if settings.sampling is not None:
         generator = torch.Generator(model.device).manual_seed(mixed_seed(settings.seed, int(rows[0])))
         return sample(model, memory, settings.sampling, generator, num_tokens=writer.num_tokens)
@@ -161,6 +168,18 @@ def _decode(writer: LoadedModel, memory: Memory, rows: Tensor, settings: DecodeS
     tokens = beam_search(model, memory, decoding, num_tokens=writer.num_tokens).tokens_BT
     mask = mask_through_eos(tokens, model.config.eos_token_id)
     return Responses(tokens, mask, truncated_rows(tokens, mask, model.config.eos_token_id))
+
+
+def _decode_elsewhere(model: RemoteModel, memory: Any, rows: Tensor, settings: DecodeSettings) -> Responses:
+    """The outputs of a teacher behind a server, which draws its samples by random numbers of its own, from a seed."""
+    how, sampling = Writing(settings.decoding.max_new_tokens), settings.sampling
+    if sampling is not None:
+        seeds = [mixed_seed(settings.seed, row) for row in rows.tolist()]
+        how = Writing(sampling.max_new_tokens, sampling.temperature, sampling.top_k, sampling.top_p, seeds)
+    written = model.write(memory.prompts, how)
+    ids = TokenRows.of([each.token_ids for each in written])
+    tokens_BT, mask_BT = ids.batch(torch.arange(len(written)), model.config.pad_token_id)
+    return Responses(tokens_BT, mask_BT, torch.tensor([each.truncated for each in written]))
 
 
 def _rewards(teacher: LoadedModel, read: Memory, written: Responses, reward: RewardSettings) -> Tensor:
@@ -178,6 +197,8 @@ def _agreement(
     read, memory: what the teacher and the writer have read; the same for a teacher that judges itself.
     """
     tokens_BT, mask_BT = written.tokens_BT, written.mask_BT
+    if isinstance(teacher.model, RemoteModel):  # which has no distribution: the rest stays null
+        return {"log_prob": remote_scores(teacher.model, read, tokens_BT, mask_BT)[0].sum(dim=1)}
     hidden_MD, layout = target_states(writer.model, memory, tokens_BT, mask_BT)
     hidden_ME = hidden_MD if read is memory else target_states(teacher.model, read, tokens_BT, mask_BT)[0]
     seen = TeacherStates(hidden_ME, head_of(teacher.model, teacher.num_tokens))

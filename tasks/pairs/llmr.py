@@ -14,6 +14,7 @@ from kd_core.train.llmr import Experience, LLMRSettings, train_llmr
 from kd_core.train.state import StepMetrics
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_pair
+from tasks.compute.served import ANSWERS
 from tasks.compute.training import last_validation, mean_of, mean_of_last_tenth, run_training
 from tasks.pairs.inputs import read_sources, read_split, validation_sources
 from tasks.store.artifacts import Artifact
@@ -50,7 +51,8 @@ def llmr(
     seed: int,
 ) -> None:
     """Train the pre-distilled student by LLMR: model/, training_log.parquet and rollouts.parquet."""
-    teacher_model, student_model = pair = load_pair(teacher, student, device_of(build.runtime))
+    answers = build.checkpoints.dir / ANSWERS
+    teacher_model, student_model = pair = load_pair(teacher, student, device_of(build.runtime), answers)
     limit = settings.max_source_tokens
     train = read_sources(corpus, "train", pair, prompt, limit)
     validation = validation_sources(corpus, pair, prompt, settings)

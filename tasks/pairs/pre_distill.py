@@ -13,6 +13,7 @@ from kd_core.train.supervised import Pairs, SupervisedSettings, cross_entropy, n
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_artifact, model_location
 from tasks.compute.reference import reference_to, remark_on
+from tasks.compute.served import ANSWERS
 from tasks.compute.teacher_check import STUDENT, warn_if_no_better
 from tasks.compute.training import run_training
 from tasks.pairs.inputs import prompt_rows, read_split, reference_pairs, seqkd_pairs
@@ -56,7 +57,7 @@ def pre_distill(
         num_updates(pairs, settings, seed),
     )
     after = log[-1].values["validation_loss"]
-    teacher_model = load_artifact(teacher, device, beside=loaded)
+    teacher_model = load_artifact(teacher, device, beside=loaded, answers=build.checkpoints.dir / ANSWERS)
     prompted = prompt_rows(teacher_model, prompt.teacher, held_out["source"], settings.max_source_tokens)
     teacher_nll = cross_entropy(teacher_model.model, Pairs(prompted, validation.target), settings.validation_rows)
     parameters = loaded.model.num_parameters()

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from kd_core.lengths import check_lengths, source_length
-from kd_core.models.policy import encode
+from kd_core.models.backends.remote import RemoteModel, Writing
+from kd_core.models.policy import encode, encode_rows
 from kd_core.models.prompts import Prompt
 from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.beam_search import BeamSettings, beam_search
@@ -22,6 +23,7 @@ from kd_core.rollout.responses import mask_through_eos, truncated_rows
 from kd_core.rollout.token_labels import TokenLabels, top_k_labels
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_artifact
+from tasks.compute.served import ANSWERS
 from tasks.pairs.inputs import prompt_rows, read_split
 from tasks.store.artifacts import Artifact
 from tasks.store.shards import Shard, Sharded
@@ -64,7 +66,7 @@ def score(build: Build, corpus: Artifact, teacher: Artifact, prompt: Prompt, set
         for number, index in enumerate(torch.arange(len(train["id"])).split(settings.shard_rows))
     )
     shards = Sharded(build, "inputs", parts)
-    loaded = load_artifact(teacher, device_of(build.runtime))
+    loaded = load_artifact(teacher, device_of(build.runtime), answers=build.checkpoints.dir / ANSWERS)
     sources = prompt_rows(loaded, prompt, train["source"], settings.max_source_tokens)
     for shard in shards.missing():
         begun = time.monotonic()
@@ -103,6 +105,9 @@ def _decode(
     loaded: LoadedModel, sources: TokenRows, rows: Tensor, settings: ScoreSettings
 ) -> Iterator[tuple[int, dict[str, Any], TokenLabels | None]]:
     model = loaded.model
+    if isinstance(model, RemoteModel):
+        yield from _written(loaded, sources, rows, settings)
+        return
     source, source_mask = sources.batch(rows, model.config.pad_token_id, model.device)
     with torch.no_grad():
         memory = encode(model, source, source_mask)
@@ -122,6 +127,17 @@ def _decode(
             "truncated": truncated[i],
         }
         yield row, record, labels[i] if labels is not None else None
+
+
+def _written(
+    loaded: LoadedModel, sources: TokenRows, rows: Tensor, settings: ScoreSettings
+) -> Iterator[tuple[int, dict[str, Any], None]]:
+    """What a teacher behind a server writes, greedily."""
+    memory: Any = encode_rows(loaded.model, sources, rows)
+    written = loaded.model.write(memory.prompts, Writing(settings.beam.max_new_tokens))
+    for row, each in zip(rows.tolist(), written, strict=True):
+        text = loaded.tokenizer.decode(each.token_ids, skip_special_tokens=True).strip()
+        yield row, {"text": text} | vars(each), None
 
 
 def _record(build: Build, size: int) -> None:

@@ -15,9 +15,11 @@ from kd_core.models.prompts import PLACEHOLDER, Chat, Prompt, Prompts, check_pro
 from kd_core.models.shapes import build_model
 from kd_core.models.tokenizer import train_tokenizer
 from kd_core.train.supervised import SupervisedSettings, num_updates, train_supervised
+from tasks.compute.completions import EndpointSettings
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel
-from tasks.compute.reference import refer
+from tasks.compute.reference import refer, refer_to_served
+from tasks.compute.served import tokenizer_content
 from tasks.compute.training import last_validation, run_training
 from tasks.pairs.inputs import read_split, reference_pairs
 from tasks.store.artifacts import Artifact
@@ -28,15 +30,25 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSettings(ModelSettings):
-    """The teacher: a model by `name`, prompted and never trained; or a `shape`, fitted on the training references."""
+    """The teacher: a model by `name`, prompted and never trained; or a `shape`, fitted on the training references.
+
+    Or one behind a server (`endpoint`), of which only the tokenizer is here.
+    """
 
     prompt: str = PLACEHOLDER  # what the teacher reads; {source} stands for the input
     chat: Chat | None = None  # in place of it: a turn of a chat, by the model's own chat template
     vocab_size: int = 4096  # of the tokenizer trained on the corpus, for a described teacher
     fit: SupervisedSettings | None = None
+    endpoint: EndpointSettings | None = None
+    tokenizer: str | None = None  # of the served model: hub id (with revision) or directory, with its config.json
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        if self.endpoint is None:
+            super().__post_init__()
+        elif self.name is not None or self.shape is not None or self.fit is not None:
+            raise ValueError("a teacher behind a server (endpoint) has neither name, shape nor fit of its own")
+        if (self.endpoint is None) != (self.tokenizer is None):
+            raise ValueError("a teacher behind a server needs endpoint and tokenizer, got one of them")
         check_prompt(self.prompt)
         if self.chat is not None and self.prompt != PLACEHOLDER:
             raise ValueError("a teacher reads either a prompt or a chat, got both")
@@ -50,8 +62,17 @@ class TeacherSettings(ModelSettings):
         """What it reads of a source."""
         return self.prompt if self.chat is None else self.chat
 
+    @property
+    def reader(self) -> ModelSettings:
+        """Where the tokenizer is."""
+        return self if self.tokenizer is None else ModelSettings(name=self.tokenizer, revision=self.revision)
+
     def identity(self) -> dict[str, object]:
         """What the artifact depends on. Not what it reads: that is an argument of the stages that use it."""
+        if self.endpoint is not None:  # where it is, and how it is asked, is no part of what it is: see `served`
+            reader = self.reader
+            content = tokenizer_content(load_tokenizer(reader.path or str(reader.name), reader.commit))
+            return {"served": self.endpoint.model, "tokenizer": content}
         if self.fit is None:
             return super().identity()
         return super().identity() | {"vocab_size": self.vocab_size, "fit": asdict(self.fit)}
@@ -59,7 +80,10 @@ class TeacherSettings(ModelSettings):
 
 @stage
 def teacher(build: Build, corpus: Artifact, settings: TeacherSettings, seed: int) -> None:
-    """Make `model/` (fitted, or out of a .gguf) or `reference.json` (named)."""
+    """Make `model/` (fitted, or out of a .gguf) or `reference.json` (named, or behind a server)."""
+    if settings.endpoint is not None:
+        refer_to_served(build, settings.reader, settings.endpoint)
+        return
     if settings.fit is None:
         refer(build, settings)
         return

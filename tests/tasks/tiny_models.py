@@ -111,9 +111,9 @@ TEMPLATE = (
 )
 
 
-def write_chat(directory: Path, *, seed: int = 0) -> Path:
+def write_chat(directory: Path, *, seed: int = 0, vocab_size: int = 320) -> Path:
     """A tiny Llama that chats: a template with a begin of its own; a turn ends in another token than a text does."""
-    write_llama(directory, seed=seed)
+    write_llama(directory, seed=seed, vocab_size=vocab_size)
     tokenizer = GPT2TokenizerFast.from_pretrained(directory)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.chat_template = TEMPLATE

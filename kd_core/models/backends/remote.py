@@ -60,6 +60,7 @@ class RemoteModel(ABC):
     """Stands where a model does, for those who only judge by it or let it write."""
 
     config: RemoteConfig
+    generation_config: RemoteConfig  # the same
     device = torch.device("cpu")  # where rows are made ready for it
     dtype = torch.float32  # in which its numbers are computed with
 
@@ -97,9 +98,7 @@ def ragged(ids_BT: Tensor, mask_BT: Tensor) -> list[list[int]]:
     return [ids_T[mask_T].tolist() for ids_T, mask_T in zip(ids_BT, mask_BT, strict=True)]
 
 
-def remote_scores(
-    model: RemoteModel, memory: RemoteMemory, tokens_BT: Tensor, mask_BT: Tensor
-) -> tuple[Tensor, Tensor]:
+def remote_scores(model: RemoteModel, memory: Any, tokens_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
     """log p of each token, and the largest log p of each state.
 
     Shapes: a `RemoteMemory` of B prompts, (B, T) tokens, (B, T) mask -> (B, T + 1) twice, 0 where there is nothing.

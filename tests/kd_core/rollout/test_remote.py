@@ -83,7 +83,10 @@ def test_a_gain_less_the_value_is_that_of_the_papers_logits(value: Any, centre: 
 
 @pytest.mark.parametrize(
     ("settings", "problem"),
-    [(RewardSettings(), "centre: its logits"), (RewardSettings(centre="log_probs", value="softmax"), "value softmax:")],
+    [
+        (RewardSettings(), "centre=True needs its logits: set log_probs"),
+        (RewardSettings(centre="log_probs", value="softmax"), "value=softmax needs its distribution: set max"),
+    ],
 )
 def test_a_reward_that_takes_more_than_log_probabilities_is_refused(settings: RewardSettings, problem: str) -> None:
     with pytest.raises(ValueError, match=f"a teacher behind a server cannot be asked for this reward\n{problem}"):
