@@ -6,32 +6,40 @@ server has no log-probabilities of a prompt, and transformers' own has none at a
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from transformers import LlamaForCausalLM
 
 from flows.distill_outline import OUTLINE
 from flows.outlines import execute
 from flows.settings import validate
 from kd_core.losses.rewards import RewardSettings
+from kd_core.models.backends.remote import Writing, Written
+from kd_core.models.loading import load_tokenizer
 from kd_core.models.prompts import Chat
 from kd_core.models.shapes import GPTNeoShape
 from kd_core.rollout.beam_search import BeamSettings
 from kd_core.train.batches import BatchSettings
-from tasks.compute.completions import EndpointSettings
+from tasks.compute.completions import EndpointSettings, read_written
+from tasks.compute.served import Served, ServedModel, load_served, probe_once
 from tasks.endpoints import endpoint as endpoints
+from tasks.endpoints.endpoint import EndpointError
 from tasks.pairs.student import StudentSettings
 from tasks.pairs.teacher import TeacherSettings
-from tasks.store.artifacts import Artifact, Store
+from tasks.preflight.served import check_reached
+from tasks.store.artifacts import Artifact, Store, StoreError
 from tasks.store.progress import NullReporter
-from tasks.store.stage import Run
+from tasks.store.stage import PlanRow, Run
 from tests.tasks import tiny_runs
-from tests.tasks.pairs.completions_server import CompletionsServer, completions_server
+from tests.tasks.pairs.completions_server import CompletionsServer, Spoil, completions_server
 from tests.tasks.tiny_models import write_chat, write_llama
 from tests.tasks.tiny_runs import METHOD, made_by, write_pairs
 
@@ -49,9 +57,18 @@ def quick_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
+def write_teacher(folder: Path, seed: int = 0) -> Path:
+    """A tiny Llama whose distributions are far from uniform; no row of its embedding stands for no token."""
+    write_llama(folder, seed=seed, vocab_size=300)
+    model = LlamaForCausalLM.from_pretrained(folder)
+    model.lm_head.weight.data.mul_(50)
+    model.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_llama(tmp_path_factory.mktemp("teacher"), vocab_size=300)  # no row that stands for no token
+    return write_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture
@@ -156,3 +173,260 @@ def test_it_reads_and_ends_as_its_chat_template_says(tmp_path: Path) -> None:
     ours, theirs = (log_of(made_by(store, each, "llmr")) for each in (here, there))
     assert theirs == pytest.approx({place: ours[place] for place in theirs}, abs=1e-5)
     assert len(stops) > 1
+
+
+# what was paid for is not asked again
+
+
+@pytest.mark.parametrize(("after", "unfinished"), [(30, "score"), (105, "llmr")])
+def test_a_server_that_dies_costs_nothing_that_was_paid_for(
+    tmp_path: Path, directory: Path, after: int, unfinished: str
+) -> None:
+    def dies(number: int, path: str, body: Any, answer: Any) -> tuple[int, Any]:
+        return (200, answer) if number < after else (500, {"error": {"message": "out of memory"}})
+
+    store = Store(tmp_path)
+    with completions_server(directory, dies) as server:
+        with pytest.raises(EndpointError, match=r"answers 500: out of memory .*; \d+ of \d+ answers are kept"):
+            run(store, served(server, directory, retries=0, requests_in_flight=1))
+        paid = [json.dumps(body) for body in server.completions[:-1]]
+    stages = [path.name for path in (store.root / "artifacts").iterdir()]
+    assert unfinished not in stages
+    with completions_server(directory) as server:
+        done = run(store, served(server, directory))
+        asked = [json.dumps(body) for body in server.completions]
+    probes = {json.dumps(body) for body in server.completions if len(body["prompt"]) > 60}
+    assert {each.stage for each in done.stages if each.outcome == "built"}.isdisjoint(stages)
+    assert len(probes) == 1
+    assert set(paid) & set(asked) <= probes
+    assert log_of(made_by(store, done, "llmr"))  # to the end
+    again = run(store, served("http://127.0.0.1:9/v1", directory))  # where nobody answers, and nobody is asked
+    assert {each.outcome for each in again.stages} == {"hit"}
+
+
+def test_another_model_under_the_same_name_is_not_believed(tmp_path: Path, directory: Path) -> None:
+    def dies(number: int, path: str, body: Any, answer: Any) -> tuple[int, Any]:
+        return (200, answer) if number < 30 else (500, {"error": {"message": "gone"}})
+
+    store, other = Store(tmp_path), write_teacher(tmp_path / "other", seed=1)
+    with completions_server(directory, dies) as server, pytest.raises(EndpointError):
+        run(store, served(server, directory, retries=0))
+    with completions_server(other) as server, pytest.raises(StoreError) as caught:
+        run(store, served(server, directory))
+    first, second = str(caught.value).splitlines()
+    assert re.search(
+        r"is not the one that was there before: its log-probabilities of \d+ known tokens are .* apart", first
+    )
+    assert second.startswith(
+        "serve the same model again, or call it otherwise there (teacher.endpoint.model), or delete"
+    )
+
+
+def test_the_key_is_sent_and_written_nowhere(
+    tmp_path: Path, directory: Path, server: CompletionsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_VLLM_KEY", KEY)
+    run(Store(tmp_path), served(server, directory, key_env="MY_VLLM_KEY"))
+    assert set(server.keys) == {f"Bearer {KEY}"}
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()] == []
+
+
+# what a server is, before it is believed
+
+
+def tampered(change: Callable[[Any], object], at: str = "/v1/completions") -> Spoil:
+    def spoil(number: int, path: str, body: Any, answer: Any) -> tuple[int, Any]:
+        if path == at:
+            change(answer if at == "/tokenize" else answer["choices"][0])
+        return 200, answer
+
+    return spoil
+
+
+def fails(status: int, message: str, path: str = "/v1/completions") -> Spoil:
+    return lambda number, asked, body, answer: (
+        (status, {"error": {"message": message}}) if asked == path else (200, answer)
+    )
+
+
+ALL = r"does not answer with log-probabilities of all \d+ tokens that it was sent, but with .* \(asked 2 times\)"
+LLAMA_CPP = "vLLM answers so, and SGLang under teacher.endpoint.log_probs=echo; llama.cpp's server does not"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem", "advice"),
+    [
+        (
+            tampered(lambda answer: answer["tokens"].__setitem__(3, 7), "/tokenize"),
+            r"has another tokenizer: token 3 of a text is 7 there, and \d+ \('.*'\) by teacher.tokenizer",
+            "name the tokenizer of the model that is served, and a student that has it",
+        ),
+        (
+            tampered(lambda answer: answer["tokens"].append(7), "/tokenize"),
+            r"has another tokenizer: token \d+ of a text is 7 there, and nothing by teacher.tokenizer",
+            "name the tokenizer",
+        ),
+        (
+            fails(404, "Not Found", "/tokenize"),
+            r"refuses the request \(404\): Not Found",
+            "check teacher.endpoint.model",
+        ),
+        (tampered(lambda choice: choice.update(prompt_logprobs=None)), ALL, LLAMA_CPP),
+        (tampered(lambda choice: choice.update(prompt_logprobs=None, logprobs=None)), ALL, LLAMA_CPP),
+        (tampered(lambda choice: choice["prompt_logprobs"].pop()), ALL, LLAMA_CPP),
+        (tampered(lambda choice: choice["prompt_logprobs"][5].clear()), ALL, LLAMA_CPP),
+        (
+            tampered(lambda choice: choice["prompt_logprobs"].reverse()),
+            ALL,
+            LLAMA_CPP,
+        ),  # of other tokens than were sent
+        (tampered(lambda choice: choice["logprobs"]["top_logprobs"].clear()), ALL, LLAMA_CPP),
+        (
+            fails(404, "no model tiny"),
+            r"refuses the request \(404\): no model tiny",
+            "check teacher.endpoint.model, and",
+        ),
+        (fails(400, "prompt must be a text"), r"refuses the request \(400\)", "it must take token ids as prompt"),
+        (fails(401, "no"), r"does not accept the key \(401\)", "check OPENAI_API_KEY"),
+        (
+            fails(503, "loading"),
+            r"answers 503: loading \(asked 2 times\)",
+            "see that it runs and that teacher.endpoint.url",
+        ),
+    ],
+)
+def test_a_server_that_is_not_what_is_wanted_is_told_so_before_anything_starts(
+    directory: Path, spoil: Spoil, problem: str, advice: str
+) -> None:
+    with completions_server(directory, spoil) as server, pytest.raises(ValueError, match="teacher") as caught:
+        check_reached(served(server, directory), [PlanRow("score", "", "miss")])
+    first, second = str(caught.value).splitlines()
+    assert re.search(rf"^the teacher at {server.url} {problem}", first)
+    assert second.startswith(advice)
+
+
+def test_a_server_that_is_down_is_told_so_before_anything_starts(tmp_path: Path, directory: Path) -> None:
+    with pytest.raises(
+        EndpointError, match=r"^the teacher at http://127.0.0.1:9/v1 cannot be reached: .* \(asked 2 times\)\n"
+    ):
+        run(Store(tmp_path), served("http://127.0.0.1:9/v1", directory))
+    assert list((tmp_path / "artifacts").iterdir()) == []
+
+
+def test_a_server_elsewhere_needs_its_key(directory: Path) -> None:
+    settings = served("https://teachers.example/v1", directory, key_env="MY_VLLM_KEY")
+    with pytest.raises(ValueError, match=r"teachers\.example/v1 needs a key\nset MY_VLLM_KEY"):
+        check_reached(settings, [PlanRow("decode[llmr]", "", "miss")])
+    check_reached(settings, [PlanRow("score", "", "hit"), PlanRow("measure[llmr]", "", "miss")])  # nothing to ask
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"url": "localhost:8000"}, "url must be a URL such as"),
+        ({"url": f"http://me:{KEY}@host/v1"}, "url must hold no user, password"),
+        ({"key_env": KEY}, "key_env must be the name of a variable"),
+        ({"model": " "}, "model must be the name"),
+        ({"log_probs": "none"}, "log_probs must be prompt_logprobs or echo, got 'none'"),
+        ({"retries": -1}, "retries must be at least 0"),
+        ({"requests_in_flight": 0}, "requests_in_flight must be at least 1"),
+        ({"timeout_seconds": 0}, "timeout_seconds must be in"),
+    ],
+)
+def test_an_endpoint_that_cannot_be_one_is_refused(directory: Path, changes: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem) as caught:
+        served("http://127.0.0.1:9/v1", directory, **changes)
+    assert KEY not in str(caught.value)
+
+
+def test_what_is_told_of_a_teacher_must_fit_together(directory: Path) -> None:
+    endpoint = EndpointSettings(url="http://localhost:8000/v1", model="tiny")
+    with pytest.raises(ValueError, match="needs endpoint and tokenizer, got one of them"):
+        TeacherSettings(endpoint=endpoint)
+    with pytest.raises(ValueError, match="needs endpoint and tokenizer, got one of them"):
+        TeacherSettings(name=str(directory), tokenizer=str(directory))
+    with pytest.raises(ValueError, match="has neither name, shape nor fit of its own"):
+        TeacherSettings(name=str(directory), endpoint=endpoint, tokenizer=str(directory))
+
+
+# what takes more than it gives
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"method": {"kind": "reverse_kl"}}, "reverse_kl learns from its whole distribution"),
+        ({"method": {"kind": "gkd"}}, "gkd learns from its whole distribution"),
+        ({"method": {"kind": "minillm"}}, "minillm learns from its whole distribution"),
+        ({"method": replace(METHOD, reward=REWARD, reverse_kl=0.1)}, "method.reverse_kl takes"),
+        ({"method": replace(METHOD, reward=REWARD, keep="reverse_kl")}, "method.keep reverse_kl takes"),
+        ({"method": METHOD}, "method.reward takes more than log-probabilities"),
+        ({"evaluation": tiny_runs.EVALUATION}, "evaluation.reward takes more than log-probabilities"),
+        ({"evaluation": {"reward": REWARD, "decoding": {"num_beams": 4}}}, "evaluation.decoding asks for beam search"),
+        ({"score": tiny_runs.SCORE}, "score.beam asks for beam search or a ban on repeats"),
+        ({"score": replace(tiny_runs.SCORE, beam=GREEDY, labels="topk")}, "score.labels takes"),
+        ({"exposure": {}}, "exposure takes its whole distribution"),
+        ({"student": {"from": "teacher", "layers": 1}}, "a student from: teacher is made of its weights"),
+        ({"student": {"shape": {"d_model": 16}}}, "an encoder–decoder's teacher is one too"),
+    ],
+)
+def test_what_takes_more_than_a_server_gives_is_refused_before_it_is_asked(
+    tmp_path: Path, directory: Path, changes: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(ValueError, match="server") as caught:
+        run(Store(tmp_path), served("http://127.0.0.1:9/v1", directory), **changes)
+    first, second = str(caught.value).splitlines()
+    assert first.startswith(problem)
+    assert first.endswith(", and the teacher is behind a server")
+    assert second
+    assert list((tmp_path / "artifacts").iterdir()) == []
+
+
+def test_a_student_with_another_tokenizer_is_refused(tmp_path: Path, directory: Path) -> None:
+    student = StudentSettings(name=str(write_chat(tmp_path / "student", vocab_size=302)))
+    with pytest.raises(ValueError, match="teacher and student have different tokenizers: 300 and 302 tokens"):
+        run(Store(tmp_path / "store"), served("http://127.0.0.1:9/v1", directory), student=student)
+
+
+# what it writes
+
+
+def asking(folder: Path, server: CompletionsServer, directory: Path) -> ServedModel:
+    """A model that asks, whose teacher is noted as it should be."""
+    settings = served(server, directory).endpoint
+    assert settings is not None
+    noted = {"probe": probe_once(settings, load_tokenizer(directory))}
+    (folder / "reference.json").write_text(json.dumps(noted))
+    return load_served(Served("teacher", "0", folder, settings), directory, None, folder / "answers")[0]
+
+
+def test_samples_are_drawn_as_they_are_told_from_seeds(
+    tmp_path: Path, directory: Path, server: CompletionsServer
+) -> None:
+    model, prompts = asking(tmp_path, server, directory), [[5, 6, 0], [5, 6, 0], [7, 0]]
+    how = Writing(max_new_tokens=5, temperature=1.5, top_k=7, top_p=0.9, seeds=[1, 2, 1])
+    first = model.write(prompts, how)
+    assert first[0] != first[1]
+    bodies = [body for body in server.completions if body["max_tokens"] == 5]
+    assert {(body["temperature"], body["top_k"], body["top_p"], body["repetition_penalty"]) for body in bodies} == {
+        (1.5, 7, 0.9, 1.0)
+    }
+    assert sorted(body["seed"] for body in bodies) == [1, 1, 2]
+    assert model.write(prompts, how) == first
+    assert len([body for body in server.completions if body["max_tokens"] == 5]) == 3
+
+
+def test_what_a_server_writes_is_read_from_its_ids_or_its_text(directory: Path) -> None:
+    tokenizer, end = load_tokenizer(directory), 0
+
+    def read(**choice: Any) -> Written:
+        payload = {"choices": [{"text": "the cat", "finish_reason": "stop", "logprobs": None} | choice]}
+        return read_written(payload, tokenizer, 300, [end, 5], 4)
+
+    ids = tokenizer("the cat")["input_ids"]
+    assert read() == Written([*ids, end], truncated=False)  # the end that it cut off is put back
+    assert read(token_ids=[9, 8, 5], logprobs={"token_logprobs": [-1.0, -0.5, 0.0]}) == Written([9, 8, 5], False, -1.5)
+    assert read(token_ids=[9, 8], finish_reason="length") == Written([9, 8], truncated=True)
+    for wrong in ({"finish_reason": "abort"}, {"token_ids": [300]}, {"token_ids": [], "finish_reason": "length"}):
+        with pytest.raises(ValueError, match="no "):
+            read(**wrong)
