@@ -18,6 +18,7 @@ from kd_core.train.batches import BatchSettings
 from kd_core.train.llmr import LLMRSettings
 from kd_core.train.state import OptimizerSettings
 from kd_core.train.supervised import SupervisedSettings
+from tasks.compute.completions import EndpointSettings
 from tasks.pairs.evaluate import EvaluationSettings
 from tasks.pairs.exposure import ExposureSettings
 from tasks.pairs.score import ScoreSettings
@@ -39,6 +40,7 @@ SETTINGS = (
     BeamSettings,
     EvaluationSettings,
     ExposureSettings,
+    EndpointSettings,
 )
 
 

@@ -67,6 +67,8 @@ def model_text(settings: Mapping[str, Any], record: RunRecord, role: str) -> str
     if "hub" in settings:
         revision = settings.get("revision")
         return f"{escape(settings['hub'])} ({escape(f'revision {revision}') if revision else 'revision not pinned'})"
+    if "served" in settings:
+        return f"{escape(settings['served'])}, behind a server"
     if "content" in settings:
         directory = Path(str((record.parameters.get(role) or {}).get("name") or "")).name
         called = f" ({escape(directory)})" if directory else ""

@@ -125,6 +125,8 @@ def _model(settings: Mapping[str, Any] | None) -> str:
     if settings.get("name"):
         revision = settings.get("revision")
         return f"{settings['name']} ({str(revision)[:12]})" if revision else str(settings["name"])
+    if settings.get("endpoint"):
+        return f"{settings['endpoint']['model']} (behind a server)"
     shape = settings.get("shape") or {}
     return "trained here: " + ", ".join(f"{name} {value}" for name, value in shape.items()) if shape else ""
 
