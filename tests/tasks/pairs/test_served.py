@@ -200,7 +200,8 @@ def test_a_server_that_dies_costs_nothing_that_was_paid_for(
     with completions_server(directory, dies) as server:
         with pytest.raises(EndpointError, match=r"500: out of memory: \[key\] .*; \d+ of \d+ answers are kept"):
             run(store, served(server, directory, retries=0, **patience))
-        paid = {json.dumps(body) for body in server.completions[:-1]}
+        looks = [i for i, body in enumerate(server.completions) if len(body["prompt"]) > 60]  # before each stage's own
+        paid = {json.dumps(body) for body in server.completions[looks[-1] + 1 : -1]}
         assert set(server.keys) == {f"Bearer {KEY}"}
     made = {path.parent.name for path in (store.root / "artifacts").glob("*/*")}
     assert "pre_distill" in made
@@ -208,10 +209,9 @@ def test_a_server_that_dies_costs_nothing_that_was_paid_for(
     with completions_server(directory) as server:
         done = run(store, served(server, directory, **patience))
         asked = {json.dumps(body) for body in server.completions}
-        probes = {json.dumps(body) for body in server.completions if len(body["prompt"]) > 60}
     assert {each.stage for each in done.stages if each.outcome == "built"}.isdisjoint(made)
-    assert len(probes) == 1
-    assert paid & asked == probes
+    assert len(paid) > 5
+    assert paid & asked == set()
     again = run(store, served("http://127.0.0.1:9/v1", directory))  # where nobody answers, and nobody is asked
     assert {each.outcome for each in again.stages} == {"hit"}
     assert [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()] == []
