@@ -215,7 +215,7 @@ def test_a_server_that_dies_costs_nothing_that_was_paid_for(
     again = run(store, served("http://127.0.0.1:9/v1", directory))  # where nobody answers, and nobody is asked
     assert {each.outcome for each in again.stages} == {"hit"}
     assert [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()] == []
-    report = next((store.root / "runs").rglob("*.html")).read_text()
+    report = (store.root / "reports" / f"{again.run_id}.html").read_text()
     assert "tiny (behind a server)" in report
 
 
