@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from flows.settings import jsonable, signature
 
 if TYPE_CHECKING:
+    from tasks.compute.device_lock import Device
     from tasks.store.artifacts import Artifact, Store
     from tasks.store.progress import Reporter
-    from tasks.store.stage import PlanRow, Run
+    from tasks.store.stage import PlanRow, Run, RuntimeSettings
 
 MODULES = {  # a deployment's entrypoint -> where its outline is
     "flows/distill.py:distill": "flows.distill_outline",
@@ -63,10 +64,16 @@ def execute(
     reporter: Reporter,
     *,
     planning: bool = False,
+    beside: Callable[[Device], AbstractContextManager[None]] = lambda device: nullcontext(),
+    find: Callable[[str], Sequence[Device]] | None = None,
 ) -> tuple[Run, Artifact]:
-    """Run (or plan) an outline with validated parameters, record it, and rebuild the results' database."""
+    """Run (or plan) an outline with validated parameters, record it, and rebuild the results' database.
+
+    From its first stage that is computed to its end, a run has a device to itself. `beside` is held with it: what shows
+    elsewhere that it is taken. `find` says which devices there are; None = ask torch.
+    """
     from tasks.store.progress import NullReporter
-    from tasks.store.stage import RuntimeSettings, open_run
+    from tasks.store.stage import open_run
 
     settings = dict(parameters)
     runtime: RuntimeSettings = settings.pop("runtime")
@@ -93,12 +100,35 @@ def execute(
         remark = outline.check_plan(settings, planned.plan)
         if remark is not None:
             reporter.warning(remark)
-    with opened(reporter, planning=planning) as run:
+    with ExitStack() as held, opened(reporter, planning=planning) as run:
+        run.claim = _claim(run, held, beside, find)
         last = outline.pipeline(**settings)
         if not planning:  # a run that was killed before its results were written has not completed
             run.record.end("completed")
             _write_results(store, run)
     return run, last
+
+
+def _claim(
+    run: Run,
+    held: ExitStack,
+    beside: Callable[[Device], AbstractContextManager[None]],
+    find: Callable[[str], Sequence[Device]] | None,
+) -> Callable[[RuntimeSettings], RuntimeSettings]:
+    """Waits, the first time that it is called, for a device that no other run has, and names it in the settings."""
+    at_first = run.claim
+
+    def claim(runtime: RuntimeSettings) -> RuntimeSettings:
+        from tasks.compute.device_lock import devices_here, one_device
+
+        run.claim = at_first
+        device = held.enter_context(one_device((find or devices_here)(runtime.device), run.reporter.warning))
+        if device is None:
+            return runtime
+        held.enter_context(beside(device))
+        return replace(runtime, device=device.name)
+
+    return claim
 
 
 def _write_results(store: Store, run: Run) -> None:

@@ -36,6 +36,7 @@ def build_cells(run: Run, entrypoint: str, cells: Sequence[tuple[str, dict[str, 
     with run.serving(cells[0][0]):
         outline_of(entrypoint).pipeline(**cells[0][1])
     tell()
+    run.runtime = run.claim(run.runtime)  # the cells share the device of their run
     threads = max(1, (run.runtime.threads or os.cpu_count() or 1) // workers)
     runtime = replace(run.runtime, threads=threads)
     jobs = [

@@ -2,8 +2,9 @@
 
 import importlib
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from inspect import Parameter, Signature, getdoc
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,9 +13,10 @@ from uuid import UUID
 from httpx import HTTPError
 from prefect import get_run_logger
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.objects import State
 from prefect.concurrency.sync import concurrency
-from prefect.exceptions import FailedRun
+from prefect.exceptions import FailedRun, ObjectAlreadyExists
 from prefect.runtime import deployment, flow_run
 from prefect.states import Failed
 
@@ -23,14 +25,14 @@ from flows.output import streams
 from flows.output.messages import explain, is_explained
 from flows.stack.liveness import labels
 from flows.stack.publish import PrefectReporter, publish_report, publish_results
-from tasks.compute.device import device_of
+from tasks.compute.device_lock import Device
 from tasks.ranges import check_numbers
 from tasks.report import report_path
 from tasks.store.artifacts import Store, default_root
 from tasks.store.progress import default_reporter
-from tasks.store.stage import RuntimeSettings
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+LEASE_SECONDS = 60.0  # the least that Prefect allows
 RUNTIME = "    runtime: device, threads, checkpoints and trackers; changes no result"
 
 
@@ -64,11 +66,10 @@ def run_in_prefect(outline: Outline, parameters: dict[str, Any]) -> State[Any] |
     try:
         for name, value in parameters.items():
             check_numbers(name, value)
-        with _one_run_per_gpu(parameters["runtime"]):
-            store = Store(default_root())
-            run, last = execute(outline, store, _run_name(), parameters, PrefectReporter(store, default_reporter()))
-            publish_results(run, last, store)
-            publish_report(run.run_id, report_path(store, run.run_id))
+        store, name = Store(default_root()), _run_name()
+        run, last = execute(outline, store, name, parameters, PrefectReporter(store, default_reporter()), beside=slot)
+        publish_results(run, last, store)
+        publish_report(run.run_id, report_path(store, run.run_id))
     except Exception as error:
         if not is_explained(error):
             raise
@@ -106,9 +107,18 @@ def _run_name() -> str:
     return f"compare/{deployment.name}" if flow_run.flow_name == "compare" else str(deployment.name)
 
 
-def _one_run_per_gpu(runtime: RuntimeSettings) -> AbstractContextManager[None]:
-    """Wait for the slot that `distill up` has made, if the run computes on a GPU."""
-    return concurrency("gpu") if device_of(runtime).type == "cuda" else nullcontext()
+@contextmanager
+def slot(device: Device) -> Iterator[None]:
+    """Occupy the one slot of Prefect's concurrency limit for a device, which is made if it is not there.
+
+    The device's lock has been taken before. The limit shows that the device is taken, and makes a run wait that could
+    not see the lock (in another container) or is not to start (limit 0). A killed run's slot is free within a minute.
+    """
+    name = f"gpu-{platform.node()}-{device.id[:8]}"
+    with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
+        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
+    with concurrency(name, lease_duration=LEASE_SECONDS):
+        yield
 
 
 def _not_failed_run(record: logging.LogRecord) -> bool:

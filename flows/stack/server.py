@@ -88,10 +88,7 @@ def join(root: Path, url: str) -> None:
 
 
 def arrange(url: str, project: Path) -> None:
-    """Make the server ready for a worker: the work pool, and one slot on the GPU.
-
-    The limit must exist: Prefect ignores a named limit that it does not know.
-    """
+    """Make the server ready for a worker: the work pool."""
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.workers.process import ProcessWorker
 
@@ -102,7 +99,6 @@ def arrange(url: str, project: Path) -> None:
     defaults["working_dir"]["default"] = str(project)
     with _client(url) as client:
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template), overwrite=True)
-        client.upsert_global_concurrency_limit_by_name("gpu", 1)
 
 
 def _client(url: str) -> SyncPrefectClient:

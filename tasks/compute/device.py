@@ -28,7 +28,10 @@ def _device_of(runtime: RuntimeSettings) -> torch.device:
         except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
             message = f"runtime.device {runtime.device!r} cannot be used here: {first_line(error)}"
             raise ValueError(f"{message}\nleave it at auto, or name a device that this machine has") from None
-        return torch.device(runtime.device)
+        device = torch.device(runtime.device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # what names no device, a kernel of Triton's for one, is to be on this one
+        return device
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -80,6 +80,7 @@ class Run:
     plan: list[PlanRow] = field(default_factory=list)
     cell: str = ""  # of a comparison: which of its runs the stages now serve
     untracked: set[str] = field(default_factory=set)  # trackers that have failed: said once, and not tried again
+    claim: Callable[[RuntimeSettings], RuntimeSettings] = lambda runtime: runtime  # waits for a device before a build
 
     @property
     def run_id(self) -> str:
@@ -225,6 +226,8 @@ class Stage:
         with run.store.try_lock(artifact, shared=True) as held:
             if held and artifact.path.exists() and problem_of(run.store, artifact, inputs) is None:
                 return self._used(run, artifact, "hit", begun)
+        # before the key's lock: who has a device may wait for a key, who has a key never waits for a device
+        run.runtime, begun = run.claim(run.runtime), time.monotonic()
         waiting = f"{self.shown} {artifact.key[:8]} is being built by"
         with run.store.lock(artifact, lambda who: run.reporter.warning(f"{waiting} {who}; waiting")) as waited:
             there = artifact.path.exists()
@@ -286,12 +289,8 @@ class Stage:
 
 def _remarks(manifest: Manifest) -> list[str]:
     """What should be known of a hit: that other versions of the libraries that compute have built it, or other code."""
-    now = versions()
-    remarks = [
-        f"built with {name} {manifest.versions[name]}, now {now[name]}"
-        for name in COMPUTING
-        if manifest.versions.get(name, now[name]) != now[name]
-    ]
+    was, now = manifest.versions, versions()
+    remarks = [f"built with {it} {was[it]}, now {now[it]}" for it in COMPUTING if was.get(it, now[it]) != now[it]]
     return remarks + [f"code accepted on {each['at'][:10]}" for each in manifest.accepted[-1:]]
 
 

@@ -51,8 +51,6 @@ def test_the_workers_command_is_what_we_mean_in_any_folder(folder: str, monkeypa
         def create_work_pool(self, pool: Any, overwrite: bool) -> None:
             made.append(pool.base_job_template["variables"]["properties"])
 
-        def upsert_global_concurrency_limit_by_name(self, name: str, limit: int) -> None: ...
-
     monkeypatch.setattr(server.sys, "executable", f"/srv/{folder}/.venv/bin/python")
     monkeypatch.setattr(server, "_client", lambda url: Client())
     server.arrange("", Path("/srv") / folder)

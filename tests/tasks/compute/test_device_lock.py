@@ -1,0 +1,208 @@
+"""A device is one run's at a time, whatever the processes, stores and users are that want it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from flows.outlines import Outline, execute
+from tasks.compute.device_lock import Device, devices_here, one_device
+from tasks.store.artifacts import Artifact, Store
+from tasks.store.progress import Reporter
+from tasks.store.stage import RuntimeSettings
+from tests.tasks.store.tiny_stages import Listener, upper, words
+
+PROJECT = Path(__file__).parents[3]
+ONE_CPU = [Device("cpu", "one")]  # named as torch can compute on it here, and limited as a GPU is
+TWO = [Device("cuda:0", "one"), Device("cuda:1", "other")]
+HOLDER = """
+import json, os, sys
+from tasks.compute.device_lock import Device, one_device
+if len(sys.argv) > 2:
+    os.setuid(int(sys.argv[2]))
+with one_device([Device(*each) for each in json.loads(sys.argv[1])], lambda text: print(text, flush=True)) as device:
+    print("has", device.name, flush=True)
+    sys.stdin.readline()
+"""
+RUNNER = """
+import sys
+from pathlib import Path
+from tasks.store.artifacts import Artifact, Store
+from tasks.store.progress import Reporter
+from tasks.store.progress import PlainReporter
+from tests.tasks.compute.test_device_lock import run_here
+run_here(Store(Path(sys.argv[1])), PlainReporter())
+"""
+
+
+@pytest.fixture(autouse=True)
+def locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for the locks of this test and of the processes that it starts."""
+    folder = tmp_path / "locks"
+    folder.mkdir()
+    monkeypatch.setenv("DISTILL_LOCKS", str(folder))
+    return folder
+
+
+class Process:
+    """Another process that holds one of the devices, once it can."""
+
+    device = ""
+
+    def __init__(self, devices: list[Device], *, user: int | None = None) -> None:
+        given = json.dumps([[each.name, each.id] for each in devices])
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, given, *([] if user is None else [str(user)])],
+            env=os.environ | {"PYTHONPATH": str(PROJECT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.pid = self._process.pid
+
+    def says(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def end(self, number: signal.Signals = signal.SIGKILL) -> None:
+        self._process.send_signal(number)
+        self._process.communicate()
+
+
+@contextmanager
+def processes(*devices: list[Device]) -> Iterator[list[Process]]:
+    """Processes that were started one after the other, each when the one before had said something."""
+    with ExitStack() as stack:
+        started = []
+        for each in devices:
+            started.append(Process(each))
+            stack.callback(started[-1].end)
+        yield started
+
+
+def pipeline(text: str) -> Artifact:
+    """Two stages that cost nothing."""
+    return upper(source=words(text=text))
+
+
+def run_here(store: Store, reporter: Reporter) -> None:
+    """A run on a machine with one device."""
+    outline = Outline("flows/distill.py:distill", pipeline, lambda _: [])
+    parameters = {"text": "hello", "runtime": RuntimeSettings()}
+    execute(outline, store, "mine", parameters, reporter, find=lambda _: ONE_CPU)
+
+
+def free(device: Device) -> bool:
+    """Whether nobody has it."""
+
+    def give_up(text: str) -> None:
+        raise TimeoutError(text)
+
+    try:
+        with one_device([device], give_up):
+            return True
+    except TimeoutError:
+        return False
+
+
+def test_every_process_has_a_device_of_its_own_and_the_next_one_waits_and_says_so() -> None:
+    with processes(TWO, TWO) as (first, second):
+        first.device, second.device = first.says(), second.says()
+        assert {first.device, second.device} == {"has cuda:0", "has cuda:1"}
+        with processes(TWO) as (third,):
+            one, other = sorted((first, second), key=lambda each: each.device)
+            taken = f"cuda:0 (process {one.pid}), cuda:1 (process {other.pid})"
+            assert third.says() == f"other runs compute on {taken}; waiting"
+            first.end(signal.SIGKILL)
+            assert third.says().endswith(" is free; going on")
+            assert third.says().startswith("has cuda:")
+
+
+def test_a_device_that_is_named_is_waited_for_though_another_one_is_free() -> None:
+    with processes(TWO[:1]) as (holder,):
+        assert holder.says() == "has cuda:0"
+        with processes(TWO[:1]) as (waiting,):
+            assert waiting.says() == f"other runs compute on cuda:0 (process {holder.pid}); waiting"
+            assert free(TWO[1])
+
+
+def test_every_user_can_see_the_lock_whatever_the_umask_of_the_first(locks: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        assert free(TWO[0])
+    finally:
+        os.umask(before)
+    (made,) = locks.iterdir()
+    assert stat.S_IMODE(made.stat().st_mode) == 0o755
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be two users")
+def test_another_user_waits_too(locks: Path) -> None:
+    """In a folder like /tmp, where Linux lets nobody open another user's file for writing."""
+    for folder in locks.parents[:3]:
+        folder.chmod(0o755)
+    locks.chmod(0o1777)
+    with one_device(TWO[:1], print):
+        other = Process(TWO[:1], user=65534)
+        try:
+            assert other.says() == f"other runs compute on cuda:0 (process {os.getpid()}); waiting"
+        finally:
+            other.end()
+    (made,) = locks.iterdir()
+    os.chown(made, 65534, 65534)
+    assert free(TWO[0])
+
+
+def test_a_folder_that_cannot_be_used_is_named(locks: Path) -> None:
+    locks.rmdir()
+    with (
+        pytest.raises(ValueError, match=r"lock .*/distill-one cannot be taken: no such file") as caught,
+        one_device(TWO, print),
+    ):
+        pass
+    assert "DISTILL_LOCKS=" in str(caught.value).splitlines()[1]
+
+
+def test_a_link_in_the_place_of_a_lock_is_not_followed(locks: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (locks / "distill-one").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="cannot be taken"), one_device(TWO, print):
+        pass
+
+
+def test_a_run_on_the_cpu_needs_none() -> None:
+    assert devices_here("cpu") == []
+    with one_device([], print) as device:
+        assert device is None
+
+
+def test_a_run_waits_before_it_computes_anything_and_what_is_there_already_needs_no_device(tmp_path: Path) -> None:
+    """A run on a device of which there is one, as another process with a store of its own has it: here, this one."""
+    home = tmp_path / "home"
+    home.mkdir()
+    command = [sys.executable, "-c", RUNNER, str(home)]
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, bufsize=1) as run:
+        assert run.stdout is not None
+        with one_device(ONE_CPU, print):
+            assert run.stdout.readline() == f"WARNING: other runs compute on cpu (process {os.getpid()}); waiting\n"
+            time.sleep(1)
+            assert list((home / "artifacts").rglob("*")) == []
+        assert run.stdout.readline() == "WARNING: cpu is free; going on\n"
+        assert "upper: built" in run.stdout.read()
+    assert free(ONE_CPU[0])
+    listener = Listener()
+    with one_device(ONE_CPU, print):
+        run_here(Store(home), listener)
+    assert listener.outcomes == [("words", "hit"), ("upper", "hit")]
+    assert listener.warnings == []
