@@ -58,6 +58,16 @@ def up(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def deploy(arguments: argparse.Namespace) -> int:
+    """`distill deploy`: the catalogue, to a Prefect that exists already."""
+    from flows.stack.deploy import deploy as register
+
+    catalogue = _catalogue(arguments)
+    load_catalogue(catalogue)  # as for `up`
+    register(PROJECT, catalogue, arguments.pool, arguments.type, arguments.directory or PROJECT, print)
+    return 0
+
+
 def ls(arguments: argparse.Namespace) -> int:
     """`distill ls`: the catalogue."""
     path = _catalogue(arguments)
@@ -155,6 +165,7 @@ def report(arguments: argparse.Namespace) -> int:
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": run,
     "up": up,
+    "deploy": deploy,
     "ls": ls,
     "plan": plan,
     "status": status,

@@ -43,6 +43,10 @@ EXAMPLES = {
 and in another terminal:
   prefect deployment run distill/llmr-chitchat --watch
   prefect deployment run distill/llmr-chitchat --param seed=3 --watch""",
+    "deploy": """\
+  PREFECT_API_URL=http://prefect.example:4200/api distill deploy --pool gpu
+and on the machine with the GPU, with the same PREFECT_API_URL:
+  prefect worker start --pool gpu""",
     "plan": """\
   distill plan llmr-chitchat
   distill plan llmr-chitchat --verbose     every difference, and the keys
@@ -79,6 +83,13 @@ def parser() -> argparse.ArgumentParser:
     up = command("up", "start the local Prefect stack (server, deployments, worker) and keep it running")
     up.add_argument("--port", type=_port, default=4200, help="of the server and its dashboard (4200)")
     _catalogue_argument(up)
+    deploy = command("deploy", "register the named runs with the Prefect server that PREFECT_API_URL names")
+    deploy.add_argument("--pool", default="distill", help="the work pool, made if it is not there (distill)")
+    deploy.add_argument("--type", help="the pool's type: process, docker, kubernetes, … (what it is, or process)")
+    deploy.add_argument(
+        "--directory", type=Path, metavar="DIR", help="where this project lies on the machine that computes (as here)"
+    )
+    _catalogue_argument(deploy)
     _catalogue_argument(command("ls", "list the named runs and what each needs"))
     status = command("status", "show the runs: finished, failed, crashed or going on")
     status.add_argument("run", nargs="?", metavar="RUN", help="show the stages of this one")
