@@ -11,7 +11,7 @@ APT := env DEBIAN_FRONTEND=noninteractive apt-get -y --no-install-recommends -o 
 # uv where there is one: the same packages in a fraction of the time
 INSTALL := $(if $(shell command -v uv),uv pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check) -c constraints.txt
 
-.PHONY: help setup demo demo-llm test browser check bench bench-gpu bench-trl soak
+.PHONY: help setup demo demo-llm test browser check bench bench-gpu bench-trl test-postgres soak
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 15
@@ -71,6 +71,9 @@ test-trackers: .venv-trackers/installed ## W&B, MLflow and Trackio for real, in 
 	$(PYTHON) -m venv .venv-trackers
 	.venv-trackers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gguf,dev,wandb,mlflow,trackio]'
 	@touch $@
+
+test-postgres: setup ## distill deploy against a Prefect server on a real PostgreSQL (its programs must be there: apt-get install postgresql)
+	$(BIN)/python -m pytest -m postgres tests/e2e/test_deploy.py
 
 soak: setup ## minutes of damage in every kind of file, and of runs at once that are killed at random beside gc (MINUTES=5)
 	rm -rf .soak && mkdir .soak

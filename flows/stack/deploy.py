@@ -41,7 +41,7 @@ def deploy(
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    url = _address()
+    url = address()
     content = yaml.safe_load(prefect_file.read_text(encoding="utf-8"))
     runs = [each for each in deployments(prefect_file) or [] if is_ours(each)]
     content["deployments"] = [each | {"work_pool": (each.get("work_pool") or {}) | {"name": pool}} for each in runs]
@@ -57,7 +57,7 @@ def deploy(
     say(_what_next(runs, made, pool, directory, url))
 
 
-def _address() -> str:
+def address() -> str:
     """The server's, of the environment or the profile. This project's own settings, for `distill up`, do not count."""
     url = os.environ.get("PREFECT_API_URL")
     if not url:

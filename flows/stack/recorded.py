@@ -107,6 +107,11 @@ def _run_name() -> str:
     return f"compare/{deployment.name}" if flow_run.flow_name == "compare" else str(deployment.name)
 
 
+def limit_of(device: Device) -> str:
+    """The name of Prefect's limit for a device, on whatever machine: `gpu-ada-5fd4f087`."""
+    return f"gpu-{platform.node()}-{device.id[:8]}"
+
+
 @contextmanager
 def slot(device: Device) -> Iterator[None]:
     """Occupy the one slot of Prefect's concurrency limit for a device, which is made if it is not there.
@@ -114,7 +119,7 @@ def slot(device: Device) -> Iterator[None]:
     The device's lock has been taken before. The limit shows that the device is taken, and makes a run wait that could
     not see the lock (in another container) or is not to start (limit 0). A killed run's slot is free within a minute.
     """
-    name = f"gpu-{platform.node()}-{device.id[:8]}"
+    name = limit_of(device)
     with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
         client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
     with concurrency(name, lease_duration=LEASE_SECONDS):

@@ -81,7 +81,7 @@ class Stack:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=900,
         )
 
 
