@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
-from httpx import HTTPError
+from httpx import HTTPError, HTTPStatusError
 from prefect import get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
@@ -116,11 +116,11 @@ def limit_of(device: Device) -> str:
 def slot(device: Device) -> Iterator[None]:
     """Occupy the one slot of Prefect's concurrency limit for a device, which is made if it is not there.
 
-    The device's lock has been taken before. The limit shows that the device is taken, and makes a run wait that could
-    not see the lock (in another container) or is not to start (limit 0). A killed run's slot is free within a minute.
+    The device's lock has been taken before. The limit shows that, and makes a run wait that could not see the lock, in
+    another container. A server that lets nobody make limits has none. A killed run's slot is free within a minute.
     """
     name = limit_of(device)
-    with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
+    with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists, HTTPStatusError):
         client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
     with concurrency(name, lease_duration=LEASE_SECONDS):
         yield

@@ -157,10 +157,17 @@ def test_the_catalogue_is_registered_and_a_worker_elsewhere_runs_it(server: Stac
     assert sql.stdout.splitlines() == ["name,state", "llmr-cnndm,completed"]
 
 
-def test_a_pool_of_another_type_is_refused_and_one_that_has_an_image_can_be_made(server: Stack) -> None:
-    done = server.distill("deploy", "--prefect-file", str(RECIPES), "--pool", "boxes", "--type", "docker")
+def test_a_pool_of_another_type_is_refused_and_one_that_has_an_image_can_be_made(
+    server: Stack, database: Database
+) -> None:
+    image = ("--type", "docker", "--directory", "/opt/distill")
+    done = server.distill("deploy", "--prefect-file", str(RECIPES), "--pool", "boxes", *image)
     assert done.returncode == 0, done.stderr
     assert "for the work pool boxes (docker, made now)" in done.stdout
+    asked = (
+        "select distinct pull_steps->0->'prefect.deployments.steps.set_working_directory'->>'directory' from deployment"
+    )
+    assert database.ask(f"{asked} where name = 'tiny'") == "/opt/distill"
     refused = server.distill("deploy", "--pool", "boxes", "--type", "process")
     assert refused.returncode == 1
     assert refused.stderr.splitlines() == [

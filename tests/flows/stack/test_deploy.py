@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.context import get_settings_context
 from prefect.settings import (
     PREFECT_CLIENT_MAX_RETRIES,
     PREFECT_PROFILES_PATH,
-    get_settings_context,
     temporary_settings,
 )
 
