@@ -34,7 +34,7 @@ def devices_here(wanted: str) -> list[Device]:
 
     kind, _, number = wanted.partition(":")
     if kind in ("auto", "cuda") and torch.cuda.is_available():
-        numbers = [int(number)] if number else range(torch.cuda.device_count())
+        numbers = [each for each in range(torch.cuda.device_count()) if number in ("", str(each))]
         return [Device(f"cuda:{each}", str(torch.cuda.get_device_properties(each).uuid)) for each in numbers]
     if kind in ("auto", "mps") and torch.backends.mps.is_available():
         return [Device("mps", "mps")]
