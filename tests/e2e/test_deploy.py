@@ -25,6 +25,7 @@ from flows.catalogue import load_catalogue
 from flows.stack.server import is_healthy
 from tests.e2e.test_stack import PROJECT, RECIPES, STAGES, Stack, free_port, until
 
+GRACE_SECONDS = 30.0
 NOBODY = 65534  # PostgreSQL does not run as root
 
 
@@ -79,7 +80,11 @@ def running(command: list[str], log: Path, **options: Any) -> Iterator[subproces
             yield process
         finally:
             process.terminate()
-            process.wait(timeout=120)
+            try:
+                process.wait(timeout=GRACE_SECONDS)
+            except subprocess.TimeoutExpired:  # Prefect's worker, now and then
+                process.kill()
+                process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -132,12 +137,11 @@ def server(database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def test_the_catalogue_is_registered_and_a_worker_elsewhere_runs_it(server: Stack, database: Database) -> None:
     """The paper's run on CNN/DailyMail as the catalogue has it, with small stand-ins for its models and its pairs."""
     runs = load_catalogue(PROJECT / "prefect.yaml")
-    for made in ("process, made now", "process"):
-        done = server.distill("deploy", "--pool", "gpu")
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert done.stdout.splitlines()[0] == (
-            f"{len(runs)} runs are registered at {server.url}, for the work pool gpu ({made})."
-        )
+    done = server.distill("deploy", "--pool", "gpu")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[0] == (
+        f"{len(runs)} runs are registered at {server.url}, for the work pool gpu (process, made now)."
+    )
     assert database.ask("select count(*) from deployment") == str(len(runs))
     assert database.ask("select name, type from work_pool") == "gpu|process"
 
@@ -161,9 +165,10 @@ def test_a_pool_of_another_type_is_refused_and_one_that_has_an_image_can_be_made
     server: Stack, database: Database
 ) -> None:
     image = ("--type", "docker", "--directory", "/opt/distill")
-    done = server.distill("deploy", "--prefect-file", str(RECIPES), "--pool", "boxes", *image)
-    assert done.returncode == 0, done.stderr
-    assert "for the work pool boxes (docker, made now)" in done.stdout
+    for made in ("docker, made now", "docker"):
+        done = server.distill("deploy", "--prefect-file", str(RECIPES), "--pool", "boxes", *image)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"for the work pool boxes ({made})" in done.stdout
     asked = (
         "select distinct pull_steps->0->'prefect.deployments.steps.set_working_directory'->>'directory' from deployment"
     )
