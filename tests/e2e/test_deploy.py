@@ -123,7 +123,7 @@ def server(database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iter
     own = {
         "PREFECT_API_DATABASE_CONNECTION_URL": database.url,
         "PREFECT_HOME": str(home / "server"),
-        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "0",
     }
     (home / "elsewhere").mkdir()
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
