@@ -7,6 +7,7 @@ from data.reading.texts import TextSettings
 from flows.outlines import Outline
 from kd_core.windows.cutting import WindowSettings
 from kd_core.windows.teacher_labels import LabelSettings
+from kd_core.windows.trunk import TrunkPrecision
 from tasks.judge.judge import check_judge, why_no_judge
 from tasks.pairs.starts.prune import prune
 from tasks.preflight.models import check_models, check_positions, check_pruning
@@ -71,7 +72,17 @@ def pipeline(
         """The states of a model's frozen part for every window, computed once and kept."""
         if method.features == "none" or settings.trainable == "all":
             return None
-        return features.labelled(role)(corpus=corpus, model=model, windows=windows, dtype=method.features)
+        return features.labelled(role)(
+            corpus=corpus,
+            model=model,
+            windows=windows,
+            dtype=method.features,
+            trunk_precision=method.trunk_precision,
+        )
+
+    def in_training(settings: LanguageModelSettings) -> TrunkPrecision:
+        """The precision of a model's trunk where its windows are read anew; one that is trained has its optimizer's."""
+        return method.trunk_precision if settings.trainable == "last_block" else "float32"
 
     teacher_states = None
     if teacher.fit is not None:
@@ -84,12 +95,19 @@ def pipeline(
             windows=windows,
             settings=teacher.fit,
             seed=data_seed,
+            trunk_precision=in_training(teacher),
         )
     answers, asked = None, None
     if method.mix < 1:
         asked = teacher_model
         answers = label(
-            corpus=corpus, teacher=asked, features=teacher_states, windows=windows, settings=labels, seed=data_seed
+            corpus=corpus,
+            teacher=asked,
+            features=teacher_states,
+            windows=windows,
+            settings=labels,
+            seed=data_seed,
+            trunk_precision=method.trunk_precision,
         )
 
     student_states = frozen_states("student", student_model, student)
@@ -108,6 +126,7 @@ def pipeline(
             settings=method.training(),
             number=number,
             seed=seed,
+            trunk_precision=in_training(student),
         )
         trained.append(newest)
         if method.aggregates and number < method.rounds:

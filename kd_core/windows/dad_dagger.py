@@ -21,7 +21,7 @@ from kd_core.rollout.sampling import SamplingSettings
 from kd_core.windows.cutting import contexts, followers
 from kd_core.windows.free_running import free_run
 from kd_core.windows.last_block import trunk
-from kd_core.windows.trunk import Trunk
+from kd_core.windows.trunk import Trunk, TrunkPrecision
 
 PLAIN = SamplingSettings(max_new_tokens=1)  # temperature 1: the paper's
 
@@ -51,6 +51,7 @@ def aggregate(
     num_tokens: int | None = None,
     batch_rows: int = 64,
     batches: Iterable[int] | None = None,
+    trunk_precision: TrunkPrecision = "float32",
 ) -> Iterator[Aggregated]:
     """Let the student run free from every start, and yield what that adds to the data, a batch of trajectories each.
 
@@ -64,7 +65,9 @@ def aggregate(
     uniform_BT = torch.rand((len(start_B), horizon), generator=generator).to(text_N.device)
     for number in range(-(-len(start_B) // batch_rows)) if batches is None else batches:
         rows = slice(number * batch_rows, (number + 1) * batch_rows)
-        yield _batch(student, text_N, start_B[rows], context, uniform_BT[rows], sampling, packed, num_tokens)
+        yield _batch(
+            student, text_N, start_B[rows], context, uniform_BT[rows], sampling, packed, num_tokens, trunk_precision
+        )
 
 
 @torch.no_grad()
@@ -77,17 +80,27 @@ def _batch(
     sampling: SamplingSettings,
     packed: bool,
     num_tokens: int | None,
+    trunk_precision: TrunkPrecision,
 ) -> Aggregated:
     horizon = uniform_BT.shape[1]
     first_BH, true_BT = contexts(text_N, start_B + context, context), followers(text_N, start_B + context, horizon)
-    rolled = free_run(student, first_BH, true_BT, uniform_BT, sampling, sliding=not packed, num_tokens=num_tokens)
+    rolled = free_run(
+        student,
+        first_BH,
+        true_BT,
+        uniform_BT,
+        sampling,
+        sliding=not packed,
+        num_tokens=num_tokens,
+        trunk_precision=trunk_precision,
+    )
     steps = list(rolled)[1:]
     step_BP = torch.arange(1, horizon, device=text_N.device).expand(len(start_B), -1)
     last_BP = torch.stack([step.context_BL[:, -1] for step in steps], dim=1)
     left_BP = last_BP != true_BT[:, :-1]
     if packed:
         whole_BL = steps[-1].context_BL
-        below = trunk(student, whole_BL, horizon - 1)
+        below = trunk(student, whole_BL, horizon - 1, trunk_precision)
         return Aggregated(whole_BL, true_BT[:, 1:], start_B, step_BP, left_BP, below)
 
     def in_order(columns: list[Tensor]) -> Tensor:

@@ -20,7 +20,7 @@ from kd_core.rollout.responses import check_distribution
 from kd_core.rollout.sampling import SamplingSettings, Writer, draw
 from kd_core.windows.cutting import contexts, followers
 from kd_core.windows.last_block import last_hidden, trunk
-from kd_core.windows.trunk import Trunk
+from kd_core.windows.trunk import Trunk, TrunkPrecision
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ def free_run(
     *,
     sliding: bool = True,
     num_tokens: int | None = None,
+    trunk_precision: TrunkPrecision = "float32",
 ) -> Iterator[FreeStep]:
     """The student runs free for T steps from true contexts, one `FreeStep` a step.
 
@@ -58,7 +59,7 @@ def free_run(
         writer = Writer(model, memory, true_BT.shape[1], num_tokens)
     for step in range(true_BT.shape[1]):
         if writer is None:
-            below = trunk(model, context_BL)
+            below = trunk(model, context_BL, precision=trunk_precision)
             logits_BV = head.logits(last_hidden(model, below))
         else:
             logits_BV = writer.logits(token_B)

@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kd_core.train.state import autocast
 from kd_core.windows import decoder_only, gpt_neo
-from kd_core.windows.trunk import Model, Trunk
+from kd_core.windows.trunk import Model, Trunk, TrunkPrecision
 
 Trainable = Literal["all", "last_block"]
 
@@ -32,14 +33,17 @@ def set_trainable(model: Model, what: Trainable) -> list[torch.nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def trunk(model: Model, ids_BL: Tensor, predictions: int = 1) -> Trunk:
-    """The states below the last block. Shapes: (B, L) ids, P -> Trunk.
+def trunk(model: Model, ids_BL: Tensor, predictions: int = 1, precision: TrunkPrecision = "float32") -> Trunk:
+    """The states below the last block, in the weights' dtype. Shapes: (B, L) ids, P -> Trunk.
 
-    Where these blocks are frozen, no gradient is recorded. Raises ValueError for a context longer than the model has
-    positions, and for a model that cannot be cut before its last block.
+    Where these blocks are frozen, no gradient is recorded. With `bfloat16` only their products are rounded. Raises
+    ValueError for a context longer than the model has positions, and for a model that cannot be cut before its last
+    block.
     """
     of_family = gpt_neo.trunk if _is_gpt_neo(model) else decoder_only.trunk
-    return of_family(model, ids_BL, predictions)
+    with autocast(ids_BL.device, precision):
+        below = of_family(model, ids_BL, predictions)
+    return Trunk(below.behind_BXD.to(model.dtype), below.last_BPD.to(model.dtype))
 
 
 def last_hidden(model: Model, below: Trunk) -> Tensor:
@@ -51,9 +55,9 @@ def last_hidden(model: Model, below: Trunk) -> Tensor:
     return of_family(model, below)
 
 
-def next_hidden(model: Model, ids_BL: Tensor, predictions: int = 1) -> Tensor:
+def next_hidden(model: Model, ids_BL: Tensor, predictions: int = 1, precision: TrunkPrecision = "float32") -> Tensor:
     """`last_hidden` of windows, from their tokens. Shapes: (B, L), P -> (B*P, D)."""
-    return last_hidden(model, trunk(model, ids_BL, predictions))
+    return last_hidden(model, trunk(model, ids_BL, predictions, precision))
 
 
 def _is_gpt_neo(model: Model) -> bool:

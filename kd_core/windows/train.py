@@ -22,7 +22,7 @@ from kd_core.models.policy import Model, head_of
 from kd_core.train.best import ran_out, remember, restore
 from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState, autocast
 from kd_core.windows.last_block import last_hidden, trunk
-from kd_core.windows.trunk import Trunk
+from kd_core.windows.trunk import Trunk, TrunkPrecision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +62,11 @@ class Tokens:
 
     ids_ML: Tensor
     predictions: int
+    precision: TrunkPrecision = "float32"
 
     def of(self, model: Model, index_B: Tensor) -> Trunk:
         """See `Below`; differentiable."""
-        return trunk(model, self.ids_ML[index_B].to(model.device), self.predictions)
+        return trunk(model, self.ids_ML[index_B].to(model.device), self.predictions, self.precision)
 
 
 @dataclass(frozen=True)

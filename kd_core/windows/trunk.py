@@ -5,12 +5,13 @@ look back on, D model width. Exact windows have P = 1 and L = H context tokens; 
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 Model = Any  # a transformers …ForCausalLM; transformers ships no types
+TrunkPrecision = Literal["float32", "bfloat16"]  # bfloat16: autocast, states between products stay as the weights are
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from kd_core.losses.soft_targets import TeacherLabels
 from kd_core.windows.cutting import WindowSettings
 from kd_core.windows.dad_dagger import Aggregated
 from kd_core.windows.train import Below, Tokens, Windows
+from kd_core.windows.trunk import TrunkPrecision
 from tasks.store.artifacts import Artifact
 from tasks.text.window_files import StoredTrunk
 
@@ -51,9 +52,14 @@ def aggregated_table(part: Aggregated, number: int, context: int) -> pa.Table:
 
 
 def aggregated_set(
-    artifact: Artifact, settings: WindowSettings, labels: TeacherLabels | None, *, stored: bool
+    artifact: Artifact,
+    settings: WindowSettings,
+    labels: TeacherLabels | None,
+    precision: TrunkPrecision,
+    *,
+    stored: bool,
 ) -> Windows:
-    """The windows of a round, with their features where they are kept."""
+    """The windows of a round, with their features where they are kept; see `window_set`."""
     files = sorted(artifact.path.glob("aggregated-*.parquet"))
     rows = pa.concat_tables([pq.read_table(path, columns=["step", "context", "target"]) for path in files])
     width = int(np.max(rows["step"].to_numpy())) if settings.mode == "packed" else 1
@@ -64,5 +70,5 @@ def aggregated_set(
     else:
         whole = rows["context"].take(np.arange(width - 1, len(rows), width)).combine_chunks()  # the longest of each
         ids_ML = whole.flatten().to_numpy().reshape(len(whole), -1).astype(np.int64)
-        below = Tokens(torch.from_numpy(ids_ML), width)
+        below = Tokens(torch.from_numpy(ids_ML), width, precision)
     return Windows(below, target_MP, labels)

@@ -12,6 +12,7 @@ from kd_core.windows.cutting import WindowSettings, trajectory_starts
 from kd_core.windows.dad_dagger import Aggregated, aggregate
 from kd_core.windows.last_block import next_hidden
 from kd_core.windows.teacher_labels import LabelSettings
+from kd_core.windows.trunk import TrunkPrecision
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_artifact
 from tasks.store.artifacts import Artifact
@@ -65,11 +66,12 @@ def dagger_aggregate(
             num_tokens=student_model.num_tokens,
             batch_rows=SHARD_TRAJECTORIES,
             batches=[shard.of],
+            trunk_precision=settings.trunk_precision,
         )
         table = aggregated_table(part, number, windows.context)
         writers: list[Writer] = [partial(pq.write_table, table)]
         if teacher_model is not None and labels is not None:
-            hidden_ME = _after(teacher_model, part, labels.batch_rows)
+            hidden_ME = _after(teacher_model, part, labels.batch_rows, settings.trunk_precision)
             head = head_of(teacher_model.model, teacher_model.num_tokens)
             place = table.select(["trajectory", "step"])
             writers.append(labels_writer(hidden_ME, head, labels, mixed_seed(seed, number, shard.of), place))
@@ -82,11 +84,11 @@ def dagger_aggregate(
     build.record(predictions=len(left), left_the_text=sum(left.to_pylist()) / len(left))
 
 
-def _after(teacher: LoadedModel, part: Aggregated, batch_rows: int) -> torch.Tensor:
+def _after(teacher: LoadedModel, part: Aggregated, batch_rows: int, precision: TrunkPrecision) -> torch.Tensor:
     """The teacher's final states after each of the student's contexts. Shapes: -> (M*P, E)."""
     width, device = part.target_MP.shape[1], teacher.model.device
     batches = part.context_ML.split(batch_rows)
-    return torch.cat([next_hidden(teacher.model, ids_BL.to(device), width) for ids_BL in batches])
+    return torch.cat([next_hidden(teacher.model, ids_BL.to(device), width, precision) for ids_BL in batches])
 
 
 def _files(shard: int, *, labels: bool, features: bool) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from typing import Literal
 
 from kd_core.train.state import OptimizerSettings
 from kd_core.windows.train import WindowTrainingSettings
+from kd_core.windows.trunk import TrunkPrecision
 from tasks.settings import part_of
 from tasks.text.window_files import FeatureDType
 
@@ -19,6 +20,8 @@ class AggregationSettings:
     horizon: int = 10  # tokens that it writes from each trajectory's context
     trajectory_stride: int | None = None  # tokens between two trajectories; None = context + horizon, as Algorithm 1
     temperature: float = 1.0
+    # of all blocks but the last, student's and teacher's, where they are frozen; bfloat16 = autocast
+    trunk_precision: TrunkPrecision = field(default="float32", metadata={"later": True})
 
     def __post_init__(self) -> None:
         if self.horizon < 2:
@@ -27,6 +30,8 @@ class AggregationSettings:
             raise ValueError(f"trajectory_stride must be at least 1, got {self.trajectory_stride}")
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        if self.trunk_precision not in ("float32", "bfloat16"):
+            raise ValueError(f"trunk_precision must be float32 or bfloat16, got {self.trunk_precision!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

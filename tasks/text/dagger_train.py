@@ -7,6 +7,7 @@ from kd_core.rollout.sampling import mixed_seed
 from kd_core.windows.cutting import WindowSettings
 from kd_core.windows.last_block import Trainable, set_trainable
 from kd_core.windows.train import WindowTrainingSettings, train_windows, updates_per_epoch, window_loss
+from kd_core.windows.trunk import TrunkPrecision
 from tasks.compute.device import device_of
 from tasks.compute.models import load_artifact, lone_head
 from tasks.compute.teacher_check import STUDENT, warn_if_no_better
@@ -32,6 +33,7 @@ def dagger_train(
     settings: WindowTrainingSettings,
     number: int,
     seed: int,
+    trunk_precision: TrunkPrecision = "float32",
 ) -> None:
     """Train one round by Eq. 5: model/ and training_log.parquet. Without labels (alpha 1) no teacher is needed."""
     device = device_of(build.runtime)
@@ -46,10 +48,12 @@ def dagger_train(
         files, scratch = sorted(artifact.path.glob(f"{name}-*.parquet")), build.checkpoints.dir / "labels"
         return open_labels(files, scratch, f"{artifact.key}-{name}", head)
 
-    train = [window_set(corpus, "train", windows, features, kept(labels, "train"))]
+    train = [window_set(corpus, "train", windows, features, kept(labels, "train"), trunk_precision)]
     stored = features is not None
-    train += [aggregated_set(each, windows, kept(each, "labels"), stored=stored) for each in added.values()]
-    held_out = window_set(corpus, "validation", windows, features, kept(labels, "validation"))
+    train += [
+        aggregated_set(each, windows, kept(each, "labels"), trunk_precision, stored=stored) for each in added.values()
+    ]
+    held_out = window_set(corpus, "validation", windows, features, kept(labels, "validation"), trunk_precision)
     model, num_tokens = loaded.model, loaded.num_tokens
     before = window_loss(model, held_out, settings.alpha, num_tokens=num_tokens)
     run_training(

@@ -4,7 +4,7 @@ import torch
 
 from kd_core.windows.cutting import WindowSettings, contexts
 from kd_core.windows.last_block import trunk
-from kd_core.windows.trunk import Trunk
+from kd_core.windows.trunk import Trunk, TrunkPrecision
 from tasks.compute.device import device_of
 from tasks.compute.models import load_artifact
 from tasks.store.artifacts import Artifact
@@ -19,7 +19,14 @@ BATCH_WINDOWS = 32
 
 @stage
 @torch.no_grad()
-def features(build: Build, corpus: Artifact, model: Artifact, windows: WindowSettings, dtype: FeatureDType) -> None:
+def features(
+    build: Build,
+    corpus: Artifact,
+    model: Artifact,
+    windows: WindowSettings,
+    dtype: FeatureDType,
+    trunk_precision: TrunkPrecision = "float32",
+) -> None:
     """Write train- and validation-{normed,last}-*.npy; finished shards survive a kill."""
     texts = {split: read_tokens(corpus, split) for split in ("train", "validation")}
     parts = [
@@ -32,6 +39,6 @@ def features(build: Build, corpus: Artifact, model: Artifact, windows: WindowSet
     for shard in shards.missing():
         split, target_M = shard.of
         batches = contexts(texts[split], target_M, windows.context, windows.width).split(BATCH_WINDOWS)
-        frozen = [trunk(loaded, ids_BL.to(loaded.device), windows.width) for ids_BL in batches]
+        frozen = [trunk(loaded, ids_BL.to(loaded.device), windows.width, trunk_precision) for ids_BL in batches]
         shards.write(shard, *trunk_writers(Trunk.cat(frozen), dtype))
     build.record(windows=shards.size, bytes_per_window=build.shards.collect(*shards.files) / shards.size)

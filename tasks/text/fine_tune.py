@@ -3,6 +3,7 @@
 from kd_core.windows.cutting import WindowSettings
 from kd_core.windows.last_block import Trainable, set_trainable
 from kd_core.windows.train import WindowTrainingSettings, train_windows, updates_per_epoch, window_loss
+from kd_core.windows.trunk import TrunkPrecision
 from tasks.compute.device import device_of
 from tasks.compute.models import load_artifact
 from tasks.compute.training import run_training
@@ -21,12 +22,15 @@ def fine_tune(
     windows: WindowSettings,
     settings: WindowTrainingSettings,
     seed: int,
+    trunk_precision: TrunkPrecision = "float32",
 ) -> None:
     """Next-token training on the transfer set's windows: model/ and training_log.parquet."""
     loaded = load_artifact(model, device_of(build.runtime))
     loaded.model.float()
     set_trainable(loaded.model, trainable)
-    train, held_out = (window_set(corpus, split, windows, features, None) for split in ("train", "validation"))
+    train, held_out = (
+        window_set(corpus, split, windows, features, None, trunk_precision) for split in ("train", "validation")
+    )
     before = window_loss(loaded.model, held_out, 1.0, num_tokens=loaded.num_tokens)["nll"]
     run_training(
         build,

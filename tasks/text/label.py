@@ -11,6 +11,7 @@ from kd_core.windows.cutting import WindowSettings
 from kd_core.windows.last_block import last_hidden
 from kd_core.windows.teacher_labels import LabelSettings, label_error
 from kd_core.windows.train import Windows
+from kd_core.windows.trunk import TrunkPrecision
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_artifact
 from tasks.store.artifacts import Artifact
@@ -35,6 +36,7 @@ def label(
     windows: WindowSettings,
     settings: LabelSettings,
     seed: int,
+    trunk_precision: TrunkPrecision = "float32",
 ) -> None:
     """Write train- and validation-*.parquet, a row a prediction; finished shards survive a kill.
 
@@ -42,7 +44,7 @@ def label(
     """
     loaded = load_artifact(teacher, device_of(build.runtime))
     head = head_of(loaded.model, loaded.num_tokens)
-    sets = {split: window_set(corpus, split, windows, features, None) for split in SPLITS}
+    sets = {split: window_set(corpus, split, windows, features, None, trunk_precision) for split in SPLITS}
     targets = {split: windows.targets(len(read_tokens(corpus, split))) for split in SPLITS}
     parts = [
         Shard((f"{split}-{number:05d}.parquet",), (split, index), len(index))

@@ -21,7 +21,7 @@ from kd_core.losses.soft_targets import TeacherLabels
 from kd_core.models.policy import Model
 from kd_core.windows.cutting import WindowSettings, contexts, followers
 from kd_core.windows.train import Below, Tokens, Windows
-from kd_core.windows.trunk import Trunk
+from kd_core.windows.trunk import Trunk, TrunkPrecision
 from tasks.store.artifacts import Artifact
 from tasks.store.shards import Writer
 from tasks.text.tokens import read_tokens
@@ -80,14 +80,22 @@ def trunk_names(name: str, number: int) -> tuple[str, str]:
 
 
 def window_set(
-    corpus: Artifact, split: str, settings: WindowSettings, features: Artifact | None, labels: TeacherLabels | None
+    corpus: Artifact,
+    split: str,
+    settings: WindowSettings,
+    features: Artifact | None,
+    labels: TeacherLabels | None,
+    precision: TrunkPrecision,
 ) -> Windows:
-    """The true windows of a split, with features where they are kept and labels where there are any."""
+    """The true windows of a split, with features where they are kept and labels where there are any.
+
+    precision: of a trunk that is not kept
+    """
     text_N = read_tokens(corpus, split)
     target_M = settings.targets(len(text_N))
     below: Below
     if features is not None:
         below = StoredTrunk.open(features.path, split)
     else:
-        below = Tokens(contexts(text_N, target_M, settings.context, settings.width), settings.width)
+        below = Tokens(contexts(text_N, target_M, settings.context, settings.width), settings.width, precision)
     return Windows(below, followers(text_N, target_M, settings.width), labels)
