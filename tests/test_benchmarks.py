@@ -102,13 +102,25 @@ def test_a_benchmark_that_fails_says_so_and_the_others_run(
     assert bench.main(["memory"]) == 0
 
 
-def test_algorithm_1_has_the_losses_of_the_literal_version() -> None:
+def tiny_case() -> dad_dagger.Case:
     shape = {"vocab_size": 40, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "attention_types": [[["global"], 2]]}
     text = torch.randint(0, 40, (60,), generator=torch.Generator().manual_seed(0))
-    case = dad_dagger.Case(dad_dagger.gpt_neo(0, **shape), dad_dagger.gpt_neo(1, **shape), text, context=8)
-    lines = list(dad_dagger.measure(case))
-    assert [line["unit"] for line in lines] == ["s", "TFLOP", "of the matrix rate"]
-    assert lines[1]["sizes"]["updates"] == 4 * (2 + 3)  # 52 true windows, then 3 trajectories of 9 more
+    return dad_dagger.Case(dad_dagger.gpt_neo(0, **shape), dad_dagger.gpt_neo(1, **shape), text, context=8)
+
+
+def test_algorithm_1_has_the_losses_of_the_literal_version() -> None:
+    lines = list(dad_dagger.measure(tiny_case()))
+    assert [line["unit"] for line in lines] == ["s", "TFLOP", "of the matrix rate"] * 2
+    assert lines[1]["sizes"]["updates"] == 4 * (2 + 3 + 4)  # 52 true windows, then 3 trajectories of 9 more, twice
+    exact, rounded = (line["sizes"] for line in lines[::3])
+    assert exact["losses_apart"] < 1e-5 < rounded["losses_apart"]
+    assert rounded["free_running_ce"] == pytest.approx(exact["free_running_ce"], abs=0.01)
+
+
+def test_losses_that_differ_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(dad_dagger.LOSSES_WITHIN, "bfloat16", 1e-6)
+    with pytest.raises(AssertionError, match="with trunks in bfloat16"):
+        list(dad_dagger.measure(tiny_case()))
 
 
 def test_only_a_number_on_a_border_may_be_drawn_otherwise() -> None:

@@ -148,6 +148,18 @@ def test_what_was_computed_on_the_way_is_what_training_needs() -> None:
     torch.testing.assert_close(found.below.last_BPD, below.last_BPD, atol=1e-12, rtol=1e-12)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_was_computed_on_the_way_has_the_precision_that_was_asked_for(packed: bool) -> None:
+    student, starts = tiny_gpt_neo().float(), trajectory_starts(len(TEXT), H, T, T)
+    found = next(aggregate(student, TEXT, starts, H, T, SEED, packed=packed, trunk_precision="bfloat16"))
+    predictions, apart = found.target_MP.shape[1], []
+    for precision in ("float32", "bfloat16"):
+        below = trunk(student, found.context_ML, predictions, precision)  # type: ignore[arg-type]
+        apart.append((found.below.behind_BXD - below.behind_BXD).abs().mean())
+    assert apart[1] < apart[0] / 100
+
+
 def test_a_trajectory_does_not_depend_on_its_batch() -> None:
     starts = trajectory_starts(len(TEXT), H, T, T)
     parts = aggregate(tiny_gpt_neo(), TEXT, starts, H, T, SEED, batch_rows=2)

@@ -1,5 +1,6 @@
 """Windows of any family: a frozen trunk and a last block end in the stock model's logits and gradients, row by row."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -89,6 +90,19 @@ def test_where_all_is_trained_the_trunk_has_gradients_too(name: str) -> None:
     for a, b in zip(*both, strict=True):
         assert (a is None) == (b is None)
         torch.testing.assert_close(a, b, atol=20 * within, rtol=20 * within)
+
+
+@pytest.mark.parametrize("predictions", [1, 4], ids=["exact", "packed"])
+def test_a_trunk_in_bfloat16_is_near_float32s_and_as_the_last_block_takes_it(name: str, predictions: int) -> None:
+    model = copy.deepcopy(tiny(name)).float()
+    exact, rounded = (trunk(model, rows(), predictions, precision) for precision in ("float32", "bfloat16"))
+    with torch.no_grad():
+        pairs = [(exact.behind_BXD, rounded.behind_BXD), (exact.last_BPD, rounded.last_BPD)]
+        pairs.append(tuple(head_of(model).logits(last_hidden(model, each)) for each in (exact, rounded)))
+    for a, b in pairs:
+        assert a.dtype == b.dtype == torch.float32
+        apart = (a - b).abs().mean() / a.abs().mean()
+        assert 1e-6 < apart < 0.02
 
 
 def test_nothing_is_left_of_a_cut(name: str) -> None:

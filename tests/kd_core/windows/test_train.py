@@ -200,6 +200,19 @@ def test_all_of_a_model_can_be_trained_on_windows_that_come_as_tokens() -> None:
         assert rows[number].values["loss"] == pytest.approx(loss.item(), abs=1e-11)
 
 
+def test_windows_that_come_as_tokens_are_read_in_the_precision_that_was_asked_for() -> None:
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        model = tiny_gpt_neo(layers=3).float()
+        set_trainable(model, "last_block")
+        windows = Windows(Tokens(CONTEXTS, 1, precision), next_tokens(slice(None))[:, None], None)  # type: ignore[arg-type]
+        settings = replace(SETTINGS, alpha=1.0)
+        rows = train_windows(TrainState.start(model, settings.optimizer), [windows], windows, settings, seed=7)
+        losses[precision] = [row.values["loss"] for row in rows]
+    apart = np.abs(np.subtract(losses["float32"], losses["bfloat16"]))
+    assert 1e-6 < apart.max() < 0.02
+
+
 @pytest.mark.usefixtures("exact_attention")
 def test_packed_windows_are_one_pass_with_the_loss_past_the_context() -> None:
     model, predictions = tiny_gpt_neo(layers=2, window=4), 5

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from kd_core.models.loading import load_model, load_tokenizer
 from kd_core.windows.cutting import contexts, window_targets
+from kd_core.windows.last_block import next_hidden, trunk
 from tasks.catalog.database import query
 from tasks.export.export import export_run
 from tasks.store.artifacts import Artifact, Store
@@ -42,6 +44,10 @@ def built(run: Run) -> list[str]:
 
 def made(first: tuple[Store, Run, Artifact], name: str) -> Artifact:
     store, run, _ = first
+    return its(store, run, name)
+
+
+def its(store: Store, run: Run, name: str) -> Artifact:
     found = next(stage for stage in run.stages if stage.name == name)
     return store.artifact(found.stage, found.key)
 
@@ -127,6 +133,39 @@ def test_features_that_are_not_kept_change_nothing_but_a_rounding(own: Store) ->
         rows = pq.read_table(evaluation.path / "metrics.parquet").to_pylist()
         losses += [row["value"] for row in rows if (row["system"], row["metric"]) == ("dad_dagger", "cross_entropy")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("features", ["float32", "none"])
+def test_trunks_in_bfloat16_are_of_stages_of_their_own_and_near_float32s(own: Store, features: str) -> None:
+    found = []
+    for precision in ("float32", "bfloat16"):
+        changes = ["method.rounds=1", f"method.features={features}", f"method.trunk_precision={precision}"]
+        run, evaluation = run_text(own, *changes)
+        rows = pq.read_table(evaluation.path / "metrics.parquet").to_pylist()
+        found += [row["value"] for row in rows if (row["system"], row["metric"]) == ("dad_dagger", "cross_entropy")]
+    frozen = {"features[teacher]", "features[student]"} if features != "none" else set()
+    assert {*frozen, "fine_tune", "label", "dagger_train[1]"} <= set(built(run))
+    assert not {"tokens", "language_model[teacher]", "language_model[student]"} & set(built(run))
+    assert found[0] == pytest.approx(found[1], rel=2e-3)
+    assert found[0] != found[1]
+
+
+@torch.no_grad()
+def test_what_a_round_adds_is_read_by_both_models_in_the_precision_of_trunks(own: Store) -> None:
+    changes = ["labels.kind=hidden", "method.rounds=2", "method.features=float32", "method.trunk_precision=bfloat16"]
+    run, _ = run_text(own, *changes)
+    added = its(own, run, "dagger_aggregate[1]").path
+    rows = pq.read_table(added / "aggregated-00000.parquet")["context"].to_pylist()
+    states = torch.from_numpy(np.load(added / "aggregated-normed-00000.npy"))
+    answers = torch.tensor(pq.read_table(added / "labels-00000.parquet")["hidden"].to_pylist())
+    student, teacher = (load_model(its(own, run, each).path / "model") for each in ("dagger_train[1]", "fine_tune"))
+    apart = {}
+    for precision in ("float32", "bfloat16"):
+        below = trunk(student, torch.tensor(rows), 1, precision).behind_BXD  # type: ignore[arg-type]
+        hidden = next_hidden(teacher, torch.tensor(rows), 1, precision)  # type: ignore[arg-type]
+        apart[precision] = (below - states).abs().mean(), (hidden - answers).abs().mean()
+    for exact, rounded in zip(*apart.values(), strict=True):
+        assert rounded < exact / 3
 
 
 def test_splits_are_contiguous_and_no_token_is_in_two(first: tuple[Store, Run, Artifact]) -> None:
@@ -227,6 +266,7 @@ def test_a_teacher_that_is_better_is_not_complained_of(first: tuple[Store, Run, 
         (["windows.context=30", "windows.mode=packed", "windows.predictions=4"], "is given 33 tokens at once"),
         (["method.alpha=1.5"], r"alpha must be in \[0, 1\], got 1.5"),
         (["method.kind=dad", "method.alpha=0.5"], "dad has alpha 1, got 0.5\n"),
+        (["method.trunk_precision=float16"], "trunk_precision.*float32.*bfloat16"),
         (["method.horizon=1"], "horizon must be at least 2"),
         (["teacher.fit.alpha=0.5"], "fit.alpha must be 1"),
         (["limit=60"], "validation has 6 tokens, which is shorter than a window of 9\n"),
