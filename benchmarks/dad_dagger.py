@@ -23,7 +23,7 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM
 from benchmarks import reference_dad_dagger
 from benchmarks.common import line
 from kd_core.losses.soft_targets import HiddenLabels
-from kd_core.models.policy import head_of
+from kd_core.models.policy import head_of, laid_out
 from kd_core.train.state import OptimizerSettings, TrainState
 from kd_core.windows.cutting import contexts, followers, trajectory_starts, window_targets
 from kd_core.windows.dad_dagger import PLAIN, Aggregated, aggregate
@@ -132,7 +132,8 @@ def fast(case: Case, precision: TrunkPrecision, added: Sequence[Aggregated] = ()
 
     With `added`, rounds add the windows that another student has met, read by its own trunk.
     """
-    student, head = copy.deepcopy(case.student), head_of(case.teacher)
+    student, head, is_rounded = copy.deepcopy(case.student), head_of(case.teacher), precision == "bfloat16"
+    head = laid_out(head) if is_rounded else head
     set_trainable(student, "last_block")
 
     def ready(seen: Tensor, true: Tensor, below: Trunk | None = None) -> Windows:
@@ -145,7 +146,7 @@ def fast(case: Case, precision: TrunkPrecision, added: Sequence[Aggregated] = ()
     trained = Trained(student, [], [])
     for iteration in range(ROUNDS):
         state = TrainState.start(student, SETTINGS.optimizer)
-        rows = train_windows(state, data, few, SETTINGS, iteration)
+        rows = train_windows(state, data, few, SETTINGS, iteration, lay_out_head=is_rounded)
         # its last step, to go back to the best epoch, is none of Algorithm 1
         updates = EPOCHS * updates_per_epoch(data, SETTINGS)
         trained.losses.extend(row.values["loss"] for row in islice(rows, updates))

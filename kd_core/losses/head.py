@@ -54,8 +54,10 @@ class Head:
 
     def first(self, num_tokens: int | None) -> "Head":
         """The logits of the first tokens alone; None: of all."""
+        if num_tokens is None or num_tokens >= len(self):
+            return self
         bias_V = None if self.bias_V is None else self.bias_V[:num_tokens]
-        return self if num_tokens is None else replace(self, weight_VD=self.weight_VD[:num_tokens], bias_V=bias_V)
+        return replace(self, weight_VD=self.weight_VD[:num_tokens], bias_V=bias_V, product=None)
 
     def detach(self) -> "Head":
         """The same head, constant."""

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kd_core.losses.head import Head
 from kd_core.losses.lm_head import token_log_probs
 from kd_core.losses.soft_targets import TeacherLabels, distillation_loss
-from kd_core.models.policy import Model, head_of
+from kd_core.models.policy import Model, head_of, laid_out
 from kd_core.train.best import ran_out, remember, restore
 from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState, autocast
 from kd_core.windows.last_block import last_hidden, trunk
@@ -89,13 +90,15 @@ def train_windows(
     seed: int,
     *,
     num_tokens: int | None = None,
+    lay_out_head: bool = False,
 ) -> Iterator[StepMetrics]:
     """Minimise alpha * NLL + (1 - alpha) * KD over epochs, with early stopping on the validation loss.
 
     `train` is D_T in parts: the true windows, then what each round has added; batches are drawn from all of it alike.
     Yields one row an update and goes on from `state.step`. The weights of the best epoch travel in `state.best` and
-    are put back when training ends. Source: DaD-DAgger, Eq. 5 and the training details of section 4. Raises
-    ValueError for an empty set of windows, and with alpha below 1 for windows without labels, before any update.
+    are put back when training ends. `lay_out_head`: a head that is not trained is laid out for this CPU once; its
+    products round differently. Source: DaD-DAgger, Eq. 5 and the training details of section 4. Raises ValueError for
+    an empty set of windows, and with alpha below 1 for windows without labels, before any update.
     """
     count = sum(len(part) for part in train)
     if count == 0 or len(validation) == 0:
@@ -104,12 +107,13 @@ def train_windows(
         _refuse_unlabelled(part, f"part {number} of the training windows", settings.alpha)
     _refuse_unlabelled(validation, "the validation set", settings.alpha)
     state.model.eval()
-    per_epoch = updates_per_epoch(train, settings)
+    per_epoch, head = updates_per_epoch(train, settings), head_of(state.model, num_tokens)
+    fixed = laid_out(head) if lay_out_head and not head.weight_VD.requires_grad else None
     while state.step < per_epoch * settings.epochs and not ran_out(state, settings.patience):
         epoch, done = divmod(state.step, per_epoch)
         order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(count))
         for index in order.split(settings.batch_rows)[done:]:
-            values = _update(state, train, index, settings, per_epoch, num_tokens)
+            values = _update(state, train, index, settings, per_epoch, fixed or head_of(state.model, num_tokens))
             if state.step % per_epoch == 0:
                 held_out = window_loss(state.model, validation, settings.alpha, num_tokens=num_tokens)
                 values |= {"validation_loss": held_out["loss"], "validation_nll": held_out["nll"]}
@@ -138,12 +142,11 @@ def _update(
     index: Tensor,
     settings: WindowTrainingSettings,
     per_epoch: int,
-    num_tokens: int | None,
+    head: Head,
 ) -> dict[str, float]:
     model = state.model
     with autocast(model.device, settings.optimizer.precision):
         hidden_MD, target_M, labels = _batch(model, train, index, with_labels=settings.alpha < 1)
-        head = head_of(model, num_tokens)
         loss, terms = distillation_loss(hidden_MD, head, target_M, labels, settings.alpha)
     loss.backward()
     seen = {"loss": [loss], "nll": [terms.nll_M.mean()], "kd": [terms.kd_M.mean()]}

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from kd_core.losses.soft_targets import TeacherLabels
+from kd_core.models.policy import laid_out
 from kd_core.rollout.sampling import mixed_seed
 from kd_core.windows.cutting import WindowSettings
 from kd_core.windows.last_block import Trainable, set_trainable
@@ -41,6 +42,9 @@ def dagger_train(
     loaded.model.float()
     set_trainable(loaded.model, trainable)
     head = None if teacher is None or labels is None else lone_head(teacher, device, loaded.num_tokens)
+    is_rounded = trunk_precision == "bfloat16"  # else products stay as they always were, to the last digit
+    if head is not None and is_rounded:
+        head = laid_out(head)
 
     def kept(artifact: Artifact | None, name: str) -> TeacherLabels | None:
         if labels is None or artifact is None:
@@ -60,7 +64,9 @@ def dagger_train(
         build,
         loaded,
         settings.optimizer,
-        lambda s: train_windows(s, train, held_out, settings, mixed_seed(seed, number), num_tokens=num_tokens),
+        lambda s: train_windows(
+            s, train, held_out, settings, mixed_seed(seed, number), num_tokens=num_tokens, lay_out_head=is_rounded
+        ),
         settings.epochs * updates_per_epoch(train, settings),
     )
     after = window_loss(model, held_out, settings.alpha, num_tokens=num_tokens)

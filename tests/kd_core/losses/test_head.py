@@ -121,3 +121,10 @@ def test_half_precision_is_bent_in_float32() -> None:
     logits = Head(weight, bias, 8.0, 30.0).logits(hidden)
     product = F.linear(hidden, weight, bias).float()
     torch.testing.assert_close(logits, 30 * torch.tanh(8 * product / 30), atol=1e-5, rtol=1e-6)
+
+
+def test_a_product_by_all_weights_is_not_that_of_the_first() -> None:
+    weight, hidden = torch.randn(5, 3), torch.randn(2, 3)
+    head = Head(weight, product=lambda x: x @ weight.T)
+    assert torch.equal(head.first(3).logits(hidden), hidden @ weight[:3].T)
+    assert head.first(5).product is head.product

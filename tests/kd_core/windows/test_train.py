@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from kd_core.losses.soft_targets import TopKLabels
+from kd_core.models.policy import head_of, laid_out
 from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState
 from kd_core.windows.cutting import contexts, followers, window_targets
-from kd_core.windows.last_block import set_trainable, trunk
+from kd_core.windows.last_block import Trainable, set_trainable, trunk
 from kd_core.windows.train import Tokens, Windows, WindowTrainingSettings, train_windows, window_loss
 from tests.kd_core.windows.test_gpt_neo import V, exact_attention, tiny_gpt_neo
 
@@ -198,6 +200,28 @@ def test_all_of_a_model_can_be_trained_on_windows_that_come_as_tokens() -> None:
         optimizer.step()
         optimizer.zero_grad()
         assert rows[number].values["loss"] == pytest.approx(loss.item(), abs=1e-11)
+
+
+@pytest.mark.parametrize("trainable", ["last_block", "all"])
+def test_a_head_that_is_laid_out_changes_losses_by_rounding_alone_and_none_where_it_is_trained(
+    trainable: Trainable,
+) -> None:
+    losses = []
+    for lay_out_head in (False, True):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            types = [[["global"], 2]]
+            config = GPTNeoConfig(vocab_size=2048, hidden_size=32, num_layers=2, num_heads=4, attention_types=types)
+            model = GPTNeoForCausalLM(config).eval()
+        head = head_of(model)
+        assert laid_out(head).product is not None, "the weights are too few to be laid out, and nothing is tested"
+        set_trainable(model, trainable)
+        windows = Windows(Tokens(CONTEXTS, 1), next_tokens(slice(None))[:, None], None)
+        settings = replace(SETTINGS, alpha=1.0)
+        state = TrainState.start(model, settings.optimizer)
+        rows = train_windows(state, [windows], windows, settings, seed=7, lay_out_head=lay_out_head)
+        losses.append([row.values["loss"] for row in rows])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5 if trainable == "last_block" else 0)
 
 
 def test_windows_that_come_as_tokens_are_read_in_the_precision_that_was_asked_for() -> None:

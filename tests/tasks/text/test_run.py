@@ -150,7 +150,6 @@ def test_trunks_in_bfloat16_are_of_stages_of_their_own_and_near_float32s(own: St
     assert found[0] != found[1]
 
 
-@torch.no_grad()
 def test_what_a_round_adds_is_read_by_both_models_in_the_precision_of_trunks(own: Store) -> None:
     changes = ["labels.kind=hidden", "method.rounds=2", "method.features=float32", "method.trunk_precision=bfloat16"]
     run, _ = run_text(own, *changes)
@@ -161,8 +160,9 @@ def test_what_a_round_adds_is_read_by_both_models_in_the_precision_of_trunks(own
     student, teacher = (load_model(its(own, run, each).path / "model") for each in ("dagger_train[1]", "fine_tune"))
     apart = {}
     for precision in ("float32", "bfloat16"):
-        below = trunk(student, torch.tensor(rows), 1, precision).behind_BXD  # type: ignore[arg-type]
-        hidden = next_hidden(teacher, torch.tensor(rows), 1, precision)  # type: ignore[arg-type]
+        with torch.no_grad():
+            below = trunk(student, torch.tensor(rows), 1, precision).behind_BXD  # type: ignore[arg-type]
+            hidden = next_hidden(teacher, torch.tensor(rows), 1, precision)  # type: ignore[arg-type]
         apart[precision] = (below - states).abs().mean(), (hidden - answers).abs().mean()
     for exact, rounded in zip(*apart.values(), strict=True):
         assert rounded < exact / 3
