@@ -59,6 +59,11 @@ class Head:
         bias_V = None if self.bias_V is None else self.bias_V[:num_tokens]
         return replace(self, weight_VD=self.weight_VD[:num_tokens], bias_V=bias_V, product=None)
 
+    def columns(self, start: int, stop: int) -> "Head":
+        """The logits of some tokens in a row alone."""
+        bias_V = None if self.bias_V is None else self.bias_V[start:stop]
+        return replace(self, weight_VD=self.weight_VD[start:stop], bias_V=bias_V, product=None)
+
     def detach(self) -> "Head":
         """The same head, constant."""
         bias_V = None if self.bias_V is None else self.bias_V.detach()

@@ -1,12 +1,13 @@
 """The LM head in chunks of positions: no (B, T, V) tensor ever exists.
 
-Shape legend: M tokens, D model width, V vocabulary, C tokens of one chunk.
+Shape legend: M tokens, D model width, V vocabulary, C tokens of one chunk, W columns of one of its K blocks.
 
 Rewards need the logit of one token and a summary over V; the policy gradient needs log q(y_t) and, going back,
 (softmax - one-hot) times a weight known beforehand. Both are computed chunk by chunk in float32, keeping (M,). The
 plain full-logit versions are the oracle in tests/kd_core/losses/test_lm_head.py and the reference in benchmarks/.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from kd_core.losses.head import Head, HeadGradients, full_precision
 
 CHUNK_NUMBERS = 4 * 1024 * 1024  # float32 numbers of one chunk of logits: 16 MiB, about a large cache
 CUDA_CHUNKS = 128  # chunks that a CUDA device's memory would hold: its products want many rows, and a loss holds a few
+BLOCK_NUMBERS, BLOCK_ROWS = 256 * 1024, 512  # of a block, 1 MiB: about the cache of one core
 
 
 ValueKind = Literal["max", "softmax", "logsumexp"]  # what stands for all of V at a position
@@ -51,33 +53,68 @@ def chunk_numbers(device: torch.device | None) -> int:
 def token_scores(hidden_MD: Tensor, head: Head, target_M: Tensor, value: ValueKind) -> TokenScores:
     """Logit of each target, the mean over V, and the one summary over V that is asked for.
 
-    Shapes: (M, D), a head of V, (M,) -> three (M,) in float32. The mean of the logits is the logit of the head's mean
-    row, where there is no softcap: it costs no pass over V.
+    Shapes: (M, D), a head of V, (M,) -> three (M,) in float32. A block of logits is summed up while it is in the cache,
+    and blocks by the same formulas: the maximum of maxima, the logsumexp of logsumexps, the mean of expectations under
+    the softmax of logsumexps. The mean of the logits is the logit of the head's mean row, where there is no softcap: it
+    costs no pass over V.
     """
     dtype = full_precision(hidden_MD[:0]).dtype
-    # filled in place: small results of each chunk, kept apart, would pin the heap between the large ones
+    # filled in place: small results of each block, kept apart, would pin the heap between the large ones
     logit_M, value_M, mean_M = hidden_MD.new_empty((3, hidden_MD.shape[0]), dtype=dtype)
-    for rows in chunk_rows(hidden_MD.shape[0], len(head), hidden_MD.device):
-        logits_CV = full_precision(head.logits(hidden_MD[rows]))
-        logit_M[rows] = logits_CV.gather(1, target_M[rows, None]).squeeze(1)
+    for rows, width in blocks(hidden_MD.shape[0], len(head), hidden_MD.device):
+        hidden_CD, target_C1 = hidden_MD[rows], target_M[rows, None]
+        starts = range(0, len(head), width)
+        logit_KC, value_KC, logsumexp_KC, sum_KC = hidden_MD.new_empty((4, len(starts), len(hidden_CD)), dtype=dtype)
+        for k, start in enumerate(starts):
+            logits_CW = full_precision(head.columns(start, start + width).logits(hidden_CD))
+            inside_C1 = (target_C1 - start).clamp_(0, logits_CW.shape[1] - 1)
+            logit_KC[k] = logits_CW.gather(1, inside_C1).squeeze(1)
+            if not head.is_linear:
+                sum_KC[k] = logits_CW.sum(dim=1)
+            value_KC[k], logsumexp_KC[k] = _summary(logits_CW, value)
+        logit_M[rows] = logit_KC.gather(0, target_C1.T // width).squeeze(0)
+        value_M[rows] = _of_blocks(value_KC, logsumexp_KC, value)
         if not head.is_linear:
-            mean_M[rows] = logits_CV.mean(dim=1)
-        value_M[rows] = _summary(logits_CV, value)
+            mean_M[rows] = sum_KC.sum(dim=0) / len(head)
     if head.is_linear:
         mean_M = head.mean_logit(hidden_MD)
     return TokenScores(logit_M, value_M, mean_M)
 
 
-def _summary(logits_CV: Tensor, value: ValueKind) -> Tensor:
-    """(C, V) -> (C,). Writes over the logits where it can."""
-    largest_C = logits_CV.amax(dim=1)
+def blocks(num_rows: int, vocab_size: int, device: torch.device) -> Iterator[tuple[slice, int]]:
+    """Rows, and into how many tokens of the vocabulary at a time their logits are cut.
+
+    A processor's core has a cache of its own, and multiplies many rows by few columns faster than few by many: blocks
+    fit there. Elsewhere a block is a whole chunk of rows.
+    """
+    if device.type != "cpu":
+        yield from ((rows, vocab_size) for rows in chunk_rows(num_rows, vocab_size, device))
+        return
+    for start in range(0, num_rows, BLOCK_ROWS):
+        rows = slice(start, min(start + BLOCK_ROWS, num_rows))
+        yield rows, max(1, BLOCK_NUMBERS // (rows.stop - start))
+
+
+def _summary(logits_CW: Tensor, value: ValueKind) -> tuple[Tensor, Tensor]:
+    """The value of a block, and its logsumexp where it is needed. Shapes: (C, W) -> (C,), (C,)."""
+    largest_C = logits_CW.amax(dim=1)
     if value == "max":
-        return largest_C
-    below_CV = logits_CV.sub_(largest_C[:, None])
+        return largest_C, largest_C
+    p_CW = logits_CW.softmax(dim=1)
+    # at the largest logit p is 1 / sum exp(logit - largest); nan where the whole block is -inf
+    logsumexp_C = (largest_C - p_CW.amax(dim=1).log_()).masked_fill_(largest_C == -math.inf, -math.inf)
     if value == "logsumexp":
-        return below_CV.exp_().sum(dim=1).log_().add_(largest_C)
-    weight_CV = below_CV.exp()
-    return weight_CV.mul_(below_CV).sum(dim=1).div_(below_CV.exp_().sum(dim=1)).add_(largest_C)
+        return logsumexp_C, logsumexp_C
+    return p_CW.mul_(logits_CW).sum(dim=1), logsumexp_C
+
+
+def _of_blocks(value_KC: Tensor, logsumexp_KC: Tensor, value: ValueKind) -> Tensor:
+    """(K, C), (K, C) -> (C,)."""
+    if value == "max":
+        return value_KC.amax(dim=0)
+    if value == "logsumexp":
+        return logsumexp_KC.logsumexp(dim=0)
+    return logsumexp_KC.softmax(dim=0).mul_(value_KC).sum(dim=0)
 
 
 def weighted_nll(

@@ -22,6 +22,8 @@ Read = tuple[Tensor, Tensor, Tensor]  # hidden states, weight, bias
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lm_head, "CHUNK_NUMBERS", 4 * V)  # 4 rows a chunk: 13 rows leave a last chunk of 1
+    monkeypatch.setattr(lm_head, "BLOCK_ROWS", 4)
+    monkeypatch.setattr(lm_head, "BLOCK_NUMBERS", 4 * 4)  # 4 of 9 columns a block: the last has 1, or 9 all
 
 
 def normal(*shape: int, seed: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from kd_core.losses import lm_head
 from kd_core.losses.head import Head
-from kd_core.losses.lm_head import ValueKind, chunk_rows, token_log_probs, token_scores, weighted_nll
+from kd_core.losses.lm_head import ValueKind, blocks, chunk_rows, token_log_probs, token_scores, weighted_nll
 
 M, D, V = 13, 6, 9
 
@@ -16,6 +16,8 @@ M, D, V = 13, 6, 9
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lm_head, "CHUNK_NUMBERS", 4 * V)  # 4 rows a chunk: 13 rows leave a last chunk of 1
+    monkeypatch.setattr(lm_head, "BLOCK_ROWS", 4)
+    monkeypatch.setattr(lm_head, "BLOCK_NUMBERS", 4 * 4)  # 4 of 9 columns a block: the last has 1, or 9 all
 
 
 def tensors(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
@@ -40,6 +42,34 @@ def test_a_chunk_is_as_large_as_a_cuda_devices_memory_allows(
     # a 128th of the memory in float32, and never less than on a CPU: 16 MiB
     assert next(chunk_rows(10**6, 128_256, torch.device("cuda"))) == slice(0, rows)
     assert next(chunk_rows(10**6, 128_256, torch.device("cpu"))) == slice(0, 32)
+
+
+def test_blocks_cover_every_row_once_and_are_whole_chunks_elsewhere() -> None:
+    on_cpu = [(s.start, s.stop, width) for s, width in blocks(M, V, torch.device("cpu"))]
+    assert on_cpu == [(0, 4, 4), (4, 8, 4), (8, 12, 4), (12, 13, 16)]
+    elsewhere = [(s.start, s.stop, width) for s, width in blocks(M, V, torch.device("meta"))]
+    assert elsewhere == [(0, 4, V), (4, 8, V), (8, 12, V), (12, 13, V)]
+
+
+def test_a_logsumexp_passes_over_blocks_that_hold_nothing() -> None:
+    hidden, weight, target, _ = tensors()
+    bias = torch.zeros(V, dtype=torch.float64)
+    bias[4:] = -float("inf")  # two of three blocks
+    scores = token_scores(hidden, Head(weight, bias), target, "logsumexp")
+    torch.testing.assert_close(scores.value_M, (hidden @ weight[:4].T).logsumexp(1), atol=1e-12, rtol=1e-12)
+
+
+def test_float32_values_are_as_near_as_float32_allows() -> None:
+    rng = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn((8, 16), generator=rng), torch.randn((4096, 16), generator=rng)
+    logits = hidden.double() @ weight.T.double()
+    values: dict[ValueKind, torch.Tensor] = {
+        "logsumexp": logits.logsumexp(1),
+        "softmax": (logits.softmax(1) * logits).sum(1),
+    }
+    for kind, value in values.items():
+        found = token_scores(hidden, Head(weight), torch.zeros(8, dtype=torch.long), kind).value_M
+        torch.testing.assert_close(found.double(), value, atol=0, rtol=1e-6)
 
 
 def test_token_scores_equal_full_logits() -> None:
