@@ -57,7 +57,7 @@ class Case:
         config = LlamaConfig(eos_token_id=END, pad_token_id=PAD, bos_token_id=BEGIN, **shape)
         model: Any = AutoModelForCausalLM.from_config(config).eval()
         model.lm_head.bias = nn.Parameter(torch.zeros(config.vocab_size), requires_grad=False)
-        length_B = (MEDIAN * (SPREAD * torch.randn(ROWS)).exp()).long().clamp(SHORTEST, LONGEST)
+        length_B = prompt_lengths(ROWS)
         mask_BS = torch.arange(int(length_B.max())) < length_B[:, None]
         return cls(model, torch.randint(3, config.vocab_size, mask_BS.shape) * mask_BS, mask_BS)
 
@@ -73,6 +73,11 @@ class Case:
         """The prompts and their mask as `generate` wants them."""
         order = self.mask_BS.long().argsort(dim=1, stable=True)  # padding first, then tokens in their order
         return self.prompt_BS.gather(1, order), self.mask_BS.gather(1, order).long()
+
+
+def prompt_lengths(rows: int, generator: torch.Generator | None = None) -> Tensor:
+    """(B,) uneven, as what people write is."""
+    return (MEDIAN * (SPREAD * torch.randn(rows, generator=generator)).exp()).long().clamp(SHORTEST, LONGEST)
 
 
 def run() -> Iterator[dict[str, Any]]:

@@ -1,14 +1,15 @@
 """On-policy distillation of causal models: our loop against TRL's `DistillationTrainer`, a step of each in turn.
 
-Needs TRL, in an environment of its own: `make bench-trl`. Both start from the same random GPT-Neos and read the same
+Needs TRL, in an environment of its own: `make bench-trl`. Both start from the same random models and read the same
 prompts. Both write the same number of tokens a step, because the end of sequence is a token that the models do not
-have; prompts are of one length, so neither computes padding. Both minimise GKD's generalised JSD with the same beta,
-Adam and clipping, in float32, and TRL without the gradient checkpointing that is its default. TRL's own training loop
-runs; at the end of each of its steps a callback runs one of ours.
+have. GPT-Neo's prompts are of one length, so neither computes padding (TRL's trainer gives no position ids, so shorter
+prompts would be read at other positions in training than in sampling; where positions are rotated, as Llama's are, it
+is the same at any). Both minimise GKD's generalised JSD with the same beta, Adam and clipping, in float32, and TRL
+without the gradient checkpointing that is its default. TRL's own training loop runs; at the end of each of its steps a
+callback runs one of ours.
 """
 
 import copy
-import itertools
 import statistics
 import sys
 import tempfile
@@ -20,7 +21,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig
 
+from benchmarks import decoder_only
 from benchmarks.common import line
 from kd_core.losses.divergence_head import Divergence, TeacherStates, divergence_loss
 from kd_core.models.policy import encode, head_of, target_states
@@ -31,91 +34,109 @@ from kd_core.train.batches import BatchSettings, Sources
 from kd_core.train.divergence import GKDSettings, Transfer, train_divergence
 from kd_core.train.state import OptimizerSettings, TrainState
 
-STEPS = 12  # of each, the first two not counted
-WARM_UP = 2
+STEPS, WARM_UP = 12, 2  # of each; the first are not counted
+LLAMA_STEPS, LLAMA_WARM_UP = 4, 1  # a minute each
 ROWS = 32
 BETA = 0.5
 LEARNING_RATE = 1e-4
 
 
 @dataclass(frozen=True)
-class Size:
-    """Models and lengths of one comparison."""
-
-    teacher: GPTNeoShape
-    student: GPTNeoShape
-    vocab_size: int
-    prompt: int
-    response: int
-
-
-DEMO = Size(  # the demo's shapes and lengths
-    GPTNeoShape(hidden_size=128, num_layers=2, num_heads=4),
-    GPTNeoShape(hidden_size=64, num_layers=2, num_heads=2),
-    vocab_size=2048,
-    prompt=16,
-    response=16,
-)
-LARGER = Size(
-    GPTNeoShape(hidden_size=256, num_layers=6, num_heads=8),
-    GPTNeoShape(hidden_size=128, num_layers=4, num_heads=4),
-    vocab_size=8192,
-    prompt=64,
-    response=64,
-)
-
-
-@dataclass(frozen=True)
 class Pair:
-    """Random models, and prompts as words (TRL tokenises) and as ids."""
+    """Random models whose end of sequence nobody can write, and prompts as ids."""
 
-    size: Size
+    what: str
     teacher: Any
     student: Any
     prompts: list[list[int]]
+    response: int  # tokens of each
+    steps: int = STEPS
+    warm_up: int = WARM_UP
 
-    @classmethod
-    def of(cls, size: Size) -> "Pair":
-        """The end of sequence is number V of a vocabulary of V: nobody can write it."""
-        end = size.vocab_size
-        teacher, student = (
-            build_gpt_neo(shape, size.vocab_size, seed, eos_id=end)
-            for seed, shape in ((0, size.teacher), (1, size.student))
-        )
-        with torch.no_grad():  # at the start they are so flat that a divergence of 0.01 nats would prove little
-            for model in (teacher, student):
-                model.lm_head.weight *= 3
-        generator = torch.Generator().manual_seed(0)
-        prompts = torch.randint(0, size.vocab_size, (ROWS * (STEPS + 1), size.prompt), generator=generator)
-        return cls(size, teacher, student, prompts.tolist())
+    @property
+    def vocab_size(self) -> int:
+        """The end of sequence is number V of a vocabulary of V."""
+        size: int = self.teacher.config.vocab_size
+        return size
+
+    @property
+    def pad_id(self) -> int:
+        """What stands before shorter prompts."""
+        number: int = self.student.config.pad_token_id
+        return number
+
+
+def gpt_neos(what: str, teacher: GPTNeoShape, student: GPTNeoShape, vocab_size: int, length: int) -> Pair:
+    """GPT-Neos, and prompts as long as the responses."""
+    shapes = enumerate((teacher, student))
+    models = [build_gpt_neo(shape, vocab_size, seed, eos_id=vocab_size) for seed, shape in shapes]
+    with torch.no_grad():  # at the start they are so flat that a divergence of 0.01 nats would prove little
+        for model in models:
+            model.lm_head.weight *= 3
+    generator = torch.Generator().manual_seed(0)
+    prompts = torch.randint(0, vocab_size, (ROWS * (STEPS + 1), length), generator=generator)
+    return Pair(what, *models, prompts.tolist(), length)
+
+
+def llamas(what: str, student_layers: int, response: int, **shape: Any) -> Pair:
+    """Llamas, the student of fewer layers, and prompts of uneven length: those of one batch, at every step."""
+    models = []
+    for seed, layers in enumerate((shape["num_hidden_layers"], student_layers)):
+        torch.manual_seed(seed)
+        ends = {"eos_token_id": shape["vocab_size"], "pad_token_id": decoder_only.PAD}
+        config = LlamaConfig(**{**shape, **ends, "num_hidden_layers": layers})
+        models.append(AutoModelForCausalLM.from_config(config))
+        with torch.no_grad():
+            models[-1].lm_head.weight *= 3
+    generator = torch.Generator().manual_seed(0)
+    lengths = decoder_only.prompt_lengths(ROWS, generator).tolist()
+    prompts = [torch.randint(3, shape["vocab_size"], (length,), generator=generator).tolist() for length in lengths]
+    return Pair(what, *models, prompts, response, LLAMA_STEPS, LLAMA_WARM_UP)
+
+
+def pairs() -> Iterator[Pair]:
+    """The demo's shapes and lengths, larger ones, and what `llmr-smollm2` distils: 30 layers of SmolLM2 into 20."""
+    demo = (
+        GPTNeoShape(hidden_size=128, num_layers=2, num_heads=4),
+        GPTNeoShape(hidden_size=64, num_layers=2, num_heads=2),
+    )
+    yield gpt_neos("demo", *demo, 2048, 16)
+    larger = (
+        GPTNeoShape(hidden_size=256, num_layers=6, num_heads=8),
+        GPTNeoShape(hidden_size=128, num_layers=4, num_heads=4),
+    )
+    yield gpt_neos("larger", *larger, 8192, 64)
+    yield llamas("SmolLM2-135M", 20, 32, **decoder_only.SMOLLM2_135M)
 
 
 def run() -> Iterator[dict[str, Any]]:
-    """The demo's size, and a larger one."""
+    """Each of `pairs`."""
     if find_spec("trl") is None:
         print("trl is not installed here: make bench-trl", file=sys.stderr)
         return
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # it advises against an end of sequence that nobody can write
-    for size in (DEMO, LARGER):
-        yield from measure(Pair.of(size))
+    for pair in pairs():
+        yield from measure(pair)
 
 
 def measure(pair: Pair) -> Iterator[dict[str, Any]]:
     """Check that both give the same loss for the same tokens; time whole steps."""
     ours, reference, loss = step_times(pair)
-    tokens = ROWS * pair.size.response
+    tokens = ROWS * pair.response
+    lengths = [len(prompt) for prompt in pair.prompts]
     yield line(
         "trl",
         ours,
         reference,
         "s/step",
         what="sample, judge by generalised JSD, learn",
+        models=pair.what,
         rows=ROWS,
-        prompt=pair.size.prompt,
-        response=pair.size.response,
-        vocabulary=pair.size.vocab_size,
+        prompt=[min(lengths), max(lengths)],
+        response=pair.response,
+        vocabulary=pair.vocab_size,
         teacher_parameters=pair.teacher.num_parameters(),
         student_parameters=pair.student.num_parameters(),
         our_tokens_per_second=round(tokens / ours),
@@ -143,7 +164,7 @@ def step_times(pair: Pair) -> tuple[float, float, float]:
             row = next(steps)
             times["trl"].append(middle - self.begun)
             times["ours"].append(time.perf_counter() - middle)
-            assert row.values["tokens"] == ROWS * pair.size.response, "our samples ended early"
+            assert row.values["tokens"] == ROWS * pair.response, "our samples ended early"
 
     with tempfile.TemporaryDirectory() as folder:
         trainer = trl_trainer(pair, folder)
@@ -151,7 +172,7 @@ def step_times(pair: Pair) -> tuple[float, float, float]:
         trainer.remove_callback(PrinterCallback)  # it prints between the measurements
         trainer.add_callback(InTurn())
         trainer.train()
-    medians = (statistics.median(times[name][WARM_UP:]) for name in ("ours", "trl"))
+    medians = (statistics.median(times[name][pair.warm_up :]) for name in ("ours", "trl"))
     return next(medians), next(medians), loss
 
 
@@ -163,7 +184,7 @@ def our_steps(pair: Pair) -> Iterator[Any]:
         student_share=1.0,
         validate_every=0,
         validation_rows=1,
-        sampling=SamplingSettings(max_new_tokens=pair.size.response),
+        sampling=SamplingSettings(max_new_tokens=pair.response),
         batch=BatchSettings(micro_batch_rows=ROWS, micro_batch_tokens=10**6, micro_batches=1),
         optimizer=OptimizerSettings(learning_rate=LEARNING_RATE),
     )
@@ -183,8 +204,8 @@ def trl_trainer(pair: Pair, folder: str) -> Any:
     config = DistillationConfig(
         output_dir=folder,
         per_device_train_batch_size=ROWS,
-        max_steps=STEPS,
-        max_completion_length=pair.size.response,
+        max_steps=pair.steps,
+        max_completion_length=pair.response,
         beta=BETA,
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant",
@@ -204,33 +225,35 @@ def trl_trainer(pair: Pair, folder: str) -> Any:
         teacher_model=copy.deepcopy(pair.teacher),
         args=config,
         train_dataset=Dataset.from_dict({"prompt": [" ".join(f"w{i}" for i in row) for row in pair.prompts]}),
-        processing_class=word_tokenizer(pair.size.vocab_size),
+        processing_class=word_tokenizer(pair),
     )
 
 
-def word_tokenizer(vocab_size: int) -> Any:
-    """Reads `w17` as 17; its end of sequence, and padding, is number `vocab_size`."""
+def word_tokenizer(pair: Pair) -> Any:
+    """Reads `w17` as 17; its end of sequence is number `vocab_size`."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
     from transformers import PreTrainedTokenizerFast
 
-    names = itertools.chain((f"w{i}" for i in range(vocab_size)), ["<end>"])
+    names = [*(f"w{i}" for i in range(pair.vocab_size)), "<end>"]
     words = Tokenizer(WordLevel({name: i for i, name in enumerate(names)}, unk_token="<end>"))
     words.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", pad_token="<end>", padding_side="left")
+    ends = {"eos_token": "<end>", "pad_token": names[pair.pad_id]}
+    return PreTrainedTokenizerFast(tokenizer_object=words, padding_side="left", **ends)
 
 
 def check(pair: Pair, trainer: Any) -> float:
     """The loss of what TRL's student has written; AssertionError unless both give it, and one gradient."""
     trainer.model.train()
     batch = trainer._generate_and_score_completions([trainer.train_dataset[i] for i in range(ROWS)])
-    prompts, tokens = batch["prompt_ids"], batch["completion_ids"]
-    assert prompts.tolist() == pair.prompts[:ROWS], "TRL reads other prompts"
-    assert tokens.shape == (ROWS, pair.size.response), "TRL's samples ended early"
+    read = [ids[mask.bool()].tolist() for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)]
+    assert read == pair.prompts[:ROWS], "TRL reads other prompts"
+    tokens = batch["completion_ids"]
+    assert tokens.shape == (ROWS, pair.response), "TRL's samples ended early"
     stock = trainer.compute_loss(trainer.model, batch)
     theirs = torch.autograd.grad(stock, list(trainer.model.parameters()))
-    ours = jsd(pair, prompts, tokens)
+    ours = jsd(pair, tokens)
     mine = torch.autograd.grad(ours, list(pair.student.parameters()))
     torch.testing.assert_close(ours, stock, atol=0.0, rtol=1e-5)
     for a, b in zip(mine, theirs, strict=True):
@@ -238,12 +261,13 @@ def check(pair: Pair, trainer: Any) -> float:
     return float(stock.detach())
 
 
-def jsd(pair: Pair, prompts: Tensor, tokens: Tensor) -> Tensor:
-    """Our loss of given tokens, by the functions that the loop calls. Shapes: (B, S), (B, T) -> scalar."""
+def jsd(pair: Pair, tokens: Tensor) -> Tensor:
+    """Our loss of given responses to the first prompts, by the functions that the loop calls. (B, T) -> scalar."""
     states = []
+    prompts = TokenRows.of(pair.prompts).batch(torch.arange(len(tokens)), pair.pad_id)
     mask = torch.ones_like(tokens, dtype=torch.bool)
     for model in (pair.student, pair.teacher):
-        memory = encode(model, prompts, torch.ones_like(prompts, dtype=torch.bool))
+        memory = encode(model, *prompts)
         states.append(target_states(model, memory, tokens, mask)[0])
     seen = TeacherStates(states[1].detach(), head_of(pair.teacher).detach())
     weight_M = states[0].new_full((tokens.numel(),), 1 / tokens.numel())
