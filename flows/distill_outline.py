@@ -11,16 +11,18 @@ import tasks.pairs.score
 import tasks.pairs.teacher
 from data.reading.specs import DatasetSettings
 from flows.evaluation import System, evaluate_systems, measure_exposure
-from flows.methods import Method, train
+from flows.methods import Method, check_labels, reads_labels, train
 from flows.outlines import Outline
 from kd_core.lengths import Lengths
 from kd_core.models.files import is_gguf
 from kd_core.models.prompts import Prompt, Prompts
+from kd_core.rollout.teacher_labels import LabelSettings
 from kd_core.train.llmr import LLMRSettings
 from kd_core.train.supervised import SupervisedSettings
 from tasks.compute.served import reached
 from tasks.pairs.evaluate import EvaluationSettings
 from tasks.pairs.exposure import ExposureSettings
+from tasks.pairs.labels.label_outputs import label_outputs
 from tasks.pairs.prepare import prepare
 from tasks.pairs.prompting_student import PromptingStudentSettings, prompting_student
 from tasks.pairs.score import ScoreSettings
@@ -45,6 +47,7 @@ def pipeline(
     method: Method = LLMRSettings(),  # noqa: B008 (frozen)
     evaluation: EvaluationSettings = EvaluationSettings(),  # noqa: B008 (frozen)
     exposure: ExposureSettings | None = None,
+    labels: LabelSettings | None = None,
     seed: int = 0,
     data_seed: int = 0,
     limit: int | None = None,
@@ -64,6 +67,7 @@ def pipeline(
         method: how the student goes on: LLMR, or what it is compared with, by `kind`
         evaluation: how all of them are compared on the test split
         exposure: how the students' exposure bias is measured, by length; null = it is not
+        labels: how the teacher's distributions over its outputs are kept, for what learns from them; null = not at all
         seed: of the student: its weights, its batches, its samples
         data_seed: of the split, and of a teacher that is fitted here
         limit: at most this many training pairs
@@ -84,6 +88,17 @@ def pipeline(
         systems[method.kind] = System(untrained, prompted=True)
     else:
         outputs = tasks.pairs.score.score(corpus=corpus, teacher=teacher_model, prompt=prompt.teacher, settings=score)
+        kept: Artifact | None = None
+        if labels is not None and (pre_distill.alpha < 1 or reads_labels(method)):
+            kept = label_outputs(
+                corpus=corpus,
+                teacher=teacher_model,
+                outputs=outputs,
+                prompt=prompt.teacher,
+                max_source_tokens=score.max_source_tokens,
+                settings=labels,
+                seed=data_seed,
+            )
         pre_distilled = tasks.pairs.pre_distill.pre_distill(
             corpus=corpus,
             teacher=teacher_model,
@@ -93,8 +108,9 @@ def pipeline(
             settings=pre_distill,
             seed=seed,
             start=start,
+            labels=kept if pre_distill.alpha < 1 else None,
         )
-        distilled = train(method, corpus, teacher_model, outputs, pre_distilled, prompt, seed)
+        distilled = train(method, corpus, teacher_model, outputs, pre_distilled, prompt, seed, kept)
         systems |= {"pre_distilled": System(pre_distilled), method.kind: System(distilled)}
 
     if exposure is not None:
@@ -136,7 +152,9 @@ def check(settings: Mapping[str, Any]) -> list[str]:
     check_pruning(teacher, student)
     for role, each in (("teacher", teacher), ("student", student)):
         check_chat(role, each, each.reads)
-    return remarks + check_adapter(teacher, student)
+    remarks += check_adapter(teacher, student)
+    pre_distill, method = settings.get("pre_distill", SupervisedSettings()), settings.get("method", LLMRSettings())
+    return remarks + check_labels(settings.get("labels"), pre_distill, method)
 
 
 def asks(settings: Mapping[str, Any]) -> bool:

@@ -5,8 +5,8 @@ from typing import Any
 
 from data.reading.texts import TextSettings
 from flows.outlines import Outline
+from kd_core.rollout.teacher_labels import LabelSettings
 from kd_core.windows.cutting import WindowSettings
-from kd_core.windows.teacher_labels import LabelSettings
 from kd_core.windows.trunk import TrunkPrecision
 from tasks.judge.judge import check_judge, why_no_judge
 from tasks.pairs.starts.prune import prune

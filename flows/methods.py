@@ -6,9 +6,19 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Tag
 
 from kd_core.models.prompts import Prompts
-from kd_core.train.divergence import ForwardKLSettings, GKDSettings, JSSettings, ReverseKLSettings
+from kd_core.rollout.teacher_labels import LabelSettings
+from kd_core.train.divergence import (
+    DivergenceSettings,
+    ForwardKLSettings,
+    GKDSettings,
+    JSSettings,
+    ReverseKLSettings,
+    reads_outputs,
+    student_writes,
+)
 from kd_core.train.llmr import LLMRSettings
 from kd_core.train.minillm import MiniLLMSettings
+from kd_core.train.supervised import SupervisedSettings
 from tasks.pairs.divergence import divergence
 from tasks.pairs.llmr import llmr
 from tasks.pairs.minillm import minillm
@@ -53,13 +63,22 @@ def train(
     student: Artifact,
     prompt: Prompts,
     seed: int,
+    labels: Artifact | None = None,
 ) -> Artifact:
-    """Train the pre-distilled student by the method."""
+    """Train the pre-distilled student by the method; with labels of the teacher's outputs, where it reads any."""
     match method:
         case LLMRSettings():
             return llmr(corpus=corpus, teacher=teacher, student=student, prompt=prompt, settings=method, seed=seed)
         case SeqKDSettings():
-            return seqkd(corpus=corpus, outputs=outputs, student=student, prompt=prompt, settings=method, seed=seed)
+            return seqkd(
+                corpus=corpus,
+                outputs=outputs,
+                student=student,
+                prompt=prompt,
+                settings=method,
+                seed=seed,
+                labels=labels if reads_labels(method) else None,
+            )
         case MiniLLMSettings():
             return minillm(corpus=corpus, teacher=teacher, student=student, prompt=prompt, settings=method, seed=seed)
         case _:
@@ -71,4 +90,37 @@ def train(
                 prompt=prompt,
                 settings=method,
                 seed=seed,
+                labels=labels if reads_labels(method) else None,
             )
+
+
+def reads_labels(method: Method) -> bool:
+    """Whether the method can learn from labels of the teacher's outputs."""
+    if isinstance(method, SeqKDSettings):
+        return method.alpha < 1
+    return isinstance(method, DivergenceSettings) and reads_outputs(method)
+
+
+def check_labels(labels: LabelSettings | None, pre_distill: SupervisedSettings, method: Method) -> list[str]:
+    """Labels are there where they are wanted, and are of use. Returns a remark where nothing reads any.
+
+    Raises ValueError, with what to do in a second line.
+    """
+    for name, alpha in (("pre_distill", pre_distill.alpha), ("method", getattr(method, "alpha", 1.0))):
+        if alpha < 1 and labels is None:
+            raise ValueError(
+                f"{name}.alpha {alpha} learns from the teacher's distributions, and none are kept\n"
+                f"set labels.kind=hidden (or topk, sampled), or leave {name}.alpha out"
+            )
+    if labels is None:
+        return []
+    if not reads_labels(method):
+        unread = [f"labels are not made: neither method {method.kind} nor pre_distill with alpha 1 would read them"]
+        return unread if pre_distill.alpha == 1 else []
+    if isinstance(method, JSSettings | GKDSettings) and labels.kind == "sampled":
+        raise ValueError(f"{method.kind} is not linear in p: sampled labels bias it\nset labels.kind=hidden or topk")
+    if isinstance(method, DivergenceSettings) and not student_writes(method) and method.keep != "last":
+        raise ValueError(
+            f"keep {method.keep} asks the teacher, for which labels stand\nset method.keep=last, or leave labels out"
+        )
+    return []

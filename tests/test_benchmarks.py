@@ -1,6 +1,7 @@
 """Benchmarks compare like with like: the checks before the clocks. Nothing here is timed."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from benchmarks import (
     demo,
     divergence,
     evaluation,
+    labels,
     llmr_update,
     memory,
     reference_llmr,
@@ -181,3 +183,22 @@ def test_decoder_only_models_that_differ_are_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(decoder_only, part, lambda case, *more: real(other.to(torch.float64, 5), *more))
     with pytest.raises(AssertionError):
         decoder_only.check(case.to(torch.float64, 5))
+
+
+@pytest.mark.parametrize("name", labels.KINDS)
+def test_labels_off_the_disk_teach_what_they_were_before_they_are_timed(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    sizes = {"VOCABULARY": 60, "WIDTH": 12, "STUDENT": 8, "TOKENS": 40, "BATCH": 16}
+    for size, value in sizes.items():
+        monkeypatch.setattr(labels, size, value)
+    monkeypatch.setattr(common, "REPEATS", 1)
+    assert [line["unit"] for line in labels.measure(name)] == ["bytes a token", "ms"]
+
+
+@pytest.mark.parametrize("kind", ["hidden", "topk", "sampled"])
+def test_every_label_is_read_once_where_memory_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    monkeypatch.setattr(labels, "SHARD", 30)
+    assert labels.stream(kind, 100, tmp_path) == 100

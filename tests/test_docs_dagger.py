@@ -14,9 +14,9 @@ from data.reading.texts import TextSettings
 from flows.distill_text_outline import pipeline
 from kd_core.metrics.running_text import cross_entropy, free_running
 from kd_core.models.shapes import GPTNeoShape
+from kd_core.rollout.teacher_labels import LabelSettings
 from kd_core.train.language_model import PretrainSettings
 from kd_core.windows.cutting import WindowSettings
-from kd_core.windows.teacher_labels import LabelSettings
 from tasks.text.dagger_settings import DaggerSettings
 from tasks.text.evaluate import TextEvaluationSettings
 from tasks.text.language_model import TeacherModelSettings

@@ -13,7 +13,8 @@ With g = dD/dq, the gradient of every divergence D(p, q) is dD/dz = q (g - sum_V
 
 with m = beta p + (1 - beta) q. `divergences` has the definitions, and how others count beta; it is the oracle.
 Teacher and student may have different widths, but one vocabulary: heads padded to different sizes are cut to the
-tokens that can be named (`policy.head(model, num_tokens)`) before they come here.
+tokens that can be named (`policy.head(model, num_tokens)`) before they come here. In place of the teacher's states its
+labels do (`soft_targets`): each D is sum q f(p / q), which is what labels with a bucket need.
 """
 
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from torch import Tensor
 from kd_core.losses.divergences import log_ratios
 from kd_core.losses.head import Head, HeadGradients, full_precision
 from kd_core.losses.lm_head import chunk_rows
+from kd_core.losses.soft_targets import LEAST, HiddenLabels, TeacherLabels
 
 PARTS = 4  # of a chunk: products want many rows, what is done to each number wants them in a small cache
 
@@ -57,22 +59,38 @@ class TeacherStates:
     hidden_ME: Tensor
     head: Head
 
+    def __len__(self) -> int:
+        """M."""
+        return len(self.hidden_ME)
+
+
+def as_teacher(labels: TeacherLabels, num_tokens: int) -> "TeacherStates | TeacherLabels":
+    """Labels of a batch for `divergence_loss`: hidden ones are states again, as the teacher had them."""
+    if not isinstance(labels, HiddenLabels):
+        return labels
+    head = labels.head.first(num_tokens)
+    return TeacherStates(labels.hidden_ME[:].to(head.weight_VD.dtype), head)
+
 
 def divergence_loss(
-    hidden_MD: Tensor, head: Head, teacher: TeacherStates, coefficient_M: Tensor, divergence: Divergence
+    hidden_MD: Tensor,
+    head: Head,
+    teacher: TeacherStates | TeacherLabels,
+    coefficient_M: Tensor,
+    divergence: Divergence,
 ) -> tuple[Tensor, Tensor]:
     """sum_m coefficient_m D(p_m, q_m), differentiable in the student's hidden states and head; and every D(p_m, q_m).
 
     The coefficients are constants (1 / M makes it the mean); nothing flows into them or into the teacher. Loss and
     gradient come from one pass over each chunk.
 
-    Shapes: (M, D) and (M, E) with a head of V each, (M,) -> scalar and detached (M,), float32 or better. Raises
-    ValueError if M or V differ between arguments.
+    Shapes: (M, D) and (M, E) with a head of V each (or labels of M), (M,) -> scalar and detached (M,), float32 or
+    better. Raises ValueError if M or V differ between arguments.
     """
-    if not len(hidden_MD) == len(teacher.hidden_ME) == len(coefficient_M):
-        sizes = (len(hidden_MD), len(teacher.hidden_ME), len(coefficient_M))
+    if not len(hidden_MD) == len(teacher) == len(coefficient_M):
+        sizes = (len(hidden_MD), len(teacher), len(coefficient_M))
         raise ValueError(f"student, teacher and coefficient must have the same number of tokens, got {sizes}")
-    if len(head) != len(teacher.head):
+    if isinstance(teacher, TeacherStates) and len(head) != len(teacher.head):
         heads = (len(head), len(teacher.head))
         raise ValueError(f"student and teacher must have one vocabulary, got heads of {heads} tokens; give num_tokens")
     loss, divergence_M = _DivergenceLoss.apply(  # type: ignore[no-untyped-call]
@@ -91,7 +109,7 @@ class _DivergenceLoss(torch.autograd.Function):
         _weight_VD: Tensor,
         _bias_V: Tensor | None,
         head: Head,
-        teacher: TeacherStates,
+        teacher: TeacherStates | TeacherLabels,
         coefficient_M: Tensor,
         divergence: Divergence,
     ) -> tuple[Tensor, Tensor]:
@@ -99,11 +117,12 @@ class _DivergenceLoss(torch.autograd.Function):
         dtype = full_precision(hidden_MD[:0]).dtype
         divergence_M = hidden_MD.new_empty(len(hidden_MD), dtype=dtype)
         for rows in chunk_rows(len(hidden_MD), len(head), hidden_MD.device):
-            teacher_CV = teacher.head.logits(teacher.hidden_ME[rows])
+            seen = teacher.head.logits(teacher.hidden_ME[rows]) if isinstance(teacher, TeacherStates) else teacher
             grad_CV = gradients.logits(rows)  # the student's logits, overwritten
             of_chunk_C, coefficient_C1 = divergence_M[rows], coefficient_M[rows, None]
             for part in chunk_rows(len(grad_CV), PARTS * len(head), hidden_MD.device):
-                log_p_PV, log_q_PV = (F.log_softmax(x_CV[part], dim=1, dtype=dtype) for x_CV in (teacher_CV, grad_CV))
+                log_q_PV = F.log_softmax(grad_CV[part], dim=1, dtype=dtype)
+                log_p_PV = _log_p(seen, rows.start, part, log_q_PV)
                 of_chunk_C[part], grad_PV = value_and_gradient(log_p_PV, log_q_PV, divergence)
                 if gradients.wanted:
                     torch.mul(grad_PV, coefficient_C1[part], out=grad_CV[part])
@@ -116,6 +135,14 @@ class _DivergenceLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return *HeadGradients.scaled(ctx, grads[0]), None, None, None, None
+
+
+def _log_p(seen: Tensor | TeacherLabels, first: int, part: slice, log_q_PV: Tensor) -> Tensor:
+    """log p of a part of a chunk: from the chunk's logits, or from labels, finite where p is 0. Shapes: -> (P, V)."""
+    if isinstance(seen, Tensor):
+        return F.log_softmax(seen[part], dim=1, dtype=log_q_PV.dtype)
+    rows = slice(first + part.start, first + part.stop)
+    return seen.probabilities(rows, log_q_PV).to(log_q_PV.dtype).log_().clamp_(min=LEAST)
 
 
 def value_and_gradient(log_p_CV: Tensor, log_q_CV: Tensor, divergence: Divergence) -> tuple[Tensor, Tensor]:

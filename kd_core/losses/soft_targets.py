@@ -7,9 +7,9 @@
 
 Shape legend: M predictions, D student width, E teacher width, V vocabulary, K labels kept, C predictions of one chunk.
 
-Three ways to keep p on disk, each with the same reader (`probabilities`): the teacher's final hidden state (exact up to
-the head's product), its K most probable tokens with the mass of the rest (biased: the rest is spread evenly), or counts
-of tokens drawn from p (unbiased).
+Ways to keep p on disk, each with the same reader (`probabilities`): the teacher's final hidden state (exact up to the
+head's product), its K most probable tokens with the mass of the rest (spread evenly, which is biased, or as one more
+outcome), or counts of tokens drawn from p (unbiased). `divergence_head` reads them too.
 """
 
 from dataclasses import dataclass, replace
@@ -22,12 +22,27 @@ from torch import Tensor
 from kd_core.losses.head import Head, HeadGradients, full_precision
 from kd_core.losses.lm_head import chunk_rows
 
+LEAST = -1e4  # stands for the logarithm of 0: e to its power is 0, and times 0 it is 0
+
+
+class Rows(Protocol):
+    """(M, K) numbers, of which some rows are asked for at a time: a tensor, or what reads them from a disk."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: Any, /) -> Tensor: ...
+
 
 class TeacherLabels(Protocol):
     """The teacher's distributions of M predictions, as they are kept."""
 
-    def probabilities(self, rows: slice, vocab_size: int) -> Tensor:
-        """p of some predictions. Shapes: C rows -> (C, V), float32 or better."""
+    def __len__(self) -> int:
+        """M."""
+
+    def probabilities(self, rows: slice, log_q_CV: Tensor) -> Tensor:
+        """p of some predictions, as it is compared with q. Shapes: C rows, (C, V) -> (C, V), float32 or better."""
+
+    def cross_entropy(self, rows: slice, p_CV: Tensor, log_q_CV: Tensor) -> Tensor:
+        """-sum_w p(w) log q(w) of some predictions; p as in `probabilities`. Shapes: (C, V), (C, V) -> (C,)."""
 
     def of(self, index_B: Tensor, device: torch.device | None = None) -> "TeacherLabels":
         """The labels of a batch, where the loss is computed. Shapes: (B,) row numbers -> labels of B predictions."""
@@ -36,17 +51,30 @@ class TeacherLabels(Protocol):
         """Labels of one kind, one after another."""
 
 
+class _Dense:
+    """Labels that are a distribution over V, whatever they are compared with."""
+
+    def cross_entropy(self, rows: slice, p_CV: Tensor, log_q_CV: Tensor) -> Tensor:
+        """See `TeacherLabels`."""
+        cross_C: Tensor = -torch.linalg.vecdot(p_CV, log_q_CV)
+        return cross_C
+
+
 @dataclass(frozen=True)
-class HiddenLabels:
+class HiddenLabels(_Dense):
     """The teacher's final states and its head: p = softmax(logits of h)."""
 
-    hidden_ME: Tensor
+    hidden_ME: Rows
     head: Head
 
-    def probabilities(self, rows: slice, vocab_size: int) -> Tensor:
+    def __len__(self) -> int:
         """See `TeacherLabels`."""
-        logits_CV = self.head.first(vocab_size).logits(self.hidden_ME[rows].to(self.head.weight_VD.dtype))
-        return full_precision(logits_CV).softmax(dim=1)
+        return len(self.hidden_ME)
+
+    def probabilities(self, rows: slice, log_q_CV: Tensor) -> Tensor:
+        """See `TeacherLabels`."""
+        head = self.head.first(log_q_CV.shape[1])
+        return full_precision(head.logits(self.hidden_ME[rows].to(head.weight_VD.dtype))).softmax(dim=1)
 
     def of(self, index_B: Tensor, device: torch.device | None = None) -> "HiddenLabels":
         """See `TeacherLabels`."""
@@ -54,12 +82,18 @@ class HiddenLabels:
 
     def followed_by(self, other: "HiddenLabels") -> "HiddenLabels":
         """See `TeacherLabels`; both of one teacher."""
-        return HiddenLabels(torch.cat([self.hidden_ME, other.hidden_ME]), self.head)
+        return HiddenLabels(torch.cat([self.hidden_ME[:], other.hidden_ME[:]]), self.head)
 
 
 @dataclass(frozen=True)
-class _RowByRow:
+class _RowByRow(_Dense):
     """Labels whose every tensor has a row for each prediction."""
+
+    ids_MK: Rows
+
+    def __len__(self) -> int:
+        """See `TeacherLabels`."""
+        return len(self.ids_MK)
 
     def of(self, index_B: Tensor, device: torch.device | None = None) -> Self:
         """See `TeacherLabels`."""
@@ -67,37 +101,63 @@ class _RowByRow:
 
     def followed_by(self, other: Self) -> Self:
         """See `TeacherLabels`."""
-        return replace(self, **{name: torch.cat([rows, vars(other)[name]]) for name, rows in vars(self).items()})
+        return replace(self, **{name: torch.cat([rows[:], vars(other)[name][:]]) for name, rows in vars(self).items()})
 
 
 @dataclass(frozen=True)
 class TopKLabels(_RowByRow):
     """The K most probable tokens of each prediction; what they leave of 1 is spread evenly over the others."""
 
-    ids_MK: Tensor
-    log_prob_MK: Tensor  # nats, not renormalised
+    log_prob_MK: Rows  # nats, not renormalised
 
-    def probabilities(self, rows: slice, vocab_size: int) -> Tensor:
+    def probabilities(self, rows: slice, log_q_CV: Tensor) -> Tensor:
         """See `TeacherLabels`."""
+        ids_CK, top_CK, tail_C1 = self._parts(rows)
+        others = max(log_q_CV.shape[1] - top_CK.shape[1], 1)
+        return (tail_C1 / others).repeat(1, log_q_CV.shape[1]).scatter_(1, ids_CK, top_CK)
+
+    def _parts(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids and probabilities of what is kept, (C, K), and what they leave of 1, (C, 1)."""
         top_CK = full_precision(self.log_prob_MK[rows]).exp()
-        tail_C1 = (1 - top_CK.sum(dim=1, keepdim=True)).clamp(min=0)
-        others = max(vocab_size - top_CK.shape[1], 1)
-        even_CV = (tail_C1 / others).repeat(1, vocab_size)
-        return even_CV.scatter(1, self.ids_MK[rows].long(), top_CK)
+        return self.ids_MK[rows].long(), top_CK, (1 - top_CK.sum(dim=1, keepdim=True)).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class BucketLabels(TopKLabels):
+    """The K most probable tokens of each prediction, and all others as one outcome: K + 1 in all.
+
+    Of the others only their mass P is known, to be compared with q's, Q = sum of q over them. That is p spread over
+    them as q is itself, p = q P / Q: a divergence sum_w q f(p / q) has Q f(P / Q) for the others then, and the same
+    gradient where this p is a constant (f - r f' at r = P / Q for each of them). [ours]
+    """
+
+    def probabilities(self, rows: slice, log_q_CV: Tensor) -> Tensor:
+        """See `TeacherLabels`."""
+        ids_CK, top_CK, tail_C1 = self._parts(rows)
+        share_CV = log_q_CV.scatter(1, ids_CK, float("-inf")).softmax(dim=1)  # of the others; no number if K is V
+        return share_CV.mul_(tail_C1).scatter_(1, ids_CK, top_CK.to(share_CV.dtype))
+
+    def cross_entropy(self, rows: slice, p_CV: Tensor, log_q_CV: Tensor) -> Tensor:
+        """See `TeacherLabels`: of the K + 1 outcomes, for a cross-entropy is no divergence."""
+        ids_CK, top_CK, tail_C1 = self._parts(rows)
+        # summed over the others, not 1 - sum: the difference would drown in rounding where Q is small
+        log_rest_C1 = log_q_CV.scatter(1, ids_CK, float("-inf")).logsumexp(dim=1, keepdim=True).clamp(min=LEAST)
+        return -(top_CK * log_q_CV.gather(1, ids_CK)).sum(dim=1) - (tail_C1 * log_rest_C1).squeeze(1)
 
 
 @dataclass(frozen=True)
 class SampledLabels(_RowByRow):
     """How often each token came up in N draws from p. A token of count 0 is padding."""
 
-    ids_MK: Tensor
-    count_MK: Tensor
+    count_MK: Rows
 
-    def probabilities(self, rows: slice, vocab_size: int) -> Tensor:
+    def probabilities(self, rows: slice, log_q_CV: Tensor) -> Tensor:
         """See `TeacherLabels`. The expectation over the draws is p: the loss, linear in p, is unbiased."""
         count_CK = self.count_MK[rows].float()
         share_CK = count_CK / count_CK.sum(dim=1, keepdim=True)
-        return share_CK.new_zeros((len(share_CK), vocab_size)).scatter_add_(1, self.ids_MK[rows].long(), share_CK)
+        return share_CK.new_zeros((len(share_CK), log_q_CV.shape[1])).scatter_add_(
+            1, self.ids_MK[rows].long(), share_CK
+        )
 
 
 @dataclass(frozen=True)
@@ -141,17 +201,17 @@ class _Distillation(torch.autograd.Function):
         alpha: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         gradients = HeadGradients(hidden_MD, head, ctx.needs_input_grad[:3])
-        num, vocab_size = len(target_M), len(head)
+        num = len(target_M)
         dtype = full_precision(hidden_MD[:0]).dtype
         nll_M = hidden_MD.new_empty(num, dtype=dtype)
         kd_M = torch.zeros_like(nll_M)
-        for rows in chunk_rows(num, vocab_size):
+        for rows in chunk_rows(num, len(head), hidden_MD.device):
             log_q_CV = F.log_softmax(gradients.logits(rows), dim=1)
             nll_M[rows] = -log_q_CV.gather(1, target_M[rows, None]).squeeze(1)
             grad_CV: Tensor | None = None
             if labels is not None:
-                p_CV = labels.probabilities(rows, vocab_size).to(dtype)
-                kd_M[rows] = -torch.linalg.vecdot(p_CV, log_q_CV)
+                p_CV = labels.probabilities(rows, log_q_CV).to(dtype)
+                kd_M[rows] = labels.cross_entropy(rows, p_CV, log_q_CV)
                 grad_CV = p_CV.mul_(alpha - 1)
             if not gradients.wanted:
                 continue

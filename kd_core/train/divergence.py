@@ -8,6 +8,9 @@ n is the number of all tokens of an update. What differs between the methods is 
 The divergence at a step is exact, a sum over the vocabulary; the gradient goes through it alone, never through the
 sampling of y. The student reads the raw source, the teacher the prompted one.
 
+Where labels of the teacher's outputs are kept, they stand for the teacher there; a method whose student never writes
+needs no teacher then.
+
 Dropout is off throughout: the student that samples and the one that learns are then the same function. [ours]
 """
 
@@ -19,11 +22,13 @@ import torch
 from torch import Tensor
 
 from kd_core.lengths import require_length
-from kd_core.losses.divergence_head import Divergence, divergence_loss
+from kd_core.losses.divergence_head import Divergence, TeacherStates, as_teacher, divergence_loss
+from kd_core.losses.soft_targets import TeacherLabels
 from kd_core.models.policy import Memory, Model, encode_rows, head_of, padded_rows, target_states
 from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.responses import Responses, truncated_rows
 from kd_core.rollout.sampling import mixed_seed
+from kd_core.rollout.teacher_labels import OutputLabels
 from kd_core.train.batches import Sources, updates
 from kd_core.train.best import ran_out, restore
 from kd_core.train.budget import Budget
@@ -116,12 +121,18 @@ def reads_outputs(settings: DivergenceSettings) -> bool:
     return not isinstance(settings, ReverseKLSettings) and getattr(settings, "student_share", 0.0) < 1
 
 
+def student_writes(settings: DivergenceSettings) -> bool:
+    """Whether any update is on what the student writes, for which the teacher must be asked."""
+    return not isinstance(settings, ForwardKLSettings) and getattr(settings, "student_share", 1.0) > 0
+
+
 @dataclass(frozen=True)
 class Transfer:
     """Training inputs, and what the teacher wrote for them (None where no update needs it)."""
 
     sources: Sources
     outputs: TokenRows | None
+    labels: OutputLabels | None = None  # of every token of the outputs, in place of the teacher there
 
 
 @dataclass(frozen=True)
@@ -135,7 +146,7 @@ class Written:
 
 def train_divergence(
     state: TrainState,
-    teacher: Model,
+    teacher: Model | None,
     train: Transfer,
     validation: Sources,
     settings: DivergenceSettings,
@@ -146,8 +157,9 @@ def train_divergence(
     """Minimise the divergences of `step_terms`, averaged over all tokens of an update.
 
     Yields one row a step, before them a row 0 of the student as it starts, and goes on from `state.step`: an update is
-    a function of weights, seed and step alone.
+    a function of weights, seed and step alone. `teacher` may be None where labels stand for it throughout.
     """
+    assert teacher is not None or (train.labels is not None and not student_writes(settings))
     student = state.model
     student.eval()
     pair = Pair(student, teacher, train, settings, num_tokens)
@@ -187,7 +199,7 @@ class Pair:
     """Student and teacher at work on the training inputs."""
 
     student: Model
-    teacher: Model
+    teacher: Model | None
     train: Transfer
     settings: DivergenceSettings
     num_tokens: int | None
@@ -220,12 +232,20 @@ class Pair:
         """The micro-batch's share of an update of `count` tokens, and the summed divergence of each term, in nats."""
         head = head_of(self.student, self.num_tokens)
         memory = part.memory or encode_rows(self.student, self.train.sources.student, part.rows_B)
-        with torch.no_grad():
-            teacher_memory = encode_rows(self.teacher, self.train.sources.teacher, part.rows_B)
+        labels, teacher_memory = self.train.labels, None
+        if labels is None or any(term.writer == "student" for term in terms):
+            with torch.no_grad():
+                teacher_memory = encode_rows(self.teacher, self.train.sources.teacher, part.rows_B)
         losses, sums = [], {}
         for term, each in zip(terms, part.outputs, strict=True):
             hidden_MD, _ = target_states(self.student, memory, each.tokens_BT, each.mask_BT)
-            seen = teacher_states(self.teacher, teacher_memory, each, self.num_tokens)
+            seen: TeacherStates | TeacherLabels
+            if labels is not None and term.writer == "teacher":
+                kept = labels.of(part.rows_B, each.mask_BT.sum(dim=1).cpu(), hidden_MD.device)
+                seen = as_teacher(kept, len(head))
+            else:
+                assert teacher_memory is not None
+                seen = teacher_states(self.teacher, teacher_memory, each, self.num_tokens)
             ones_M = torch.ones(len(hidden_MD), device=hidden_MD.device)
             loss, divergence_M = divergence_loss(hidden_MD, head, seen, ones_M, term.divergence)
             losses.append(loss / count)

@@ -4,6 +4,9 @@ Shape legend: B rows, S source positions, T target positions, M real tokens.
 
 Sampled outputs are drawn from the student's whole distribution with the same random numbers every time, whatever
 top_k, top_p and temperature a method samples with, so that curves of different methods and settings compare.
+
+Where labels stand for the teacher there is nobody to judge: what the student writes is counted all the same, and its
+own cross-entropy on the data set's outputs is looked at.
 """
 
 from collections.abc import Sequence
@@ -26,6 +29,7 @@ from kd_core.train.best import remember
 from kd_core.train.budget import Budget
 from kd_core.train.passes import teacher_states
 from kd_core.train.state import TrainState
+from kd_core.train.supervised import Pairs, cross_entropy
 
 BATCH_ROWS = 64
 
@@ -34,7 +38,7 @@ BATCH_ROWS = 64
 class Validation:
     """The first rows of the validation set, and how they are looked at."""
 
-    teacher: Model
+    teacher: Model | None
     sources: Sources
     settings: Budget
     reward: RewardSettings = field(default_factory=RewardSettings)
@@ -65,16 +69,22 @@ class Validation:
         4-grams that are repetitions. Of the samples: the teacher's log-probability and entropy, both KLs and the
         overlap of the likeliest tokens; `with_text` the first two of the data set's own outputs: `validation_text_…`.
         Nats per token, and shares from 0 to 1. Of a teacher behind a server there is its log-probability, and no more.
+        Without a teacher, in place of its view and of rewards: the student's own `validation_loss`, nats per token of
+        the data set's outputs.
         """
         rows = min(self.settings.validation_rows, len(self.sources.student))
         limit, num_tokens = self.settings.sampling.max_new_tokens, self.num_tokens
         greedily, sampled, text = Tally(), Tally(), Tally()
         for number, index in enumerate(torch.arange(rows).split(BATCH_ROWS)):
-            prompts = encode_rows(self.teacher, self.sources.teacher, index)
             memory = encode_rows(student, self.sources.student, index)
             generator = torch.Generator(student.device).manual_seed(number)
             drawn = sample(student, memory, SamplingSettings(max_new_tokens=limit), generator, num_tokens=num_tokens)
             written = greedy(student, memory, limit, num_tokens=num_tokens)
+            for tally, responses in ((greedily, written), (sampled, drawn)):
+                tally.add(responses)
+            if self.teacher is None:
+                continue
+            prompts = encode_rows(self.teacher, self.sources.teacher, index)
             for tally, responses in ((greedily, written), (sampled, drawn)):
                 self._judge(tally, prompts, responses)
             self._compare(sampled, prompts, drawn, student, memory)
@@ -82,15 +92,14 @@ class Validation:
                 self._compare(text, prompts, self._text(index))
         named = {"validation_": greedily.of_outputs(), "validation_sampled_": sampled.of_outputs()}
         named |= {"validation_": named["validation_"] | sampled.per_token(), "validation_text_": text.per_token()}
+        if self.teacher is None and self.sources.text is not None:
+            named["validation_"]["loss"] = cross_entropy(student, Pairs(self.sources.student, self.sources.text), rows)
         return {prefix + name: value for prefix, values in named.items() for name, value in values.items()}
 
     def _judge(self, tally: "Tally", prompts: Memory, responses: Responses) -> None:
         kept = replace(self.reward, truncated="bootstrap")
         judged = judge(self.teacher, prompts, responses, kept, num_tokens=self.num_tokens)
-        tally.reward += float(judged.reward_BT.sum())
-        tally.truncated += int(responses.truncated_B.sum())
-        lengths = responses.mask_BT.sum(dim=1).tolist()
-        tally.outputs += [ids[:n] for ids, n in zip(responses.tokens_BT.tolist(), lengths, strict=True)]
+        tally.reward = (tally.reward or 0.0) + float(judged.reward_BT.sum())
 
     def _compare(
         self,
@@ -126,16 +135,21 @@ class Tally:
     """What is summed up over batches."""
 
     outputs: list[list[int]] = field(default_factory=list)
-    reward: float = 0.0
+    reward: float | None = None  # None: nobody has judged
     truncated: int = 0
     tokens: int = 0
     sums: dict[str, float] = field(default_factory=dict)
 
+    def add(self, responses: Responses) -> None:
+        """Take in what the student has written."""
+        self.truncated += int(responses.truncated_B.sum())
+        lengths = responses.mask_BT.sum(dim=1).tolist()
+        self.outputs += [ids[:n] for ids, n in zip(responses.tokens_BT.tolist(), lengths, strict=True)]
+
     def of_outputs(self) -> dict[str, float]:
         """See `Validation.measure`."""
         tokens = sum(map(len, self.outputs))
-        return {
-            "reward": self.reward / tokens,
+        return ({} if self.reward is None else {"reward": self.reward / tokens}) | {
             "length": tokens / len(self.outputs),
             "truncated": self.truncated / len(self.outputs),
             **variety(self.outputs),

@@ -67,7 +67,7 @@ def signs(now: Values, start: Values) -> dict[str, str]:
         length, before = of(kind + "length")
         if not SHORTER * before <= length <= LONGER * before:
             found[kind + "length"] = f"{outputs} went from {before:.1f} to {length:.1f} tokens"
-    if "validation_overlap" in start:  # not of a teacher behind a server
+    if "validation_overlap" in start:  # not of a teacher behind a server, nor where labels stand for it
         overlap, before = of("overlap")
         if overlap < before - AGREEMENT:
             found["overlap"] = (

@@ -101,6 +101,16 @@ def load_pair(
     return pair
 
 
+def load_alone(student: Artifact, teacher: Artifact, device: torch.device) -> LoadedModel:
+    """A student whose teacher is not needed: its tokenizer is read, its weights are not.
+
+    Raises ValueError if they read different tokens.
+    """
+    taught, (location, revision, _) = load_artifact(student, device), model_location(teacher)
+    check_same_tokenizer(load_tokenizer(location, revision), taught.tokenizer)
+    return taught
+
+
 def save_trained(loaded: LoadedModel, directory: Path) -> None:
     """What a stage that trains leaves in `directory`: the model, or its adapter alone."""
     if loaded.base is None:

@@ -2,11 +2,12 @@
 
 from kd_core.models.prompts import Prompts
 from kd_core.models.token_rows import TokenRows
-from kd_core.train.divergence import DivergenceSettings, Transfer, reads_outputs, train_divergence
+from kd_core.train.divergence import DivergenceSettings, Transfer, reads_outputs, student_writes, train_divergence
 from tasks.compute.device import device_of
-from tasks.compute.models import load_pair
+from tasks.compute.models import load_alone, load_pair
 from tasks.compute.training import last_validation, mean_of_last_tenth, run_training
-from tasks.pairs.inputs import both_read, read_sources, validation_sources, written_outputs
+from tasks.pairs.inputs import Pair, both_read, read_sources, validation_sources, written_outputs
+from tasks.pairs.labels.reading import output_labels
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
 
@@ -21,22 +22,32 @@ def divergence(
     prompt: Prompts,
     settings: DivergenceSettings,
     seed: int,
+    labels: Artifact | None = None,
 ) -> None:
-    """Train the pre-distilled student to the teacher's distributions: model/ and training_log.parquet."""
-    teacher_model, student_model = pair = load_pair(teacher, student, device_of(build.runtime))
-    limit = settings.max_source_tokens
+    """Train the pre-distilled student to the teacher's distributions: model/ and training_log.parquet.
+
+    labels: the teacher's of its outputs, or none. A teacher of whom nothing else is wanted is never loaded.
+    """
+    device, limit = device_of(build.runtime), settings.max_source_tokens
+    kept = None if labels is None else output_labels(build, labels, outputs, teacher)
+    pair: Pair
+    if kept is None or student_writes(settings):
+        pair = load_pair(teacher, student, device)
+    else:
+        pair = None, load_alone(student, teacher, device)
     if reads_outputs(settings):
         texts, written = written_outputs(corpus, outputs)
-        train = Transfer(both_read(pair, prompt, texts, limit), TokenRows.of(written))
+        train = Transfer(both_read(pair, prompt, texts, limit), TokenRows.of(written), kept)
     else:
         train = Transfer(read_sources(corpus, "train", pair, prompt, limit), None)
     validation = validation_sources(corpus, pair, prompt, settings)
-    num_tokens = student_model.num_tokens
+    student_model, num_tokens = pair[1], pair[1].num_tokens
+    judge = None if pair[0] is None else pair[0].model
     log = run_training(
         build,
         student_model,
         settings.optimizer,
-        lambda s: train_divergence(s, teacher_model.model, train, validation, settings, seed, num_tokens=num_tokens),
+        lambda s: train_divergence(s, judge, train, validation, settings, seed, num_tokens=num_tokens),
         settings.steps,
     )
     build.record(

@@ -16,7 +16,7 @@ from kd_core.train.supervised import Pairs, SupervisedSettings
 from tasks.compute.models import LoadedModel
 from tasks.store.artifacts import Artifact
 
-Pair = tuple[LoadedModel, LoadedModel]  # teacher and student
+Pair = tuple[LoadedModel | None, LoadedModel]  # teacher and student; None where labels stand for the teacher
 
 
 def read_split(corpus: Artifact, split: str, columns: Sequence[str], rows: int | None = None) -> dict[str, list[Any]]:
@@ -45,11 +45,10 @@ def student_rows(student: LoadedModel, prompts: Prompts, sources: Sequence[str],
 
 
 def both_read(pair: Pair, prompts: Prompts, texts: Sequence[str], max_tokens: int) -> Sources:
-    """The texts as the student reads them, and as the teacher does."""
+    """The texts as the student reads them, and as the teacher does (as the student does, where there is none)."""
     teacher, student = pair
-    return Sources(
-        student_rows(student, prompts, texts, max_tokens), prompt_rows(teacher, prompts.teacher, texts, max_tokens)
-    )
+    read = student_rows(student, prompts, texts, max_tokens)
+    return Sources(read, read if teacher is None else prompt_rows(teacher, prompts.teacher, texts, max_tokens))
 
 
 def read_sources(
@@ -62,11 +61,19 @@ def read_sources(
 def validation_sources(corpus: Artifact, pair: Pair, prompts: Prompts, settings: Budget) -> Sources:
     """The validation inputs that a method looks at, as both read them, and what the data set has for them."""
     split = read_split(corpus, "validation", ("source", "target"), settings.validation_rows)
-    sources, teacher = both_read(pair, prompts, split["source"], settings.max_source_tokens), pair[0]
-    end, limit = response_end(teacher.tokenizer, prompts.teacher), settings.sampling.max_new_tokens
-    tokens = teacher.tokenizer(split["target"], add_special_tokens=False, verbose=False)["input_ids"]
+    sources, (teacher, student) = both_read(pair, prompts, split["source"], settings.max_source_tokens), pair
+    of_student = prompts.of_student(is_encoder_decoder=student.is_encoder_decoder)
+    reader, prompt = (student, of_student) if teacher is None else (teacher, prompts.teacher)
+    end, limit = response_end(reader.tokenizer, prompt), settings.sampling.max_new_tokens
+    tokens = reader.tokenizer(split["target"], add_special_tokens=False, verbose=False)["input_ids"]
     text = TokenRows.of([[*row, end][:limit] for row in tokens])  # one that is cut has no end: it would surprise anyone
     return replace(sources, text=text)
+
+
+def output_columns(outputs: Artifact, *columns: str) -> pa.Table:
+    """Columns of the teacher's outputs, all shards in order."""
+    shards = sorted(outputs.path.glob("outputs-*.parquet"))
+    return pa.concat_tables([pq.read_table(shard, columns=list(columns)) for shard in shards])
 
 
 def written_outputs(corpus: Artifact, outputs: Artifact) -> tuple[list[str], list[list[int]]]:
@@ -74,8 +81,7 @@ def written_outputs(corpus: Artifact, outputs: Artifact) -> tuple[list[str], lis
 
     Ids and no text, so that a truncated output stays without an end of sequence.
     """
-    shards = sorted(outputs.path.glob("outputs-*.parquet"))
-    written = pa.concat_tables([pq.read_table(shard, columns=["id", "token_ids"]) for shard in shards])
+    written = output_columns(outputs, "id", "token_ids")
     train = read_split(corpus, "train", ("id", "source"))
     by_id = dict(zip(train["id"], train["source"], strict=True))
     return [by_id[number] for number in written["id"].to_pylist()], written["token_ids"].to_pylist()

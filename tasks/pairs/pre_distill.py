@@ -17,6 +17,7 @@ from tasks.compute.served import ANSWERS
 from tasks.compute.teacher_check import STUDENT, warn_if_no_better
 from tasks.compute.training import run_training
 from tasks.pairs.inputs import prompt_rows, read_split, reference_pairs, seqkd_pairs
+from tasks.pairs.labels.reading import output_labels
 from tasks.pairs.student import StudentSettings
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
@@ -33,15 +34,18 @@ def pre_distill(
     settings: SupervisedSettings,
     seed: int,
     start: Artifact | None = None,
+    labels: Artifact | None = None,
 ) -> None:
     """Train the student on the teacher's outputs: model/ or adapter/, and training_log.parquet.
 
-    start: the student's weights, where a stage has had to make them.
+    start: the student's weights, where a stage has had to make them. labels: the teacher's of its outputs, or none.
     """
     device = device_of(build.runtime)
     loaded = untrained_student(student, teacher, seed, device, start)
     remark_on(build, student)
     pairs = seqkd_pairs(loaded, prompt, corpus, outputs, settings)
+    if labels is not None:
+        pairs = replace(pairs, labels=output_labels(build, labels, outputs))
     held_out = read_split(corpus, "validation", ("source", "target"), settings.validation_rows)
     validation = reference_pairs(loaded, prompt, held_out, settings)
     losses: dict[str, float] = {}
@@ -53,7 +57,7 @@ def pre_distill(
         build,
         loaded,
         settings.optimizer,
-        lambda state: train_supervised(state, pairs, validation, settings, seed),
+        lambda state: train_supervised(state, pairs, validation, settings, seed, num_tokens=loaded.num_tokens),
         num_updates(pairs, settings, seed),
     )
     after = log[-1].values["validation_loss"]

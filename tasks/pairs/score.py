@@ -1,16 +1,17 @@
-"""The stage `score`: what the teacher writes for every training input, on request with its best tokens everywhere."""
+"""The stage `score`: what the teacher writes for every training input."""
 
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
 from kd_core.lengths import check_lengths, source_length
@@ -20,7 +21,6 @@ from kd_core.models.prompts import Prompt
 from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.beam_search import BeamSettings, beam_search
 from kd_core.rollout.responses import mask_through_eos, truncated_rows
-from kd_core.rollout.token_labels import TokenLabels, top_k_labels
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_artifact
 from tasks.compute.served import ANSWERS
@@ -35,34 +35,41 @@ class ScoreSettings:
     """How the teacher writes. Defaults: beam search with 4 beams and no repeated bigram, as in the paper's code."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
+    __retired__ = {"labels": "none", "label_top_k": 50}  # noqa: RUF012 (what keys hold of settings that it had)
 
     beam: BeamSettings = field(default_factory=BeamSettings)
     max_source_tokens: int = source_length()
     max_rows: int | None = None  # training inputs to write for, the first ones; None = all
     batch_rows: int = 64
     shard_rows: int = 2048  # what a kill can cost
-    labels: Literal["none", "topk"] = "none"
-    label_top_k: int = 50
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_retired(cls, given: Any) -> Any:
+        """The record of an earlier run has them as they were; whoever sets one is told where it is set now."""
+        if not isinstance(given, dict):
+            return given
+        for name, new in (("labels", "labels.kind"), ("label_top_k", "labels.top_k")):
+            if given.get(name, cls.__retired__[name]) != cls.__retired__[name]:
+                raise ValueError(f"{name} is no setting of score any more: labels are a stage of their own\nset {new}")
+        return {name: value for name, value in given.items() if name not in cls.__retired__}
 
     def __post_init__(self) -> None:
-        for name in ("batch_rows", "shard_rows", "label_top_k"):
+        for name in ("batch_rows", "shard_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         check_lengths(self)
         if self.max_rows is not None and self.max_rows < 1:
             raise ValueError(f"max_rows must be at least 1, got {self.max_rows}")
-        if self.labels not in ("none", "topk"):
-            raise ValueError(f"labels must be none or topk, got {self.labels!r}")
 
 
 @stage
 def score(build: Build, corpus: Artifact, teacher: Artifact, prompt: Prompt, settings: ScoreSettings) -> None:
-    """Write outputs-*.parquet (and labels-*.parquet), shard by shard; finished shards survive a kill."""
+    """Write outputs-*.parquet, shard by shard; finished shards survive a kill."""
     train = read_split(corpus, "train", ("id", "source"), settings.max_rows)
-    kinds = ("outputs", "labels") if settings.labels == "topk" else ("outputs",)
     parts = (
-        # the seconds stand beside the tables and not in them: the same inputs give the same bytes
-        Shard((*(f"{kind}-{number:05d}.parquet" for kind in kinds), f"seconds-{number:05d}.txt"), index, len(index))
+        # the seconds stand beside the table and not in it: the same inputs give the same bytes
+        Shard((f"outputs-{number:05d}.parquet", f"seconds-{number:05d}.txt"), index, len(index))
         for number, index in enumerate(torch.arange(len(train["id"])).split(settings.shard_rows))
     )
     shards = Sharded(build, "inputs", parts)
@@ -70,40 +77,31 @@ def score(build: Build, corpus: Artifact, teacher: Artifact, prompt: Prompt, set
     sources = prompt_rows(loaded, prompt, train["source"], settings.max_source_tokens)
     for shard in shards.missing():
         begun = time.monotonic()
-        tables = _tables(loaded, sources, train["id"], shard.of, settings, partial(shards.tell, shard))
+        table = _table(loaded, sources, train["id"], shard.of, settings, partial(shards.tell, shard))
         seconds = partial(Path.write_text, data=str(time.monotonic() - begun), encoding="ascii")
-        shards.write(shard, *(partial(pq.write_table, table) for table in tables), seconds)
+        shards.write(shard, partial(pq.write_table, table), seconds)
     _record(build, build.shards.collect(*(name for name in shards.files if name.endswith(".parquet"))))
 
 
-def _tables(
+def _table(
     loaded: LoadedModel,
     sources: TokenRows,
     ids: list[int],
     index: Tensor,
     settings: ScoreSettings,
     tell: Callable[[int], None],
-) -> list[pa.Table]:
-    """The outputs of a shard, and the labels if wanted, in the order of the data; they are decoded by length."""
+) -> pa.Table:
+    """The outputs of a shard in the order of the data; they are decoded by length."""
     outputs: dict[int, dict[str, Any]] = {}
-    labels: dict[int, TokenLabels] = {}
     for rows in index[sources.lengths[index].argsort(stable=True)].split(settings.batch_rows):
-        for row, output, label in _decode(loaded, sources, rows, settings):
-            outputs[row] = output
-            if label is not None:
-                labels[row] = label
+        outputs |= _decode(loaded, sources, rows, settings)
         tell(len(outputs))
-    in_order = [(row, ids[row]) for row in index.tolist()]
-    tables = [pa.Table.from_pylist([{"id": number} | outputs[row] for row, number in in_order], schema=OUTPUTS)]
-    if labels:
-        tokens = [{"id": number, **token} for row, number in in_order for token in labels[row].rows()]
-        tables.append(pa.Table.from_pylist(tokens, schema=LABELS))
-    return tables
+    return pa.Table.from_pylist([{"id": ids[row]} | outputs[row] for row in index.tolist()], schema=OUTPUTS)
 
 
 def _decode(
     loaded: LoadedModel, sources: TokenRows, rows: Tensor, settings: ScoreSettings
-) -> Iterator[tuple[int, dict[str, Any], TokenLabels | None]]:
+) -> Iterator[tuple[int, dict[str, Any]]]:
     model = loaded.model
     if isinstance(model, RemoteModel):
         yield from _written(loaded, sources, rows, settings)
@@ -114,9 +112,6 @@ def _decode(
         found = beam_search(model, memory, settings.beam, num_tokens=loaded.num_tokens)
     mask = mask_through_eos(found.tokens_BT, model.config.eos_token_id)
     truncated = truncated_rows(found.tokens_BT, mask, model.config.eos_token_id).tolist()
-    labels: list[TokenLabels] | None = None
-    if settings.labels == "topk":
-        labels = top_k_labels(model, memory, found.tokens_BT, mask, settings.label_top_k, loaded.num_tokens)
     lengths, tokens, log_probs = mask.sum(1).tolist(), found.tokens_BT.tolist(), found.log_prob_B.tolist()
     texts = loaded.tokenizer.batch_decode(found.tokens_BT, skip_special_tokens=True)
     for i, row in enumerate(rows.tolist()):
@@ -126,18 +121,18 @@ def _decode(
             "log_prob": log_probs[i],
             "truncated": truncated[i],
         }
-        yield row, record, labels[i] if labels is not None else None
+        yield row, record
 
 
 def _written(
     loaded: LoadedModel, sources: TokenRows, rows: Tensor, settings: ScoreSettings
-) -> Iterator[tuple[int, dict[str, Any], None]]:
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """What a teacher behind a server writes, greedily."""
     memory: Any = encode_rows(loaded.model, sources, rows)
     written = loaded.model.write(memory.prompts, Writing(settings.beam.max_new_tokens))
     for row, each in zip(rows.tolist(), written, strict=True):
         text = loaded.tokenizer.decode(each.token_ids, skip_special_tokens=True).strip()
-        yield row, {"text": text} | vars(each), None
+        yield row, {"text": text} | vars(each)
 
 
 def _record(build: Build, size: int) -> None:
@@ -155,14 +150,5 @@ OUTPUTS = pa.schema(
         ("token_ids", pa.list_(pa.int32())),
         ("log_prob", pa.float32()),
         ("truncated", pa.bool_()),
-    ]
-)
-LABELS = pa.schema(
-    [
-        ("id", pa.int64()),
-        ("position", pa.int32()),
-        ("token_ids", pa.list_(pa.int32())),
-        ("log_probs", pa.list_(pa.float16())),
-        ("tail_log_prob", pa.float32()),
     ]
 )

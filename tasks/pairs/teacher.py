@@ -1,7 +1,7 @@
 """The stage `teacher`: a model that exists is referred to; one that is described is fitted on the references."""
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -54,6 +54,8 @@ class TeacherSettings(ModelSettings):
             raise ValueError("a teacher reads either a prompt or a chat, got both")
         if (self.shape is None) != (self.fit is None):
             raise ValueError("a teacher described by shape needs fit, and one with a name is never fitted")
+        if self.fit is not None and self.fit.alpha < 1:
+            raise ValueError(f"fit has no teacher: alpha must be 1, got {self.fit.alpha}\nleave fit.alpha out")
         if self.vocab_size < 16:
             raise ValueError(f"vocab_size must be at least 16, got {self.vocab_size}")
 
@@ -75,7 +77,7 @@ class TeacherSettings(ModelSettings):
             return {"served": self.endpoint.model, "tokenizer": content}
         if self.fit is None:
             return super().identity()
-        return super().identity() | {"vocab_size": self.vocab_size, "fit": asdict(self.fit)}
+        return super().identity() | {"vocab_size": self.vocab_size, "fit": self.fit}
 
 
 @stage

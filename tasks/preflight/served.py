@@ -73,8 +73,8 @@ def _problems(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"{method.kind} learns from its whole distribution", "take method.kind llmr or seqkd"
     if score is not None:
         yield from _beams("score.beam", score.beam)
-        if score.labels != "none":
-            yield "score.labels takes its likeliest tokens everywhere", "set score.labels=none"
+    if settings.get("labels") is not None:
+        yield "labels take its whole distribution", "set labels=null"
     if evaluation is not None:
         if evaluation.sampling is None:
             yield from _beams("evaluation.decoding", evaluation.decoding)

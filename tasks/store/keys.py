@@ -53,14 +53,16 @@ def key_of(record: KeyRecord) -> str:
 def canonical(value: Any, where: str) -> Any:
     """Plain JSON for a setting. A settings object with an `identity()` is that; a float field is a float, 1 or 1.0.
 
-    A field that a class was given `later` (in its metadata) is left out where it has its default, as in `key_record`.
+    A field that a class was given `later` (in its metadata) is left out where it has its default, as in `key_record`;
+    one that it has no more stands in its `__retired__` with the value that artifacts were made with.
     """
     if hasattr(value, "identity") and not isinstance(value, type):
         return canonical(value.identity(), where)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         hints = get_type_hints(type(value))
         pairs = ((f.name, getattr(value, f.name), hints[f.name]) for f in dataclasses.fields(value) if _told(f, value))
-        return {name: canonical(_as_declared(item, hint), f"{where}.{name}") for name, item, hint in pairs}
+        told = {name: canonical(_as_declared(item, hint), f"{where}.{name}") for name, item, hint in pairs}
+        return told | getattr(type(value), "__retired__", {})
     if isinstance(value, Mapping):
         return {str(name): canonical(item, f"{where}.{name}") for name, item in value.items()}
     if isinstance(value, list | tuple):

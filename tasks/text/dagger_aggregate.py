@@ -8,19 +8,19 @@ import torch
 
 from kd_core.models.policy import head_of
 from kd_core.rollout.sampling import SamplingSettings, mixed_seed
+from kd_core.rollout.teacher_labels import LabelSettings
 from kd_core.windows.cutting import WindowSettings, trajectory_starts
 from kd_core.windows.dad_dagger import Aggregated, aggregate
 from kd_core.windows.last_block import next_hidden
-from kd_core.windows.teacher_labels import LabelSettings
 from kd_core.windows.trunk import TrunkPrecision
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_artifact
+from tasks.labels.files import labels_writer, warn_if_widened
 from tasks.store.artifacts import Artifact
 from tasks.store.shards import Shard, Sharded, Writer
 from tasks.store.stage import Build, stage
 from tasks.text.aggregated_files import aggregated_table
 from tasks.text.dagger_settings import AggregationSettings
-from tasks.text.label_files import labels_writer
 from tasks.text.tokens import read_tokens
 from tasks.text.window_files import FeatureDType, trunk_names, trunk_writers
 
@@ -79,6 +79,8 @@ def dagger_aggregate(
             writers += trunk_writers(part.below, features)
         shards.write(shard, *writers)
     build.shards.collect(*shards.files)
+    if labels is not None and labels.kind == "hidden":
+        warn_if_widened(build, [name for name in shards.files if name.startswith("labels-")])
     tables = [pq.read_table(path, columns=["left"]) for path in build.dir.glob("aggregated-*.parquet")]
     left = pa.concat_tables(tables)["left"]
     build.record(predictions=len(left), left_the_text=sum(left.to_pylist()) / len(left))

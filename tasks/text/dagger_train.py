@@ -13,10 +13,10 @@ from tasks.compute.device import device_of
 from tasks.compute.models import load_artifact, lone_head
 from tasks.compute.teacher_check import STUDENT, warn_if_no_better
 from tasks.compute.training import run_training
+from tasks.labels.files import open_labels
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage
 from tasks.text.aggregated_files import aggregated_set
-from tasks.text.label_files import open_labels
 from tasks.text.window_files import window_set
 
 

@@ -7,17 +7,17 @@ from torch import Tensor
 from kd_core.losses.lm_head import token_log_probs
 from kd_core.models.policy import head_of
 from kd_core.rollout.sampling import mixed_seed
+from kd_core.rollout.teacher_labels import LabelSettings, label_error
 from kd_core.windows.cutting import WindowSettings
 from kd_core.windows.last_block import last_hidden
-from kd_core.windows.teacher_labels import LabelSettings, label_error
 from kd_core.windows.train import Windows
 from kd_core.windows.trunk import TrunkPrecision
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_artifact
+from tasks.labels.files import collect, drawn_labels, labels_writer
 from tasks.store.artifacts import Artifact
 from tasks.store.shards import Shard, Sharded
 from tasks.store.stage import Build, stage
-from tasks.text.label_files import drawn_labels, labels_writer
 from tasks.text.tokens import read_tokens
 from tasks.text.window_files import window_set
 
@@ -60,7 +60,8 @@ def label(
         hidden_ME = _hidden(loaded, sets[split], index, settings.batch_rows)
         shards.write(shard, labels_writer(hidden_ME, head, settings, drawn_by, place))
     predictions = sum(each.target_MP.numel() for each in sets.values())
-    build.record(windows=shards.size, bytes_per_token=build.shards.collect(*shards.files) / predictions)
+    collect(build, shards.files, predictions)
+    build.record(windows=shards.size)
     _measure(build, loaded, sets["validation"], settings, mixed_seed(seed, len(SPLITS)))
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from kd_core.losses import divergences, lm_head
-from kd_core.losses.divergence_head import Divergence, TeacherStates, divergence_loss
+from kd_core.losses.divergence_head import Divergence, TeacherStates, as_teacher, divergence_loss
 from kd_core.losses.head import Head
+from kd_core.losses.soft_targets import BucketLabels, HiddenLabels, SampledLabels, TopKLabels
 
 M, D, E, V = 13, 6, 4, 9
 KINDS = ("forward_kl", "reverse_kl", "js_teacher_term", "js_student_term", "js")
@@ -46,6 +47,56 @@ def test_value_and_gradients_equal_autograd_on_dense_distributions(kind: Any, be
     torch.testing.assert_close(loss, plain, atol=1e-12, rtol=1e-12)
     torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
     assert not found.requires_grad
+
+
+P = (TEACHER.hidden_ME @ TEACHER.head.weight_VD.T).softmax(1)
+
+
+@pytest.mark.parametrize("k", [1, 3, 6])
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_with_a_bucket_give_the_divergence_of_one_more_outcome(kind: Any, k: int) -> None:
+    best, ids = P.topk(k, dim=1)
+    hidden, weight = HIDDEN.clone().requires_grad_(), WEIGHT.clone().requires_grad_()
+    labels = BucketLabels(ids.int(), best.log())
+    loss, found = divergence_loss(hidden, Head(weight), labels, COEFFICIENT, Divergence(kind, 0.3))
+    ours = torch.autograd.grad(3.0 * loss, (hidden, weight))
+
+    def outcomes(p: torch.Tensor) -> torch.Tensor:  # logits of K + 1, which are log-probabilities
+        kept = p.gather(1, ids)
+        others = p.scatter(1, ids, 0.0).sum(1, keepdim=True)
+        return torch.cat([kept, others], dim=1).log()[None]
+
+    function: Any = getattr(divergences, kind)
+    beta = (0.3,) if kind.startswith("js") else ()
+    plain = function(outcomes(P), outcomes((hidden @ weight.T).softmax(1)), *beta)[0]
+    theirs = torch.autograd.grad(3.0 * (COEFFICIENT * plain).sum(), (hidden, weight))
+    # the mass of few others, 1 - sum, rounds
+    torch.testing.assert_close(found, plain.detach(), atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "js_teacher_term"])
+def test_labels_that_are_distributions_give_theirs(kind: Any) -> None:
+    best, ids = P.topk(4, dim=1)
+    even = TopKLabels(ids.int(), best.log())
+    counts = SampledLabels(torch.arange(V, dtype=torch.int32).expand(M, V), (4 * P).round() + (torch.arange(V) == 2))
+    for labels in (even, counts):
+        dense = labels.probabilities(slice(0, M), torch.empty(0, V)).double()
+        assert (labels is even) == bool((dense > 0).all()), "0 is among the sampled ones' probabilities"
+        hidden = HIDDEN.clone().requires_grad_()
+        _, found = divergence_loss(hidden, Head(WEIGHT), labels, COEFFICIENT, Divergence(kind, 0.3))
+        q = (HIDDEN @ WEIGHT.T).softmax(1)
+        mixed = 0.3 * dense + 0.7 * q if kind == "js_teacher_term" else q
+        weight = 0.3 if kind == "js_teacher_term" else 1.0
+        expected = weight * (torch.xlogy(dense, dense) - dense * mixed.log()).sum(1)
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
+
+
+def test_hidden_labels_are_the_teachers_states_to_the_bit() -> None:
+    padded = Head(torch.cat([TEACHER.head.weight_VD, normal(2, E, seed=9)]))
+    seen = as_teacher(HiddenLabels(TEACHER.hidden_ME, padded), V)
+    results = [divergence_loss(HIDDEN, Head(WEIGHT), x, COEFFICIENT, Divergence("js"))[1] for x in (TEACHER, seen)]
+    assert torch.equal(*results)
 
 
 @pytest.mark.parametrize("kind", KINDS)

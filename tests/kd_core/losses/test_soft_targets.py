@@ -1,12 +1,21 @@
 """Eq. 5 in chunks against autograd on dense distributions; what each kind of label gets right, and what not."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from kd_core.losses import lm_head
 from kd_core.losses.head import Head
-from kd_core.losses.soft_targets import HiddenLabels, SampledLabels, TeacherLabels, TopKLabels, distillation_loss
+from kd_core.losses.soft_targets import (
+    BucketLabels,
+    HiddenLabels,
+    SampledLabels,
+    TeacherLabels,
+    TopKLabels,
+    distillation_loss,
+)
 
 M, D, E, V = 13, 6, 4, 9
 
@@ -72,16 +81,58 @@ def top_k(k: int) -> TopKLabels:
 
 
 def test_top_k_of_the_whole_vocabulary_is_exact() -> None:
-    torch.testing.assert_close(top_k(V).probabilities(slice(0, M), V), P, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(top_k(V).probabilities(slice(0, M), torch.empty(0, V)), P, atol=1e-12, rtol=1e-12)
 
 
 def test_top_k_keeps_its_k_as_they_are_and_spreads_the_rest_evenly() -> None:
-    found = top_k(3).probabilities(slice(2, 7), V)
+    found = top_k(3).probabilities(slice(2, 7), torch.empty(0, V))
     torch.testing.assert_close(found.sum(1), torch.ones(5, dtype=torch.float64))
     for row, ids in zip(range(2, 7), top_k(3).ids_MK[2:7].long(), strict=True):
         kept = torch.zeros(V, dtype=torch.bool).index_fill(0, ids, True)
         torch.testing.assert_close(found[row - 2][kept], P[row][kept])
         torch.testing.assert_close(found[row - 2][~kept], ((1 - P[row][kept].sum()) / (V - 3)).expand(V - 3))
+
+
+def outcomes(log_p_V: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """(K + 1,) log-probabilities: of the kept tokens one by one, and of all others together."""
+    others = torch.ones(V, dtype=torch.bool).index_fill(0, ids, False)
+    return torch.cat([log_p_V[ids], log_p_V[others].exp().sum().log()[None]])
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("k", [1, 3, V - 1])
+def test_a_bucket_is_one_more_outcome_in_value_and_gradient(k: int, alpha: float) -> None:
+    hidden, weight = HIDDEN.clone().requires_grad_(), WEIGHT.clone().requires_grad_()
+    even = top_k(k)
+    labels = BucketLabels(even.ids_MK, even.log_prob_MK)
+    loss, terms = distillation_loss(hidden, Head(weight), TARGET, labels, alpha)
+    ours = torch.autograd.grad(3.0 * loss, (hidden, weight))
+    nll, kd = [], []
+    for m in range(M):
+        log_q, ids = F.log_softmax(weight @ hidden[m], 0), even.ids_MK[m].long()
+        nll.append(-log_q[TARGET[m]])
+        kd.append(-(outcomes(P[m].log(), ids).exp() * outcomes(log_q, ids)).sum())
+    plain = alpha * torch.stack(nll).mean() + (1 - alpha) * torch.stack(kd).mean()
+    torch.testing.assert_close(terms.kd_M, torch.stack(kd).detach(), atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(loss, plain, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(ours, torch.autograd.grad(3.0 * plain, (hidden, weight)), atol=1e-12, rtol=1e-12)
+
+
+def test_a_bucket_with_nothing_in_it_is_exact() -> None:
+    whole = BucketLabels(*vars(top_k(V)).values())
+    exact, ours = (distillation_loss(HIDDEN, Head(WEIGHT), TARGET, each, 0.3)[0] for each in (TEACHER, whole))
+    torch.testing.assert_close(ours, exact, atol=1e-12, rtol=1e-12)
+
+
+def test_a_bucket_that_the_student_leaves_empty_stays_finite() -> None:
+    hidden = torch.tensor([[1.0]]).requires_grad_()
+    head = Head(torch.tensor([[300.0], [-300.0], [-300.0]]))  # q of the others: e^-600, no float32
+    labels = BucketLabels(torch.tensor([[0]]), torch.tensor([[0.5]]).log())
+    loss, terms = distillation_loss(hidden, head, torch.tensor([0]), labels, 0.0)
+    loss.backward()
+    assert float(terms.kd_M) == pytest.approx(300 - 0.5 * math.log(2))  # 0.5 * (600 - log 2) nats
+    assert hidden.grad is not None
+    assert float(hidden.grad) == pytest.approx(300)  # (q - p) W: 0.5 * 300 + 2 * -0.25 * -300
 
 
 def test_sampled_labels_are_unbiased() -> None:
@@ -100,7 +151,7 @@ def test_sampled_labels_are_unbiased() -> None:
 def test_top_k_is_biased_and_by_as_much_as_its_divergence_says() -> None:
     exact, cut = (distillation_loss(HIDDEN, Head(WEIGHT), TARGET, labels, 0.0)[0] for labels in (TEACHER, top_k(2)))
     assert abs(cut - exact) > 1e-3
-    divergence = (P * (P.log() - top_k(2).probabilities(slice(0, M), V).log())).sum(1)
+    divergence = (P * (P.log() - top_k(2).probabilities(slice(0, M), torch.empty(0, V)).log())).sum(1)
     assert (divergence > 0).all()
 
 
@@ -109,7 +160,7 @@ def test_padding_of_sampled_labels_counts_nothing() -> None:
     padded = SampledLabels(torch.tensor([[3, 5, 0]]), torch.tensor([[3, 1, 0]]))
     expected = torch.zeros(1, V).index_put((torch.tensor([0, 0]), torch.tensor([3, 5])), torch.tensor([0.75, 0.25]))
     for labels in (plain, padded):
-        assert torch.equal(labels.probabilities(slice(0, 1), V), expected)
+        assert torch.equal(labels.probabilities(slice(0, 1), torch.empty(0, V)), expected)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from kd_core.losses import divergences
+from kd_core.losses.soft_targets import HiddenLabels
+from kd_core.models.policy import head_of
 from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.sampling import SamplingSettings
+from kd_core.rollout.teacher_labels import OutputLabels
 from kd_core.train import divergence as train_divergence
 from kd_core.train.batches import BatchSettings, Sources
 from kd_core.train.divergence import (
@@ -23,8 +26,10 @@ from kd_core.train.divergence import (
     Transfer,
     reads_outputs,
     step_terms,
+    student_writes,
 )
 from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState
+from kd_core.train.supervised import Pairs, pair_states
 
 Make = Callable[..., Any]
 COMMON: dict[str, Any] = {
@@ -100,6 +105,37 @@ def test_loss_and_gradient_are_those_of_full_logits(make_t5: Make, kind: str) ->
 def test_a_length_that_was_left_to_a_run_is_refused(make_t5: Make, kind: str) -> None:
     with pytest.raises(ValueError, match="max_new_tokens must be at least 1, got 0"):
         train(make_t5(), make_t5(), replace(METHODS[kind], sampling=SamplingSettings()))
+
+
+def hidden_labels(teacher: Any) -> OutputLabels:
+    """What the teacher's final states are at every token of the outputs, whole."""
+    outputs = TRANSFER.outputs
+    assert outputs is not None
+    with torch.no_grad():
+        states, _ = pair_states(teacher, Pairs(SOURCES.teacher, outputs), torch.arange(len(outputs)))
+    return OutputLabels(HiddenLabels(states, head_of(teacher)), outputs.offset_R1[:-1])
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+@pytest.mark.parametrize("kind", ["forward_kl", "js"])
+def test_states_that_were_kept_stand_for_the_teacher_that_had_them(
+    make_t5: Make, kind: str, micro_batches: int
+) -> None:
+    teacher = make_t5(seed=5)
+    settings = replace(METHODS[kind], batch=BatchSettings(micro_batch_rows=5, micro_batches=micro_batches))
+    resident, _ = train(make_t5(seed=4), teacher, settings)
+    state = TrainState.start(make_t5(seed=4), settings.optimizer)
+    kept = replace(TRANSFER, labels=hidden_labels(teacher))
+    asked = None if kind == "forward_kl" else teacher
+    log = list(train_divergence.train_divergence(state, asked, kept, SOURCES, settings, 0))
+    for ours, theirs in zip(state.model.parameters(), resident.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-9)
+    assert ("validation_reward" in log[0].values) == (kind == "js")
+
+
+def test_which_methods_need_no_more_than_the_teachers_outputs() -> None:
+    assert [student_writes(each) for each in METHODS.values()] == [False, True, True, True]
+    assert not student_writes(GKDSettings(student_share=0))
 
 
 def test_who_writes_what_is_the_methods_definition() -> None:

@@ -9,12 +9,21 @@ import pytest
 import torch
 
 from kd_core.losses.rewards import RewardSettings
+from kd_core.losses.soft_targets import TopKLabels
 from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.sampling import SamplingSettings, mixed_seed
+from kd_core.rollout.teacher_labels import OutputLabels
 from kd_core.train.batches import BatchSettings, Sources
 from kd_core.train.llmr import LLMRSettings, train_llmr
 from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState, pack, unpack
-from kd_core.train.supervised import Pairs, SupervisedSettings, cross_entropy, num_updates, train_supervised
+from kd_core.train.supervised import (
+    Pairs,
+    SupervisedSettings,
+    batch_loss,
+    cross_entropy,
+    num_updates,
+    train_supervised,
+)
 
 Make = Callable[..., Any]
 
@@ -253,3 +262,37 @@ def test_settings_out_of_range_are_refused(settings: Any, field: str, value: Any
 def test_leave_one_out_needs_two_rollouts() -> None:
     with pytest.raises(ValueError, match="rollouts_per_source of at least 2"):
         LLMRSettings(reward=RewardSettings(baseline="leave_one_out"))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.25])
+def test_soft_labels_are_weighed_over_all_tokens_of_an_update(make_t5: Make, alpha: float) -> None:
+    """alpha * NLL + (1 - alpha) * KD of two micro-batches of unequal length, against the stock model's full logits."""
+    teacher, model, rows = make_t5(seed=5), make_t5(seed=4), torch.arange(10)
+    target, mask = PAIRS.target.batch(rows, 0)
+    source, source_mask = PAIRS.source.batch(rows, 0)
+
+    def log_probs(of: Any) -> torch.Tensor:
+        inputs = torch.cat([torch.zeros(10, 1, dtype=torch.long), target[:, :-1]], 1)
+        out = of(input_ids=source, attention_mask=source_mask.long(), decoder_input_ids=inputs, use_cache=False)
+        return out.logits.double().log_softmax(-1)[mask]  # type: ignore[no-any-return]
+
+    with torch.no_grad():
+        p = log_probs(teacher).exp()
+        best, ids = p.topk(11, dim=1)
+    labels = OutputLabels(TopKLabels(ids, best.log()), PAIRS.target.offset_R1[:10])
+    train = Pairs(PAIRS.source, PAIRS.target, labels)
+    count = int(mask.sum())
+    parts = [batch_loss(model, train, part, alpha, count, None) for part in rows.split(7)]
+    total = torch.stack([each["loss"] for each in parts]).sum()
+    total.backward()
+    ours = [x.grad.clone() for x in model.parameters()]
+    model.zero_grad()
+    log_q = log_probs(model)
+    nll, kd = -log_q.gather(1, target[mask][:, None]).mean(), -(p * log_q).sum(1).mean()
+    plain = alpha * nll + (1 - alpha) * kd
+    plain.backward()
+    assert total.item() == pytest.approx(plain.item(), rel=1e-5)
+    assert float(sum(each["nll"] for each in parts)) == pytest.approx(nll.item(), rel=1e-5)
+    assert float(sum(each["kd"] for each in parts)) == pytest.approx(kd.item(), rel=1e-5)
+    for a, b in zip(ours, model.parameters(), strict=True):
+        torch.testing.assert_close(a, b.grad, atol=1e-5, rtol=1e-4)

@@ -77,6 +77,22 @@ def test_a_student_that_is_its_teacher_agrees_with_it(make_t5: Make) -> None:
     assert "validation_text_log_prob" not in found
 
 
+def test_without_a_teacher_what_the_student_writes_is_counted_and_texts_are_its_own_to_judge(make_t5: Make) -> None:
+    student = make_t5(seed=4)
+    known = Validation(make_t5(seed=5), SOURCES, settings()).measure(student, with_text=True)
+    found = Validation(None, SOURCES, settings()).measure(student, with_text=True)
+    loss = found.pop("validation_loss")
+    assert found == {name: value for name, value in known.items() if name in found}
+    counted = {"length", "truncated", "equal", "distinct_2", "repetition"}
+    assert found.keys() == {f"validation_{kind}{name}" for kind in ("", "sampled_") for name in counted}
+    source, mask = ROWS.batch(torch.arange(4), 0, torch.device("cpu"))
+    texts, text_mask = TEXT.batch(torch.arange(4), 0, torch.device("cpu"))
+    labels = texts.masked_fill(~text_mask, -100)
+    with torch.no_grad():
+        stock = student(input_ids=source, attention_mask=mask.long(), labels=labels, use_cache=False).loss
+    assert loss == pytest.approx(float(stock), rel=1e-5)
+
+
 def test_variety_by_hand() -> None:
     assert variety([[1, 2, 3], [1, 2, 3], [1, 2]]) == {"equal": 2 / 3, "distinct_2": 2 / 5, "repetition": 0.0}
     assert variety([[7] * 6, []]) == {"equal": 0.0, "distinct_2": 1 / 5, "repetition": 2 / 3}

@@ -370,7 +370,7 @@ def test_what_is_told_of_a_teacher_must_fit_together(directory: Path) -> None:
         ({"evaluation": tiny_runs.EVALUATION}, "evaluation.reward takes more than log-probabilities"),
         ({"evaluation": {"reward": REWARD, "decoding": {"num_beams": 4}}}, "evaluation.decoding asks for beam search"),
         ({"score": tiny_runs.SCORE}, "score.beam asks for beam search or a ban on repeats"),
-        ({"score": replace(tiny_runs.SCORE, beam=GREEDY, labels="topk")}, "score.labels takes"),
+        ({"labels": {"kind": "topk"}}, "labels take its whole distribution"),
         ({"exposure": {}}, "exposure takes its whole distribution"),
         ({"student": {"from": "teacher", "layers": 1}}, "a student from: teacher is made of its weights"),
         ({"student": {"shape": {"d_model": 16}}}, "an encoder–decoder's teacher is one too"),

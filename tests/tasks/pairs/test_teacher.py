@@ -1,4 +1,4 @@
-"""A teacher that is fitted here, the warning about one that is no better than its student, and its token labels."""
+"""A teacher that is fitted here, the warning about one that is no better than its student, and what it writes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from flows.settings import validate
 from kd_core.models.loading import load_model, load_tokenizer
-from kd_core.models.policy import shift_right
 from kd_core.models.prompts import Prompts
 from kd_core.models.revisions import commit_of
 from kd_core.models.shapes import T5Shape
@@ -28,6 +28,7 @@ from tasks.pairs.score import ScoreSettings, score
 from tasks.pairs.student import StudentSettings
 from tasks.pairs.teacher import TeacherSettings, teacher
 from tasks.store.artifacts import Artifact, Store
+from tasks.store.keys import canonical
 from tasks.store.progress import NullReporter
 from tasks.store.stage import open_run
 from tests.tasks.tiny_models import write_model
@@ -176,7 +177,7 @@ def test_settings_out_of_range_are_refused(fields: dict[str, Any], problem: str)
         TeacherSettings(**fields)
 
 
-LABELLED = replace(SCORE, labels="topk", label_top_k=5, shard_rows=20, batch_rows=8)
+SHARDED = replace(SCORE, shard_rows=20, batch_rows=8)
 
 
 @pytest.fixture
@@ -194,84 +195,50 @@ def read(artifact: Artifact, kind: str) -> list[pa.Table]:
     return [pq.read_table(path) for path in sorted(artifact.path.glob(f"{kind}-*.parquet"))]
 
 
-def test_labels_stand_beside_every_token_of_the_outputs(run: Artifact, teacher_model: Artifact) -> None:
-    made = written(run, teacher_model, LABELLED)
-    outputs, labels = read(made, "outputs"), read(made, "labels")
+def test_outputs_stand_in_the_order_of_the_data_and_their_tokens_are_counted(
+    run: Artifact, teacher_model: Artifact
+) -> None:
+    made = written(run, teacher_model, SHARDED)
+    outputs = read(made, "outputs")
     assert [table.num_rows for table in outputs] == [20, 20, 20, 4]
     train = pq.read_table(run.path / "train.parquet")["id"].to_pylist()
     assert [number for table in outputs for number in table["id"].to_pylist()] == train
-    for texts, tokens in zip(outputs, labels, strict=True):
-        places = [(row["id"], t) for row in texts.to_pylist() for t in range(len(row["token_ids"]))]
-        assert list(zip(tokens["id"].to_pylist(), tokens["position"].to_pylist(), strict=True)) == places
-        assert tokens.schema.field("log_probs").type == pa.list_(pa.float16())
-        assert tokens.schema.field("token_ids").type == pa.list_(pa.int32())
-        assert tokens.schema.field("tail_log_prob").type == pa.float32()
-        assert {len(ids) for ids in tokens["token_ids"].to_pylist()} == {5}
+    stats = made.manifest().stats
+    assert stats["tokens"] == sum(len(ids) for table in outputs for ids in table["token_ids"].to_pylist())
+    assert stats["bytes_per_token"] * stats["tokens"] == sum(p.stat().st_size for p in made.path.glob("*.parquet"))
+    assert stats["tokens_per_second"] > 0
 
 
-def test_labels_are_the_best_of_the_whole_softmax_and_the_tail_is_the_rest(
-    run: Artifact, teacher_model: Artifact, tmp_path: Path
-) -> None:
-    made = written(run, teacher_model, LABELLED)
-    sources = {row["id"]: row["source"] for row in pq.read_table(run.path / "train.parquet").to_pylist()}
-    model, tokenizer = load_model(tmp_path / "t0"), load_tokenizer(tmp_path / "t0")
-    labels: dict[int, list[dict[str, Any]]] = {}
-    for table in read(made, "labels"):
-        for row in table.to_pylist():
-            labels.setdefault(row["id"], []).append(row)
-            best = torch.tensor(row["log_probs"], dtype=torch.float64)
-            assert best.exp().sum() + torch.tensor(row["tail_log_prob"]).exp() == pytest.approx(1, abs=2e-3)
-            assert best.tolist() == sorted(best.tolist(), reverse=True)
-    for row in read(made, "outputs")[0].to_pylist()[:5]:
-        source = tokenizer(PROMPT.format(source=sources[row["id"]]), return_tensors="pt")
-        inputs = shift_right(torch.tensor([row["token_ids"]]), model.config.decoder_start_token_id)
-        with torch.no_grad():
-            logits = model(**source, decoder_input_ids=inputs).logits[0, :, :160]  # 160 tokens have names
-        best, ids = logits.log_softmax(-1).topk(5)
-        assert [label["token_ids"] for label in labels[row["id"]]] == ids.tolist()
-        ours = torch.tensor([label["log_probs"] for label in labels[row["id"]]], dtype=torch.float32)
-        torch.testing.assert_close(ours, best, atol=4e-3, rtol=1e-3)  # float16
-
-
-def test_more_labels_than_tokens_are_all_tokens_with_an_empty_tail(run: Artifact, teacher_model: Artifact) -> None:
-    (table,) = read(
-        written(run, teacher_model, replace(LABELLED, label_top_k=500, shard_rows=64, max_rows=3)), "labels"
-    )
-    for row in table.to_pylist():
-        assert sorted(row["token_ids"]) == list(range(160))
-        assert row["tail_log_prob"] == float("-inf")
-
-
-def test_labels_are_extra_and_change_no_output(run: Artifact, teacher_model: Artifact) -> None:
-    plain, labelled = (written(run, teacher_model, replace(LABELLED, labels=labels)) for labels in ("none", "topk"))
-    assert read(plain, "labels") == []
-    assert [t.to_pylist() for t in read(plain, "outputs")] == [t.to_pylist() for t in read(labelled, "outputs")]
-    few, many = (made.manifest().stats for made in (plain, labelled))
-    assert few["tokens"] == many["tokens"] == sum(len(i) for t in read(plain, "outputs") for i in t["token_ids"])
-    for made, stats in ((plain, few), (labelled, many)):
-        size = sum(path.stat().st_size for path in made.path.glob("*.parquet"))
-        assert stats["bytes_per_token"] == size / stats["tokens"]
-        assert stats["tokens_per_second"] > 0
+@pytest.mark.parametrize(("name", "value", "now"), [("labels", "topk", "kind"), ("label_top_k", 5, "top_k")])
+def test_labels_are_set_elsewhere_now_and_records_of_before_are_read(name: str, value: object, now: str) -> None:
+    known = {"score": (ScoreSettings, ScoreSettings())}
+    said = rf"^score: {name} is no setting of score any more: labels are a stage of their own\nset labels\.{now}$"
+    with pytest.raises(ValueError, match=said):
+        validate(known, {"score": {name: value}})
+    found = validate(known, {"score": {"labels": "none", "label_top_k": 50, "batch_rows": 8}})["score"]
+    assert found == ScoreSettings(batch_rows=8)
+    assert canonical(found, "score") == canonical(ScoreSettings(), "score") | {"batch_rows": 8}
+    assert canonical(found, "score").items() >= {"labels": "none", "label_top_k": 50}.items()
 
 
 def test_finished_shards_are_not_written_again(
     run: Artifact, teacher_model: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[int] = []
-    tables = score_stage._tables
+    table = score_stage._table
 
-    def broken_off(loaded: Any, sources: Any, ids: Any, index: torch.Tensor, *more: Any) -> list[pa.Table]:
+    def broken_off(loaded: Any, sources: Any, ids: Any, index: torch.Tensor, *more: Any) -> pa.Table:
         begun.append(int(index[0]))
         if begun == [0, 20]:
             raise KeyboardInterrupt
-        return tables(loaded, sources, ids, index, *more)
+        return table(loaded, sources, ids, index, *more)
 
-    monkeypatch.setattr(score_stage, "_tables", broken_off)
+    monkeypatch.setattr(score_stage, "_table", broken_off)
     with pytest.raises(KeyboardInterrupt):
-        written(run, teacher_model, LABELLED)
-    made = written(run, teacher_model, LABELLED)
+        written(run, teacher_model, SHARDED)
+    made = written(run, teacher_model, SHARDED)
     assert begun == [0, 20, 20, 40, 60]
-    assert [len(read(made, kind)) for kind in ("outputs", "labels")] == [4, 4]
+    assert len(read(made, "outputs")) == 4
 
 
 def test_a_teacher_of_the_hub_is_held_to_its_commit_and_what_is_not_pinned_is_said(

@@ -8,7 +8,7 @@ import torch
 from kd_core.losses import lm_head
 from kd_core.losses.head import Head
 from kd_core.losses.soft_targets import HiddenLabels, SampledLabels, TopKLabels
-from kd_core.windows.teacher_labels import LabelSettings, label_error, make_labels
+from kd_core.rollout.teacher_labels import LabelSettings, OutputLabels, label_error, make_labels
 
 M, E, V = 11, 5, 13
 
@@ -37,7 +37,7 @@ def test_top_k_are_the_most_probable_with_their_log_probabilities() -> None:
 
 def test_more_labels_than_there_are_tokens_means_all_of_them() -> None:
     labels = make_labels(HIDDEN, Head(WEIGHT), LabelSettings(top_k=40), UNIFORM)
-    torch.testing.assert_close(labels.probabilities(slice(0, M), V).double(), P, atol=1e-3, rtol=2e-3)
+    torch.testing.assert_close(labels.probabilities(slice(0, M), torch.empty(0, V)).double(), P, atol=1e-3, rtol=2e-3)
 
 
 def test_draws_are_counted_token_by_token() -> None:
@@ -65,7 +65,7 @@ def test_sampled_labels_have_the_teachers_distribution_on_average() -> None:
     number = 2000
     uniform = torch.rand((M * number, 10), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     labels = make_labels(HIDDEN.repeat(number, 1), Head(WEIGHT), LabelSettings(kind="sampled", draws=10), uniform)
-    shares = labels.probabilities(slice(0, M * number), V).view(number, M, V).double().mean(0)
+    shares = labels.probabilities(slice(0, M * number), torch.empty(0, V)).view(number, M, V).double().mean(0)
     error = (P * (1 - P) / (10 * number)).sqrt()
     assert ((shares - P).abs() < 4.5 * error + 1e-7).all()
 
@@ -78,14 +78,45 @@ def test_hidden_states_lose_a_rounding_only() -> None:
     assert 0 < error.divergence < 1e-5
 
 
-def test_hidden_states_that_float16_cannot_hold_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^final states up to .* do not fit in float16\nset labels\.kind=topk"):
-        make_labels(HIDDEN * 1e6, Head(WEIGHT), LabelSettings(kind="hidden"), UNIFORM)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_hidden_states_that_float16_cannot_hold_are_kept_as_they_are(dtype: torch.dtype) -> None:
+    hidden = (HIDDEN * 1e6).to(dtype)
+    labels = make_labels(hidden, Head(WEIGHT.to(dtype)), LabelSettings(kind="hidden"), UNIFORM)
+    assert isinstance(labels, HiddenLabels)
+    assert hidden.abs().max() > 65_504
+    assert torch.equal(labels.hidden_ME[:], hidden)
+    assert labels.hidden_ME[:].dtype == dtype
+
+
+def test_a_teacher_whose_states_are_no_numbers_is_refused() -> None:
+    hidden = HIDDEN.clone()
+    hidden[3, 1] = torch.inf
+    with pytest.raises(ValueError, match="final states are not finite numbers\nlook at its weights"):
+        make_labels(hidden, Head(WEIGHT), LabelSettings(kind="hidden"), UNIFORM)
+
+
+def test_a_bucket_says_nothing_wrong_and_an_even_tail_does() -> None:
+    even, bucket = (
+        label_error(make_labels(HIDDEN, Head(WEIGHT), LabelSettings(top_k=2, tail=tail), UNIFORM), HIDDEN, Head(WEIGHT))
+        for tail in ("even", "bucket")  # type: ignore[arg-type]
+    )
+    assert even.divergence > 0.05
+    assert abs(bucket.divergence) < 1e-5
+    assert bucket.missed < 1e-3  # float16
+
+
+def test_labels_of_outputs_are_those_of_their_first_tokens() -> None:
+    labels = make_labels(HIDDEN, Head(WEIGHT), LabelSettings(top_k=3), UNIFORM)
+    assert isinstance(labels, TopKLabels)
+    outputs = OutputLabels(labels, torch.tensor([0, 4, 5]))  # of 4, 1 and 6 tokens
+    found = outputs.of(torch.tensor([2, 0, 1]), torch.tensor([3, 4, 1]))
+    assert isinstance(found, TopKLabels)
+    assert torch.equal(found.ids_MK[:], labels.ids_MK[torch.tensor([5, 6, 7, 0, 1, 2, 3, 4])])
 
 
 def test_the_error_is_the_divergence_from_the_dense_distribution() -> None:
     labels = make_labels(HIDDEN, Head(WEIGHT), LabelSettings(top_k=2), UNIFORM)
-    kept = labels.probabilities(slice(0, M), V).double()
+    kept = labels.probabilities(slice(0, M), torch.empty(0, V)).double()
     error = label_error(labels, HIDDEN, Head(WEIGHT))
     assert error.divergence == pytest.approx(float((kept * (kept / P).log()).sum(1).mean()), rel=1e-6)
     assert error.missed == pytest.approx(float((kept - P).abs().sum(1).mean() / 2), rel=1e-6)
@@ -105,6 +136,8 @@ def test_the_error_of_one_draw_is_the_surprise_of_what_was_drawn() -> None:
         ({"kind": "dense"}, "kind must be hidden, topk or sampled, got 'dense'"),
         ({"top_k": 0}, "top_k must be at least 1, got 0"),
         ({"draws": 256}, "draws must be at most 255"),
+        ({"tail": "none"}, "tail must be even or bucket, got 'none'"),
+        ({"tail": "bucket", "kind": "hidden"}, "tail bucket is of labels of kind topk, got kind hidden\nset kind=topk"),
     ],
 )
 def test_bad_settings_are_refused(wrong: dict[str, object], says: str) -> None:

@@ -6,7 +6,7 @@ The readers are in kd_core/losses/soft_targets.py. What each kind loses is measu
 (`label_error`) and goes into the manifest.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from kd_core.losses.head import Head, full_precision
 from kd_core.losses.lm_head import chunk_rows
-from kd_core.losses.soft_targets import HiddenLabels, SampledLabels, TeacherLabels, TopKLabels
+from kd_core.losses.soft_targets import BucketLabels, HiddenLabels, SampledLabels, TeacherLabels, TopKLabels
+from kd_core.rollout.responses import NotFiniteError
 from kd_core.rollout.sampling import first_above
 
 LabelKind = Literal["hidden", "topk", "sampled"]
@@ -25,8 +26,8 @@ LabelKind = Literal["hidden", "topk", "sampled"]
 class LabelSettings:
     """What is kept of the teacher's distribution for each prediction.
 
-    `hidden`: its final state, exact up to float16; `topk`: the k most probable tokens and the mass of the rest, biased;
-    `sampled`: how often each token came up in some draws, unbiased (the loss is linear in p).
+    `hidden`: its final state, exact up to float16; `topk`: the k most probable tokens and the mass of the rest;
+    `sampled`: how often each token came up in some draws, unbiased where the loss is linear in p.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
@@ -34,11 +35,19 @@ class LabelSettings:
     kind: LabelKind = "topk"
     top_k: int = 25
     draws: int = 16
-    batch_rows: int = 64  # windows that the teacher reads at a time
+    batch_rows: int = 64  # windows, or outputs, that the teacher reads at a time
+    # of topk, what becomes of the rest: even = spread over all other tokens (biased); bucket = one more outcome
+    tail: Literal["even", "bucket"] = field(default="even", metadata={"later": True})
 
     def __post_init__(self) -> None:
         if self.kind not in ("hidden", "topk", "sampled"):
             raise ValueError(f"kind must be hidden, topk or sampled, got {self.kind!r}")
+        if self.tail not in ("even", "bucket"):
+            raise ValueError(f"tail must be even or bucket, got {self.tail!r}")
+        if self.tail == "bucket" and self.kind != "topk":
+            raise ValueError(
+                f"tail bucket is of labels of kind topk, got kind {self.kind}\nset kind=topk, or leave tail out"
+            )
         for name in ("top_k", "draws", "batch_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -51,27 +60,27 @@ def make_labels(hidden_ME: Tensor, head: Head, settings: LabelSettings, uniform_
     """The labels of M predictions, in chunks over V.
 
     Shapes: (M, E), a head of V, (M, draws) uniform numbers in [0, 1), read where labels are sampled -> labels of M.
-    Raises ValueError where the numbers of predictions differ, and for hidden states that float16 cannot hold.
+    Hidden states that float16 cannot hold (beyond 65,504) are kept as they are. Raises ValueError where the numbers of
+    predictions differ, NotFiniteError for a teacher whose states are no numbers.
     """
     if len(uniform_MN) != len(hidden_ME):
         raise ValueError(f"there are {len(uniform_MN)} rows of random numbers for {len(hidden_ME)} predictions")
     if settings.kind == "hidden":
+        if not hidden_ME.isfinite().all():
+            raise NotFiniteError("the teacher's final states are not finite numbers\nlook at its weights and its dtype")
         kept_ME = hidden_ME.half()
-        if not kept_ME.isfinite().all():
-            largest = hidden_ME.abs().max()
-            raise ValueError(f"final states up to {largest:.3g} do not fit in float16\nset labels.kind=topk")
-        return HiddenLabels(kept_ME, head)
+        return HiddenLabels(kept_ME if kept_ME.isfinite().all() else hidden_ME, head)
     num_kept = min(settings.top_k if settings.kind == "topk" else settings.draws, len(head))
     ids_MK = torch.zeros((len(hidden_ME), num_kept), dtype=torch.int32, device=hidden_ME.device)
     value_MK = full_precision(hidden_ME.new_zeros((len(hidden_ME), num_kept)))
-    for rows in chunk_rows(len(hidden_ME), len(head)):
+    for rows in chunk_rows(len(hidden_ME), len(head), hidden_ME.device):
         log_p_CV = F.log_softmax(full_precision(head.logits(hidden_ME[rows])), dim=1)
         if settings.kind == "topk":
             value_MK[rows], ids_MK[rows] = _best(log_p_CV, num_kept)
         else:
             value_MK[rows], ids_MK[rows] = _drawn(log_p_CV.exp_(), uniform_MN[rows, :num_kept])
     if settings.kind == "topk":
-        return TopKLabels(ids_MK, value_MK.half())
+        return (BucketLabels if settings.tail == "bucket" else TopKLabels)(ids_MK, value_MK.half())
     return SampledLabels(ids_MK, value_MK.to(torch.uint8))
 
 
@@ -98,7 +107,7 @@ def _drawn(p_CV: Tensor, uniform_CN: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class LabelError:
-    """What labels lose against the dense distribution, means over predictions."""
+    """What labels say wrongly of the dense distribution, means over predictions; what they leave open is not wrong."""
 
     divergence: float  # KL(labels || p), nats: defined for sampled labels too, which give most tokens no mass
     missed: float  # total variation: how much of the mass is elsewhere
@@ -108,9 +117,27 @@ class LabelError:
 def label_error(labels: TeacherLabels, hidden_ME: Tensor, head: Head) -> LabelError:
     """Labels against softmax(logits). Shapes: labels of M, (M, E), a head of V -> means over M."""
     divergence = missed = 0.0
-    for rows in chunk_rows(len(hidden_ME), len(head)):
+    for rows in chunk_rows(len(hidden_ME), len(head), hidden_ME.device):
         log_p_CV = F.log_softmax(full_precision(head.logits(hidden_ME[rows])), dim=1)
-        kept_CV = full_precision(labels.probabilities(rows, len(head)))
+        kept_CV = full_precision(labels.probabilities(rows, log_p_CV))
         divergence += float((torch.xlogy(kept_CV, kept_CV) - kept_CV * log_p_CV).sum())
         missed += float((kept_CV - log_p_CV.exp()).abs().sum()) / 2
     return LabelError(divergence / len(hidden_ME), missed / len(hidden_ME))
+
+
+@dataclass(frozen=True)
+class OutputLabels:
+    """Labels of every token of some outputs, one output after another."""
+
+    labels: TeacherLabels
+    start_R: Tensor  # (R,) where each output's begin
+
+    def of(self, rows_B: Tensor, lengths_B: Tensor, device: torch.device | None = None) -> TeacherLabels:
+        """Those of the first tokens of some outputs. Shapes: (B,) outputs, (B,) how many of each -> labels of M."""
+        return self.labels.of(token_places(self.start_R[rows_B], lengths_B), device)
+
+
+def token_places(start_B: Tensor, length_B: Tensor) -> Tensor:
+    """Where the first tokens of some rows stand among all. Shapes: (B,) starts, (B,) how many of each -> (M,)."""
+    before_B = length_B.cumsum(0) - length_B
+    return (start_B - before_B).repeat_interleave(length_B) + torch.arange(int(length_B.sum()))
