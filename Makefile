@@ -75,6 +75,15 @@ test-trackers: .venv-trackers/installed ## W&B, MLflow and Trackio for real, in 
 test-postgres: setup ## distill deploy against a Prefect server on a real PostgreSQL (its programs must be there: apt-get install postgresql)
 	$(BIN)/python -m pytest -m postgres tests/e2e/test_deploy.py
 
+.PHONY: test-ray
+test-ray: .venv-ray/installed ## engine ray: workers, nodes and drivers that are killed, in an environment of its own
+	.venv-ray/bin/python -m pytest -n 0 tests/tasks/engine
+
+.venv-ray/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gguf,dev,ray]'
+	@touch $@
+
 soak: setup ## minutes of damage in every kind of file, and of runs at once that are killed at random beside gc (MINUTES=5)
 	rm -rf .soak && mkdir .soak
 	$(BIN)/python -m tests.e2e.damage .soak/damage

@@ -12,9 +12,10 @@ from flows.settings import jsonable, signature
 
 if TYPE_CHECKING:
     from tasks.compute.device_lock import Device
+    from tasks.engine.settings import RuntimeSettings
     from tasks.store.artifacts import Artifact, Store
     from tasks.store.progress import Reporter
-    from tasks.store.stage import PlanRow, Run, RuntimeSettings
+    from tasks.store.stage import PlanRow, Run
 
 MODULES = {  # a deployment's entrypoint -> where its outline is
     "flows/distill.py:distill": "flows.distill_outline",
@@ -43,7 +44,7 @@ class Outline:
     @property
     def parameters(self) -> dict[str, tuple[Any, Any]]:
         """What a run can be told: name → (type, default)."""
-        from tasks.store.stage import RuntimeSettings
+        from tasks.engine.settings import RuntimeSettings
 
         return signature(self.pipeline) | {"runtime": (RuntimeSettings, RuntimeSettings())}
 

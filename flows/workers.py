@@ -15,9 +15,10 @@ from typing import Any
 
 from flows.crew import Job, run_jobs
 from flows.outlines import outline_of
+from tasks.engine.settings import RuntimeSettings
 from tasks.store.artifacts import Store
 from tasks.store.progress import NullReporter
-from tasks.store.stage import Run, RuntimeSettings, open_run
+from tasks.store.stage import Run, open_run
 
 UNTRACKED: set[str] = set()  # trackers that have failed in this process, which builds several cells: said once
 
@@ -25,8 +26,12 @@ UNTRACKED: set[str] = set()  # trackers that have failed in this process, which 
 def build_cells(run: Run, entrypoint: str, cells: Sequence[tuple[str, dict[str, Any]]], workers: int) -> None:
     """Build all cells, the first one alone: it makes what the others share, with all threads.
 
-    Raises what a cell raised; the cells that are done are kept.
+    Raises what a cell raised; the cells that are done are kept. Raises ValueError for an engine that shares out itself.
     """
+    if run.runtime.engine == "ray":
+        raise ValueError(
+            "cells side by side would each want all of Ray's workers\nlet it be one cell at a time: --set workers=1"
+        )
     numbers = count()
 
     def tell() -> None:

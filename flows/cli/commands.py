@@ -232,9 +232,8 @@ def _assignments(arguments: argparse.Namespace) -> list[str]:
 
 
 def _runtime_assignments(arguments: argparse.Namespace) -> list[str]:
-    return [
-        f"runtime.{name}={value}" for name in ("device", "threads") if (value := getattr(arguments, name)) is not None
-    ]
+    names = ("device", "threads", "engine", "workers", "address")
+    return [f"runtime.{name}={value}" for name in names if (value := getattr(arguments, name)) is not None]
 
 
 def _is_done(record: RunRecord, later: list[RunRecord]) -> bool:

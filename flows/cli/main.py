@@ -36,6 +36,7 @@ EXAMPLES = {
   distill run llmr-chitchat
   distill run llmr-chitchat --seed 1 --set method.optimizer.learning_rate=3e-4
   distill run llmr-chitchat --limit 2000     fewer pairs, for a first look
+  distill run llmr-cnndm --engine ray --workers 8      on eight GPUs, or a cluster
   distill run llmr-chitchat --set 'runtime.track=["tensorboard"]'
                               watch it train: also wandb, mlflow, trackio""",
     "up": """\
@@ -208,6 +209,9 @@ def _named_run_arguments(command: argparse.ArgumentParser) -> None:
 def _runtime_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps, … (auto)")
     command.add_argument("--threads", type=int, help="CPU threads that torch uses")
+    command.add_argument("--engine", choices=["local", "ray"], help="ray: shards are shared out to processes (local)")
+    command.add_argument("--workers", type=int, help="processes of engine ray (one a GPU, or a node without any)")
+    command.add_argument("--address", help="of a Ray that runs, HOST:PORT or auto (one of its own, on this machine)")
 
 
 def _catalogue_argument(command: argparse.ArgumentParser) -> None:

@@ -34,7 +34,7 @@ from tasks.store.progress import default_reporter
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 LEASE_SECONDS = 60.0  # the least that Prefect allows
-RUNTIME = "    runtime: device, threads, checkpoints and trackers; changes no result"
+RUNTIME = "    runtime: device, threads, checkpoints, trackers, who makes the shards; changes no result"
 
 
 def takes_parameters_of(outline: Outline) -> Callable[[Function], Function]:

@@ -2,8 +2,8 @@
 
 import torch
 
+from tasks.engine.settings import RuntimeSettings
 from tasks.messages import first_line
-from tasks.store.stage import RuntimeSettings
 
 
 def device_of(runtime: RuntimeSettings) -> torch.device:

@@ -1,8 +1,9 @@
 """The stage `decode`: what one system writes for a split, and what the teacher makes of it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -25,9 +26,10 @@ from kd_core.rollout.scoring import judge
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_artifact
 from tasks.compute.served import ANSWERS
+from tasks.engine.settings import RuntimeSettings
 from tasks.pairs.inputs import prompt_rows, read_split, student_rows
 from tasks.store.artifacts import Artifact
-from tasks.store.shards import Shard, Sharded
+from tasks.store.shards import Making, Shard, Sharded
 from tasks.store.stage import Build, stage
 
 BATCH_ROWS = 64
@@ -91,9 +93,34 @@ def decode(
 
     The reward is the one that LLMR was trained on, unscaled; here a truncated output is bootstrapped, never dropped.
     """
-    device = device_of(build.runtime)
+    ids = read_split(corpus, settings.split, ("id",), settings.max_rows)["id"]
+    parts = (
+        Shard((f"outputs-{number:05d}.parquet",), number, len(rows))
+        for number, rows in enumerate(torch.arange(len(ids)).split(BATCH_ROWS * SHARD_BATCHES))
+    )
+    shards = Sharded(build, "outputs", parts)
+    shards.make(
+        partial(_opens, corpus, teacher, writer, prompt, prompted, reward, settings, build.checkpoints.dir / ANSWERS)
+    )
+    written = pa.concat_tables([pq.read_table(build.shards.dir / name) for name in shards.files])
+    place = {number: i for i, number in enumerate(written["id"].to_pylist())}
+    pq.write_table(written.take([place[number] for number in ids]), build.dir / "outputs.parquet")
+
+
+def _opens(
+    corpus: Artifact,
+    teacher: Artifact,
+    writer: Artifact,
+    prompt: Prompts,
+    prompted: bool,
+    reward: RewardSettings,
+    settings: DecodeSettings,
+    answers: Path,
+    runtime: RuntimeSettings,
+) -> Callable[[int], Making]:
+    """The models and all that they read, opened once a process; then what makes a shard, by its number."""
+    device = device_of(runtime)
     split = read_split(corpus, settings.split, ("id", "source"), settings.max_rows)
-    answers = build.checkpoints.dir / ANSWERS
     writer_model = load_artifact(writer, device, answers=answers)
     teacher_model = writer_model
     if writer.key != teacher.key:
@@ -106,21 +133,16 @@ def decode(
         sources = judged  # the teacher judges itself
     else:
         sources = prompt_rows(writer_model, prompt.teacher, split["source"], limit)
+    by_length = sources.lengths.argsort(stable=True).split(BATCH_ROWS * SHARD_BATCHES)
 
-    order = sources.lengths.argsort(stable=True)
-    parts = (
-        Shard((f"outputs-{number:05d}.parquet",), rows, len(rows))
-        for number, rows in enumerate(order.split(BATCH_ROWS * SHARD_BATCHES))
-    )
-    shards = Sharded(build, "outputs", parts)
-    for shard in shards.missing():
+    def work(number: int) -> Making:
         found: list[dict[str, Any]] = []
-        for rows in shard.of.split(BATCH_ROWS):
+        for rows in by_length[number].split(BATCH_ROWS):
             found += _write(writer_model, teacher_model, sources, judged, rows, split["id"], reward, settings)
-            shards.tell(shard, len(found))
-        shards.write(shard, partial(pq.write_table, pa.Table.from_pylist(found, schema=OUTPUTS)))
-    written = pa.concat_tables([pq.read_table(build.shards.dir / name) for name in shards.files])
-    pq.write_table(written.take(order.argsort().numpy()), build.dir / "outputs.parquet")
+            yield len(found)
+        return [partial(pq.write_table, pa.Table.from_pylist(found, schema=OUTPUTS))]
+
+    return work
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """The stage `exposure`: a student's excess error by length, the measure of its exposure bias."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,11 +21,12 @@ from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.sampling import SamplingSettings
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_pair
+from tasks.engine.settings import RuntimeSettings
 from tasks.pairs.decode import DecodeSettings
 from tasks.pairs.inputs import prompt_rows, read_split, student_rows
 from tasks.ranges import SEEDS
 from tasks.store.artifacts import Artifact
-from tasks.store.shards import Shard, Sharded
+from tasks.store.shards import Making, Shard, Sharded
 from tasks.store.stage import Build, stage
 
 BATCH_ROWS = 64
@@ -90,29 +91,46 @@ def exposure(
     settings: ExposureSettings,
 ) -> None:
     """Write excess_error.parquet from the samples (`decode` artifacts) of both, which read what `prompt` says."""
-    teacher_model, student_model = load_pair(teacher, student, device_of(build.runtime))
-    sources = read_split(corpus, settings.split, ("source",), settings.rows)["source"]
-    read = (
-        _Read(teacher_model, prompt_rows(teacher_model, prompt.teacher, sources, settings.max_source_tokens)),
-        _Read(student_model, student_rows(student_model, prompt, sources, settings.max_source_tokens)),
-    )
     sides = {"student": student_outputs, "teacher": teacher_outputs}
     parts = (Shard((f"{side}-{i}.npy",), each) for side, outputs in sides.items() for i, each in outputs.items())
     shards = Sharded(build, "sets of prefixes", parts)
-    for shard in shards.missing():
-        shards.write(shard, partial(_save, _accumulated(*read, shard.of, settings.max_length)))
+    shards.make(partial(_opens, corpus, teacher, student, prompt, settings))
 
     def mean(side: str) -> Floats:
         curves = [np.load(build.shards.dir / name) for name in shards.files if name.startswith(side)]
         return np.asarray(np.mean(curves, axis=0))
 
-    resamples = Resamples(num_outputs=len(sources), num_resamples=settings.resamples, seed=settings.seed)
+    num_sources = len(read_split(corpus, settings.split, ("source",), settings.rows)["source"])
+    resamples = Resamples(num_outputs=num_sources, num_resamples=settings.resamples, seed=settings.seed)
     rows = [
         {"length": each.length, "d_student": each.d_student, "d_teacher": each.d_teacher}
         | {name: getattr(each.value, name) for name in ("value", "low", "high", "n", "note")}
         for each in excess_error(mean("student"), mean("teacher"), resamples)
     ]
     pq.write_table(pa.Table.from_pylist(rows, schema=EXCESS_ERROR), build.dir / "excess_error.parquet")
+
+
+def _opens(
+    corpus: Artifact,
+    teacher: Artifact,
+    student: Artifact,
+    prompt: Prompts,
+    settings: ExposureSettings,
+    runtime: RuntimeSettings,
+) -> Callable[[Artifact], Making]:
+    """Both models and all that they read, opened once a process; then what makes the curves of a set of outputs."""
+    teacher_model, student_model = load_pair(teacher, student, device_of(runtime))
+    sources = read_split(corpus, settings.split, ("source",), settings.rows)["source"]
+    read = (
+        _Read(teacher_model, prompt_rows(teacher_model, prompt.teacher, sources, settings.max_source_tokens)),
+        _Read(student_model, student_rows(student_model, prompt, sources, settings.max_source_tokens)),
+    )
+
+    def work(outputs: Artifact) -> Making:
+        yield 0
+        return [partial(_save, _accumulated(*read, outputs, settings.max_length))]
+
+    return work
 
 
 @dataclass(frozen=True)

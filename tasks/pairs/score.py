@@ -23,10 +23,11 @@ from kd_core.rollout.beam_search import BeamSettings, beam_search
 from kd_core.rollout.responses import mask_through_eos, truncated_rows
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_artifact
-from tasks.compute.served import ANSWERS
+from tasks.engine.local import Steps
+from tasks.engine.settings import RuntimeSettings
 from tasks.pairs.inputs import prompt_rows, read_split
 from tasks.store.artifacts import Artifact
-from tasks.store.shards import Shard, Sharded
+from tasks.store.shards import Making, Shard, Sharded
 from tasks.store.stage import Build, stage
 
 
@@ -66,36 +67,51 @@ class ScoreSettings:
 @stage
 def score(build: Build, corpus: Artifact, teacher: Artifact, prompt: Prompt, settings: ScoreSettings) -> None:
     """Write outputs-*.parquet, shard by shard; finished shards survive a kill."""
-    train = read_split(corpus, "train", ("id", "source"), settings.max_rows)
+    num_rows = len(read_split(corpus, "train", ("id",), settings.max_rows)["id"])
     parts = (
         # the seconds stand beside the table and not in it: the same inputs give the same bytes
         Shard((f"outputs-{number:05d}.parquet", f"seconds-{number:05d}.txt"), index, len(index))
-        for number, index in enumerate(torch.arange(len(train["id"])).split(settings.shard_rows))
+        for number, index in enumerate(torch.arange(num_rows).split(settings.shard_rows))
     )
     shards = Sharded(build, "inputs", parts)
-    loaded = load_artifact(teacher, device_of(build.runtime), answers=build.checkpoints.dir / ANSWERS)
-    sources = prompt_rows(loaded, prompt, train["source"], settings.max_source_tokens)
-    for shard in shards.missing():
-        begun = time.monotonic()
-        table = _table(loaded, sources, train["id"], shard.of, settings, partial(shards.tell, shard))
-        seconds = partial(Path.write_text, data=str(time.monotonic() - begun), encoding="ascii")
-        shards.write(shard, partial(pq.write_table, table), seconds)
+    shards.make(partial(_opens, corpus, teacher, prompt, settings, build.checkpoints.dir / ANSWERS))
     _record(build, build.shards.collect(*(name for name in shards.files if name.endswith(".parquet"))))
 
 
-def _table(
-    loaded: LoadedModel,
-    sources: TokenRows,
-    ids: list[int],
-    index: Tensor,
+def _opens(
+    corpus: Artifact,
+    teacher: Artifact,
+    prompt: Prompt,
     settings: ScoreSettings,
-    tell: Callable[[int], None],
-) -> pa.Table:
+    answers: Path,
+    runtime: RuntimeSettings,
+) -> Callable[[Tensor], Making]:
+    """The teacher and all that it reads, opened once a process; then what makes a shard of some rows."""
+    train = read_split(corpus, "train", ("id", "source"), settings.max_rows)
+    loaded = load_artifact(teacher, device_of(runtime), answers=answers)
+    sources = prompt_rows(loaded, prompt, train["source"], settings.max_source_tokens)
+
+    def work(index: Tensor) -> Making:
+        begun = time.monotonic()
+        table = yield from _table(loaded, sources, train["id"], index, settings)
+        seconds = (time.monotonic() - begun) / (runtime.workers or 1)  # as many shards are made meanwhile
+        return partial(pq.write_table, table), partial(_note, str(seconds))
+
+    return work
+
+
+def _note(text: str, path: Path) -> None:
+    path.write_text(text, encoding="ascii")
+
+
+def _table(
+    loaded: LoadedModel, sources: TokenRows, ids: list[int], index: Tensor, settings: ScoreSettings
+) -> Steps[pa.Table]:
     """The outputs of a shard in the order of the data; they are decoded by length."""
     outputs: dict[int, dict[str, Any]] = {}
     for rows in index[sources.lengths[index].argsort(stable=True)].split(settings.batch_rows):
         outputs |= _decode(loaded, sources, rows, settings)
-        tell(len(outputs))
+        yield len(outputs)
     return pa.Table.from_pylist([{"id": ids[row]} | outputs[row] for row in index.tolist()], schema=OUTPUTS)
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -29,7 +30,8 @@ def sync(path: Path) -> None:
 
 def atomic_write(path: Path, writer: Callable[[Path], object]) -> None:
     """Let `writer` fill a file beside `path`, then sync it and rename it into place: `path` is whole or not there."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    who = f"{socket.gethostname()}-{os.getpid()}"  # two nodes may have a process of one number
+    partial = path.with_name(f".{path.name}.{who}.partial")
     try:
         writer(partial)
         sync(partial)

@@ -27,6 +27,7 @@ INFRASTRUCTURE = (
     "tasks.compute.alarms",
     "tasks.compute.track",
     "tasks.endpoints",
+    "tasks.engine",
     "tasks.store",
 )
 

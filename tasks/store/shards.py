@@ -1,28 +1,43 @@
 """Finished parts of an unfinished build: each written whole, with a hash beside it, and never again.
 
 A kill costs the parts that were not finished. What was finished is looked at before it is trusted: existing is not
-being whole. A stage that works in shards says what is computed for one, and no more:
+being whole. A stage that works in shards says what is opened once a process, and what is computed for one shard:
 
     shards = Sharded(build, "windows", [Shard(("a-00000.npy",), rows, len(rows)) for rows in …])
-    for shard in shards.missing():
-        shards.write(shard, partial(save, computed_from(shard.of)))
+    shards.make(partial(_opens, corpus, model))
     build.shards.collect(*shards.files)
 
-Progress counts across all shards.
+    def _opens(corpus, model, runtime):
+        loaded = load_artifact(model, device_of(runtime))
+
+        def work(rows):
+            …
+            yield number                     # how much of the shard is done
+            return [partial(save, found)]    # a writer for each of its files
+
+        return work
+
+The run's engine decides where: here, or in the processes of a cluster, which write where this one looks. So `_opens` is
+a function at the top of a module. Progress counts across all shards.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import partial
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
+from tasks.engine.local import Engine, Opens, Steps
+from tasks.engine.settings import RuntimeSettings
 from tasks.store.artifacts import FileRecord, StoreError
 from tasks.store.files import atomic_write, file_hash, link_or_copy
 
 HASH = ".sha256"  # of the file beside it; written after it
+SEEN_SECONDS = 90.0  # within which a node sees what another has written: NFS remembers what was not there for 60 s
 T = TypeVar("T")
 Writer = Callable[[Path], object]
+Making = Steps[Iterable[Writer]]  # the work on a shard: how much is done, and in the end a writer for each file
 
 
 class Shards:
@@ -40,11 +55,13 @@ class Shards:
 
     def write(self, name: str, writer: Writer) -> None:
         """Let `writer` fill a file: whole or not there, its hash beside it."""
-        path = self.dir / name
-        _beside(path).unlink(missing_ok=True)
-        atomic_write(path, writer)
-        self._known[name] = sha256 = file_hash(path)
-        atomic_write(_beside(path), lambda partial: partial.write_text(sha256, encoding="ascii"))
+        self._known[name] = write_whole(self.dir / name, writer)
+
+    def written(self, hashes: Mapping[str, str]) -> None:
+        """Take note of files, name -> hash, that any process has written. Raises StoreError if they are not seen."""
+        for name in hashes:
+            _wait_for(self.dir / name)
+        self._known |= hashes
 
     def collect(self, *names: str) -> int:
         """Put files among those of the artifact; returns their bytes."""
@@ -78,6 +95,25 @@ class Shards:
         return False
 
 
+def write_whole(path: Path, writer: Writer) -> str:
+    """Let `writer` fill a file: whole or not there, its hash beside it. Returns the hash."""
+    _beside(path).unlink(missing_ok=True)
+    atomic_write(path, writer)
+    sha256 = file_hash(path)
+    atomic_write(_beside(path), lambda partial: partial.write_text(sha256, encoding="ascii"))
+    return sha256
+
+
+def _wait_for(path: Path) -> None:
+    """Wait until what another node has written is seen here. To list a folder makes NFS look at it anew."""
+    until = time.monotonic() + SEEN_SECONDS
+    while not path.exists():
+        if time.monotonic() > until:
+            raise StoreError(f"{path} is not seen here, though a worker has written it\nmount the store on every node")
+        time.sleep(0.05)
+        list(path.parent.iterdir())
+
+
 def _beside(path: Path) -> Path:
     return path.with_name(path.name + HASH)
 
@@ -86,6 +122,7 @@ class Building(Protocol):
     """The part of a stage's `Build` that is used here."""
 
     shards: Shards
+    engine: Engine
 
     def progress(self, done: float, total: float, unit: str = "") -> None:
         """Tell how far the stage is."""
@@ -107,22 +144,35 @@ class Sharded(Generic[T]):
         self._build, self._unit, self._shards = build, unit, list(shards)
         self.size = sum(shard.size for shard in self._shards)
         self.files = [name for shard in self._shards for name in shard.files]
-        starts = accumulate((shard.size for shard in self._shards), initial=0)
-        self._start = {shard.files: start for shard, start in zip(self._shards, starts, strict=False)}
 
-    def missing(self) -> Iterator[Shard[T]]:
-        """The shards that are to be made, in order. Tells how far the stage is before each of them and after all."""
+    def make(self, opens: Callable[[RuntimeSettings], Callable[[T], Making]]) -> None:
+        """Make the shards that are missing, by what `opens` gives. Tells how far all are, before, meanwhile and after.
+
+        Raises what `opens` or its work raises, and ValueError for a shard that is given too few or too many writers.
+        """
         missing = [shard for shard in self._shards if not self._build.shards.whole(*shard.files)]
-        for shard in missing:
-            self.tell(shard, 0)
-            yield shard
+        made = self.size - sum(shard.size for shard in missing)
+        under_way: dict[int, int] = {}
+
+        def tell(number: int, done: int) -> None:
+            under_way[number] = done
+            self._build.progress(made + sum(under_way.values()), self.size, self._unit)
+
+        writes: Opens[Shard[T], dict[str, str]] = partial(_opened, opens, self._build.shards.dir)
+        for number, hashes in self._build.engine.map(writes, missing, tell):
+            self._build.shards.written(hashes)
+            under_way[number] = missing[number].size
         self._build.progress(self.size, self.size, self._unit)
 
-    def tell(self, shard: Shard[T], done: int) -> None:
-        """Tell how much of a shard is done."""
-        self._build.progress(self._start[shard.files] + done, self.size, self._unit)
 
-    def write(self, shard: Shard[T], *writers: Writer) -> None:
-        """Write a shard's files, each by its writer."""
-        for name, writer in zip(shard.files, writers, strict=True):
-            self._build.shards.write(name, writer)
+def _opened(
+    opens: Callable[[RuntimeSettings], Callable[[T], Making]], directory: Path, runtime: RuntimeSettings
+) -> Callable[[Shard[T]], Steps[dict[str, str]]]:
+    """What makes a shard's files in `directory`, in whichever process; it returns their hashes."""
+    work = opens(runtime)
+
+    def make(shard: Shard[T]) -> Steps[dict[str, str]]:
+        writers = yield from work(shard.of)
+        return {name: write_whole(directory / name, writer) for name, writer in zip(shard.files, writers, strict=True)}
+
+    return make

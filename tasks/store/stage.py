@@ -12,45 +12,26 @@ Under `planning=True` the same calls build nothing and say of each stage whether
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from tasks.engine.engines import engine_of
+from tasks.engine.local import Engine, Local
+from tasks.engine.machine import COMPUTING, machine, versions
+from tasks.engine.settings import RuntimeSettings
 from tasks.messages import first_line
 from tasks.store.artifacts import MANIFEST, Artifact, FileRecord, Manifest, Store, StoreError
 from tasks.store.checkpoints import Checkpoints
 from tasks.store.files import stamp
 from tasks.store.keys import KeyRecord, explain, in_short, inputs_of, key_of, key_record
-from tasks.store.machine import COMPUTING, machine, versions
 from tasks.store.prefect_task import as_prefect_task
 from tasks.store.progress import NullReporter, Reporter
 from tasks.store.quarantine import contents_of, make_room, problem_of
 from tasks.store.runs import DISTILL, RunRecord, StageRun, end_parts, utc_now
 from tasks.store.shards import Shards
-
-
-@dataclass(frozen=True, kw_only=True)
-class RuntimeSettings:
-    """Where and how a run computes. In no stage's key: it changes no result beyond the last bits of a float."""
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
-
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
-    threads: int | None = None  # CPU threads; None = torch's choice. Byte-identical results need the same number
-    checkpoint_seconds: float = 30.0  # between two checkpoints; 0 = after every step
-    gradient_checkpointing: bool = False  # students on pairs learn in less memory, a third slower: the same bytes
-    cuda_graphs: bool = False  # decoder-only students on pairs write by CUDA graphs; nobody has measured it yet
-    track: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()  # where else training logs go
-
-    def __post_init__(self) -> None:
-        if self.device != "auto" and self.device.split(":")[0] not in ("cpu", "cuda", "mps"):
-            raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {self.device!r}")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads must be at least 1, got {self.threads}")
-        if self.checkpoint_seconds < 0:
-            raise ValueError(f"checkpoint_seconds must be 0 or more, got {self.checkpoint_seconds}")
 
 
 @dataclass(frozen=True)
@@ -81,6 +62,7 @@ class Run:
     cell: str = ""  # of a comparison: which of its runs the stages now serve
     untracked: set[str] = field(default_factory=set)  # trackers that have failed: said once, and not tried again
     claim: Callable[[RuntimeSettings], RuntimeSettings] = lambda runtime: runtime  # waits for a device before a build
+    engine: Engine | None = None  # that shares shards out; None = this process makes them
 
     @property
     def run_id(self) -> str:
@@ -127,14 +109,18 @@ def open_run(
 ) -> Iterator[Run]:
     """A run, recorded at its start, after each stage and at its end. A plan is recorded nowhere.
 
-    `part_of` names the run whose work this process does. Raises StoreError where the store's disk cannot be used.
+    `part_of` names the run whose work this process does. Raises StoreError where the store's disk cannot be used, and
+    ValueError where the engine cannot be had.
     """
     record = RunRecord.start(name, parameters or {}, flow)
     record.part_of = part_of
     run = Run(store, record, runtime or RuntimeSettings(), reporter or NullReporter(), planning)
-    with nullcontext() if planning else record.going_on(store):
+    with ExitStack() as open_while_it_goes:
         if not planning:
+            open_while_it_goes.enter_context(record.going_on(store))
             store.check_disk()
+            engine = engine_of(run.runtime, store.root, run.reporter.warning)
+            run.engine = open_while_it_goes.enter_context(engine)
             record.save(store)
         token = _current.set(run)
         try:
@@ -167,6 +153,7 @@ class Build:
     def __init__(self, run: Run, artifact: Artifact, directory: Path, name: str, settings: dict[str, Any]) -> None:
         self.stage, self.settings = name, settings  # as it is shown, its label included; as its key has them
         self.dir, self.run, self.runtime = directory, run, run.runtime
+        self.engine = run.engine or Local(run.runtime)
         self.stats: dict[str, Any] = {}
         self.store_root, self._reporter = run.store.root, run.reporter
         where, seconds = run.store.checkpoint_dir(artifact), run.runtime.checkpoint_seconds
@@ -280,7 +267,7 @@ class Stage:
                     seconds=time.monotonic() - begun,
                     created=utc_now(),
                     versions=versions(),
-                    machine=machine(run.runtime.device, run.runtime.threads),
+                    machine=machine(run.runtime.device, run.runtime.threads) | build.engine.about,
                     inputs=contents,
                 )
 

@@ -1,6 +1,6 @@
 """The stage `free_run`: one system on held-out text, its loss on exact windows and after tokens of its own."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -17,8 +17,9 @@ from kd_core.windows.free_running import free_running
 from kd_core.windows.last_block import next_hidden
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_artifact
+from tasks.engine.settings import RuntimeSettings
 from tasks.store.artifacts import Artifact
-from tasks.store.shards import Shard, Sharded
+from tasks.store.shards import Making, Shard, Sharded
 from tasks.store.stage import Build, stage
 from tasks.text.tokens import read_tokens
 
@@ -66,23 +67,36 @@ class FreeRunSettings(HeldOutSettings):
     context: int = 128
 
 
+Tables = Callable[[LoadedModel, torch.Tensor, FreeRunSettings], Iterator[pa.Table]]
+Work = Callable[[Tables], Making]
+
+
 @stage
-@torch.no_grad()
 def free_run(build: Build, corpus: Artifact, model: Artifact, settings: FreeRunSettings) -> None:
     """Write windows.parquet (the cross-entropy of exact windows) and steps.parquet (free running from them)."""
-    loaded = load_artifact(model, device_of(build.runtime))
-    text_N = read_tokens(corpus, settings.split, loaded.model.device)
-    windows = len(window_targets(len(text_N), settings.context, settings.window_stride))
-    starts = len(trajectory_starts(len(text_N), settings.context, settings.horizon, settings.start_stride))
+    length = len(read_tokens(corpus, settings.split))
+    windows = len(window_targets(length, settings.context, settings.window_stride))
+    starts = len(trajectory_starts(length, settings.context, settings.horizon, settings.start_stride))
     parts = (Shard(("windows.parquet",), _told, windows), Shard(("steps.parquet",), _free, starts * settings.horizon))
     shards = Sharded(build, "predictions", parts)
-    for shard in shards.missing():
-        tables = []
-        for table in shard.of(loaded, text_N, settings):
-            tables.append(table)
-            shards.tell(shard, sum(map(len, tables)))
-        shards.write(shard, partial(pq.write_table, pa.concat_tables(tables)))
+    shards.make(partial(_opens, corpus, model, settings))
     build.shards.collect(*shards.files)
+
+
+def _opens(corpus: Artifact, model: Artifact, settings: FreeRunSettings, runtime: RuntimeSettings) -> Work:
+    """The model and the text, opened once a process; then what makes one of the two tables."""
+    loaded = load_artifact(model, device_of(runtime))
+    text_N = read_tokens(corpus, settings.split, loaded.model.device)
+
+    @torch.no_grad()
+    def work(of: Tables) -> Making:
+        tables: list[pa.Table] = []
+        for table in of(loaded, text_N, settings):
+            tables.append(table)
+            yield sum(map(len, tables))
+        return [partial(pq.write_table, pa.concat_tables(tables))]
+
+    return work
 
 
 def _told(loaded: LoadedModel, text_N: torch.Tensor, settings: FreeRunSettings) -> Iterator[pa.Table]:

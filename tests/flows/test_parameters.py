@@ -12,8 +12,8 @@ from flows.methods import Method
 from flows.outlines import MODULES, Outline, outline_of
 from flows.stack.recorded import takes_parameters_of
 from kd_core.train.llmr import LLMRSettings
+from tasks.engine.settings import RuntimeSettings
 from tasks.store.artifacts import Artifact
-from tasks.store.stage import RuntimeSettings
 
 
 def by_hand(

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from flows.workers import build_cells
+from tasks.engine.settings import RuntimeSettings
 from tasks.store.artifacts import Store
-from tasks.store.stage import RuntimeSettings, open_run
+from tasks.store.stage import open_run
 from tests.tasks.tiny_texts import OUTLINE, text_parameters
 
 SMALL = ["method.rounds=1", "method.epochs=1", "evaluation.resamples=2", "evaluation.start_stride=40"]

@@ -17,6 +17,7 @@ from kd_core.train.batches import BatchSettings
 from kd_core.train.llmr import LLMRSettings
 from kd_core.train.state import OptimizerSettings
 from kd_core.train.supervised import SupervisedSettings
+from tasks.engine.settings import RuntimeSettings
 from tasks.pairs.evaluate import EvaluationSettings
 from tasks.pairs.llmr import llmr
 from tasks.pairs.pre_distill import pre_distill
@@ -25,7 +26,7 @@ from tasks.pairs.score import ScoreSettings, score
 from tasks.pairs.student import StudentSettings
 from tasks.pairs.teacher import TeacherSettings, teacher
 from tasks.store.artifacts import Artifact, Store
-from tasks.store.stage import Run, RuntimeSettings, open_run
+from tasks.store.stage import Run, open_run
 from tests.tasks.tiny_models import WORDS
 
 RUNTIME = RuntimeSettings(device="cpu", threads=1)

@@ -1,5 +1,6 @@
 """The stage `label_outputs`: the teacher's distribution at every token that it wrote, and the error of that form."""
 
+from collections.abc import Callable
 from functools import partial
 
 import pyarrow as pa
@@ -15,18 +16,20 @@ from kd_core.rollout.teacher_labels import LabelSettings, label_error, make_labe
 from kd_core.train.supervised import Pairs, pair_states
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_artifact
+from tasks.engine.settings import RuntimeSettings
 from tasks.labels.files import HEAD, collect, drawn_labels, head_writer, uniform_numbers, write_labels
 from tasks.pairs.inputs import output_columns, prompt_rows, written_outputs
 from tasks.store.artifacts import Artifact
-from tasks.store.shards import Shard, Sharded
+from tasks.store.files import read_json, write_json
+from tasks.store.shards import Making, Shard, Sharded, Writer
 from tasks.store.stage import Build, stage
 
+MEASURED = "measured.json"  # no part of the artifact
 SHARD_OUTPUTS = 512
 MEASURED_OUTPUTS = 64  # the first ones: what labels lose against dense is measured there
 
 
 @stage
-@torch.no_grad()
 def label_outputs(
     build: Build,
     corpus: Artifact,
@@ -41,27 +44,59 @@ def label_outputs(
 
     The teacher reads its sources as it did when it wrote: `prompt` and `max_source_tokens` are those of `score`.
     """
-    loaded = load_artifact(teacher, device_of(build.runtime))
+    written = written_outputs(corpus, outputs)[1]
+    beside = (MEASURED, HEAD) if settings.kind == "hidden" else (MEASURED,)  # files of the first shard
+    parts = (
+        Shard((f"labels-{number:05d}.parquet", *(() if number else beside)), index, len(index))
+        for number, index in enumerate(torch.arange(len(written)).split(SHARD_OUTPUTS))
+    )
+    shards = Sharded(build, "outputs", parts)
+    shards.make(partial(_opens, corpus, teacher, outputs, prompt, max_source_tokens, settings, seed))
+    build.shards.collect(*(name for name in shards.files if name == HEAD))
+    tokens = sum(map(len, written))
+    collect(build, [name for name in shards.files if name.endswith(".parquet")], tokens)
+    build.record(tokens=tokens, **read_json(build.shards.dir / MEASURED))
+
+
+def _opens(
+    corpus: Artifact,
+    teacher: Artifact,
+    outputs: Artifact,
+    prompt: Prompt,
+    max_source_tokens: int,
+    settings: LabelSettings,
+    seed: int,
+    runtime: RuntimeSettings,
+) -> Callable[[Tensor], Making]:
+    """The teacher and what it reads again, opened once a process; then what makes the labels of some outputs."""
+    loaded = load_artifact(teacher, device_of(runtime))
     head = head_of(loaded.model, loaded.num_tokens)
     texts, written = written_outputs(corpus, outputs)
     pairs = Pairs(prompt_rows(loaded, prompt, texts, max_source_tokens), TokenRows.of(written))
     ids = torch.tensor(output_columns(outputs, "id")["id"].to_pylist())
-    parts = (
-        Shard((f"labels-{number:05d}.parquet",), index, len(index))
-        for number, index in enumerate(torch.arange(len(written)).split(SHARD_OUTPUTS))
-    )
-    shards = Sharded(build, "outputs", parts)
-    for shard in shards.missing():
-        labels = _labels(loaded, pairs, shard.of, settings, mixed_seed(seed, int(shard.of[0])))
-        place = _place(ids[shard.of], pairs.target.lengths[shard.of])
-        shards.write(shard, partial(write_labels, labels=labels, place=place, vocab_size=len(head)))
-    if settings.kind == "hidden":
-        head_writer(head)(build.dir / HEAD)
-    collect(build, shards.files, len(pairs.target.flat))
-    first = torch.arange(min(MEASURED_OUTPUTS, settings.batch_rows, len(written)))
-    hidden_ME, _ = pair_states(loaded.model, pairs, first)
-    error = label_error(drawn_labels(hidden_ME, head, settings, mixed_seed(seed, len(written))), hidden_ME, head)
-    build.record(tokens=len(pairs.target.flat), kl_to_dense=error.divergence, mass_elsewhere=error.missed)
+
+    @torch.no_grad()
+    def work(index: Tensor) -> Making:
+        yield 0
+        labels = _labels(loaded, pairs, index, settings, mixed_seed(seed, int(index[0])))
+        place = _place(ids[index], pairs.target.lengths[index])
+        writers: list[Writer] = [partial(write_labels, labels=labels, place=place, vocab_size=len(head))]
+        if index[0] == 0:
+            measured = _lost(loaded, pairs, settings, mixed_seed(seed, len(written)))
+            writers += [partial(write_json, record=measured)]
+            writers += [head_writer(head)] if settings.kind == "hidden" else []
+        return writers
+
+    return work
+
+
+def _lost(teacher: LoadedModel, pairs: Pairs, settings: LabelSettings, seed: int) -> dict[str, float]:
+    """What labels lose against dense ones, on the first outputs."""
+    head = head_of(teacher.model, teacher.num_tokens)
+    first = torch.arange(min(MEASURED_OUTPUTS, settings.batch_rows, len(pairs.target)))
+    hidden_ME, _ = pair_states(teacher.model, pairs, first)
+    error = label_error(drawn_labels(hidden_ME, head, settings, seed), hidden_ME, head)
+    return {"kl_to_dense": error.divergence, "mass_elsewhere": error.missed}
 
 
 def _labels(teacher: LoadedModel, pairs: Pairs, index: Tensor, settings: LabelSettings, seed: int) -> TeacherLabels:

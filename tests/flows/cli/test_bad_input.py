@@ -80,6 +80,8 @@ def model_directory(path: Path, words: list[str]) -> Path:
             'runtime.track=["tensorbord"]',
             "runtime.track: input should be 'tensorboard', 'wandb', 'mlflow' or 'trackio', got 'tensorbord'",
         ),
+        ("runtime.engine=spark", "runtime.engine: input should be 'local' or 'ray', got 'spark'"),
+        ("runtime.workers=2", "runtime: workers is for engine ray, and the engine is local"),
         ("runtime.track=tensorboard", "runtime.track: input should be a valid tuple, got 'tensorboard'"),
     ],
 )

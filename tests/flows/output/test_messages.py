@@ -15,10 +15,10 @@ from flows.output import show
 from flows.output.messages import LONGEST, explain, why_stopped
 from flows.settings import validate
 from tasks.compute.device import device_of
+from tasks.engine.settings import RuntimeSettings
 from tasks.ranges import check_numbers
 from tasks.report import page
 from tasks.store.artifacts import Store, StoreError
-from tasks.store.stage import RuntimeSettings
 
 PROJECT = Path(__file__).parents[3]
 RECIPES = PROJECT / "tests" / "e2e" / "prefect.yaml"

@@ -17,9 +17,9 @@ import pytest
 
 from flows.outlines import Outline, execute
 from tasks.compute.device_lock import Device, devices_here, one_device
+from tasks.engine.settings import RuntimeSettings
 from tasks.store.artifacts import Artifact, Store
 from tasks.store.progress import Reporter
-from tasks.store.stage import RuntimeSettings
 from tests.tasks.store.tiny_stages import Listener, upper, words
 
 PROJECT = Path(__file__).parents[3]

@@ -19,12 +19,13 @@ from kd_core.models.shapes import T5Shape
 from kd_core.train.state import OptimizerSettings
 from kd_core.train.supervised import SupervisedSettings
 from tasks.compute import track
+from tasks.engine.settings import RuntimeSettings
 from tasks.pairs.prepare import prepare
 from tasks.pairs.teacher import TeacherSettings, teacher
 from tasks.store.artifacts import Artifact, Store
 from tasks.store.checkpoints import Checkpoints
 from tasks.store.progress import NullReporter
-from tasks.store.stage import Run, RuntimeSettings, open_run
+from tasks.store.stage import Run, open_run
 from tests.tasks.tiny_runs import write_pairs
 
 SHAPE = T5Shape(d_model=16, d_kv=8, d_ff=24, num_layers=1, num_decoder_layers=1, num_heads=2)

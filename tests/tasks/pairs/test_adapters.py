@@ -26,6 +26,7 @@ from kd_core.models.token_rows import TokenRows
 from kd_core.train.batches import BatchSettings
 from kd_core.train.state import OptimizerSettings
 from tasks.compute.models import load_artifact, load_pair
+from tasks.engine.settings import RuntimeSettings
 from tasks.export.export import export_run
 from tasks.pairs.student import StudentSettings
 from tasks.pairs.teacher import TeacherSettings
@@ -34,7 +35,7 @@ from tasks.store.artifacts import Artifact, Store
 from tasks.store.keys import canonical
 from tasks.store.maintenance import unreferenced
 from tasks.store.progress import NullReporter
-from tasks.store.stage import Run, RuntimeSettings, open_run
+from tasks.store.stage import Run, open_run
 from tests.flows.test_methods import SHORT, method
 from tests.tasks.tiny_models import write_llama, write_model
 from tests.tasks.tiny_runs import EVALUATION, METHOD, RUNTIME, SCORE, TRAINING, write_pairs

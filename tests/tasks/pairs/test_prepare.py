@@ -12,9 +12,10 @@ import pytest
 
 from data.reading.specs import DatasetSettings
 from data.sources import load
+from tasks.engine.settings import RuntimeSettings
 from tasks.pairs.prepare import prepare
 from tasks.store.artifacts import Artifact, Store
-from tasks.store.stage import RuntimeSettings, open_run
+from tasks.store.stage import open_run
 
 FILES = ("train.parquet", "validation.parquet", "test.parquet", "dropped.parquet")
 

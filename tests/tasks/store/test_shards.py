@@ -3,16 +3,19 @@
 A stage in shards makes what is missing and no more; files go with their writers, progress counts across all shards.
 """
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
 import tasks.store.files
+from tasks.engine.settings import RuntimeSettings
 from tasks.store.artifacts import Artifact, FileRecord, Store, StoreError
 from tasks.store.files import file_hash
 from tasks.store.progress import NullReporter
-from tasks.store.shards import Shard, Sharded, Shards
+from tasks.store.shards import Making, Shard, Sharded, Shards
 from tasks.store.stage import Build, open_run, stage
 
 
@@ -107,15 +110,17 @@ def test_where_there_are_no_hard_links_shards_are_copied(
 PARTS = [Shard(("a.txt", "a.len"), "one"), Shard(("b.txt", "b.len"), "three", 2), Shard(("c.txt", "c.len"), "", 3)]
 
 
+def written(warn: Callable[[str], None], word: str) -> Making:
+    warn(word)
+    yield 1
+    return [partial(Path.write_text, data=text) for text in (word, str(len(word)))]
+
+
 @stage
 def lengths(build: Build) -> None:
     """Words and their lengths, a shard each."""
     shards = Sharded(build, "words", iter(PARTS))
-    for shard in shards.missing():
-        build.warn(shard.of)
-        shards.tell(shard, 1)
-        write_word, write_length = (partial(Path.write_text, data=text) for text in (shard.of, str(len(shard.of))))
-        shards.write(shard, write_word, write_length)
+    shards.make(lambda runtime: partial(written, build.warn))
     build.record(bytes=build.shards.collect(*shards.files))
 
 
@@ -163,6 +168,41 @@ def test_after_a_kill_only_what_is_missing_is_made_and_progress_begins_there(tmp
     assert again.told[0] == (1, 6, "words")
 
 
+def test_where_nothing_is_missing_nothing_is_opened(tmp_path: Path) -> None:
+    opened: list[str] = []
+
+    def opens(runtime: RuntimeSettings) -> Callable[[str], Making]:
+        opened.append(runtime.device)
+        return partial(written, lambda word: None)
+
+    @stage
+    def twice(build: Build) -> None:
+        """Asks for the same shards twice."""
+        for _ in range(2):
+            Sharded(build, "words", PARTS).make(opens)
+
+    with open_run(Store(tmp_path), name="test", runtime=RuntimeSettings(device="cpu")):
+        twice()
+    assert opened == ["cpu"]
+
+
+def test_what_another_process_has_written_is_waited_for(places: tuple[Path, Path], warnings: list[str]) -> None:
+    late = Timer(0.3, lambda: write(shards_in(places, warnings), "a.txt"))
+    late.start()
+    shards = shards_in(places, warnings)
+    shards.written({"a.txt": "its hash"})
+    assert (places[0] / "a.txt").read_text() == "whole"
+    late.join()
+
+
+def test_what_never_comes_is_named(
+    places: tuple[Path, Path], warnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.store.shards.SEEN_SECONDS", 0.2)
+    with pytest.raises(StoreError, match=r"a\.txt is not seen here, though a worker has written it\nmount the store"):
+        shards_in(places, warnings).written({"a.txt": "its hash"})
+
+
 def test_of_a_shard_that_lacks_one_file_all_are_made_anew(tmp_path: Path) -> None:
     store, again = Store(tmp_path), Ear()
     with pytest.raises(KeyboardInterrupt):
@@ -174,12 +214,14 @@ def test_of_a_shard_that_lacks_one_file_all_are_made_anew(tmp_path: Path) -> Non
 
 
 def test_a_file_without_a_writer_is_refused(tmp_path: Path) -> None:
+    def one_of_two(word: str) -> Making:
+        yield 0
+        return [lambda path: path.write_text("x")]
+
     @stage
     def forgetful(build: Build) -> None:
         """Writes one file of two."""
-        shards = Sharded(build, "words", PARTS)
-        for shard in shards.missing():
-            shards.write(shard, lambda path: path.write_text("x"))
+        Sharded(build, "words", PARTS).make(lambda runtime: one_of_two)
 
     with open_run(Store(tmp_path), name="test"), pytest.raises(ValueError, match="shorter"):
         forgetful()

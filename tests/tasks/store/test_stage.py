@@ -14,12 +14,13 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from tasks.engine.settings import RuntimeSettings
 from tasks.store import maintenance
 from tasks.store.artifacts import MANIFEST, Artifact, Store, StoreError
 from tasks.store.keys import difference, key_record
 from tasks.store.progress import NullReporter
 from tasks.store.runs import RunRecord, StageRun, read_runs
-from tasks.store.stage import Build, Run, RuntimeSettings, open_run, stage
+from tasks.store.stage import Build, Run, open_run, stage
 
 BUILT: list[str] = []
 

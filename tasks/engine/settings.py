@@ -1,0 +1,46 @@
+"""How a run computes, which changes no result."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeSettings:
+    """Where and how a run computes. In no stage's key: it changes no result beyond the last bits of a float."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by the settings check)
+
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+    threads: int | None = None  # CPU threads; None = torch's choice. Byte-identical results need the same number
+    checkpoint_seconds: float = 30.0  # between two checkpoints; 0 = after every step
+    gradient_checkpointing: bool = False  # students on pairs learn in less memory, a third slower: the same bytes
+    cuda_graphs: bool = False  # decoder-only students on pairs write by CUDA graphs; nobody has measured it yet
+    track: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()  # where else training logs go
+    engine: Literal["local", "ray"] = "local"  # ray: what is made in shards is shared out among processes
+    workers: int | None = None  # of them; None = one for each GPU, or for each node where there is none
+    address: str | None = None  # of a Ray that runs, HOST:PORT, or auto; None = one of our own, on this machine
+    gpus_per_worker: float | None = None  # None = 1 where there are GPUs and `device` is not cpu, else 0
+
+    def __post_init__(self) -> None:
+        if self.device != "auto" and self.device.split(":")[0] not in ("cpu", "cuda", "mps"):
+            raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {self.device!r}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be at least 1, got {self.threads}")
+        if self.checkpoint_seconds < 0:
+            raise ValueError(f"checkpoint_seconds must be 0 or more, got {self.checkpoint_seconds}")
+        if self.engine == "ray":
+            self._check_ray()
+        elif given := [name for name in ("workers", "address", "gpus_per_worker") if getattr(self, name) is not None]:
+            raise ValueError(f"{given[0]} is for engine ray, and the engine is local\nadd: --engine ray")
+
+    def _check_ray(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"workers must be at least 1, got {self.workers}")
+        if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
+            raise ValueError(f"gpus_per_worker must be 0 or more, got {self.gpus_per_worker}")
+        host, _, port = (self.address or "auto").rpartition(":")
+        if self.address not in (None, "auto") and (not host or "/" in host or not port.isdigit()):
+            raise ValueError(
+                f"address must be auto or HOST:PORT, got {self.address!r}\n"
+                "start the run on a node of the cluster: what it starts there writes to the store"
+            )

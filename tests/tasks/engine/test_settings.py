@@ -1,0 +1,33 @@
+"""What a run is told of its engine: refused in a line where it cannot be meant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tasks.engine.settings import RuntimeSettings
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"workers": 2}, "workers is for engine ray, and the engine is local\nadd: --engine ray"),
+        ({"address": "auto"}, "address is for engine ray"),
+        ({"gpus_per_worker": 1.0}, "gpus_per_worker is for engine ray"),
+        ({"engine": "ray", "workers": 0}, "workers must be at least 1, got 0"),
+        ({"engine": "ray", "gpus_per_worker": -0.5}, "gpus_per_worker must be 0 or more, got -0.5"),
+        ({"engine": "ray", "address": "somewhere"}, "address must be auto or HOST:PORT, got 'somewhere'"),
+        ({"engine": "ray", "address": "ray://head:10001"}, "address must be auto or HOST:PORT, got 'ray://head:10001'"),
+        ({"engine": "ray", "address": "head:"}, "address must be auto or HOST:PORT, got 'head:'"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=r"must be|is for") as refused:
+        RuntimeSettings(**given)
+    assert str(refused.value).startswith(said)
+
+
+@pytest.mark.parametrize("address", [None, "auto", "head:6379", "10.0.0.1:6379"])
+def test_what_can_be_meant_is_taken(address: str | None) -> None:
+    assert RuntimeSettings(engine="ray", workers=8, address=address, gpus_per_worker=0.5).workers == 8
