@@ -99,9 +99,8 @@ def decode(
         for number, rows in enumerate(torch.arange(len(ids)).split(BATCH_ROWS * SHARD_BATCHES))
     )
     shards = Sharded(build, "outputs", parts)
-    shards.make(
-        partial(_opens, corpus, teacher, writer, prompt, prompted, reward, settings, build.checkpoints.dir / ANSWERS)
-    )
+    answers = build.checkpoints.dir / ANSWERS
+    shards.make(partial(_opens, corpus, teacher, writer, prompt, prompted, reward, settings, answers))
     written = pa.concat_tables([pq.read_table(build.shards.dir / name) for name in shards.files])
     place = {number: i for i, number in enumerate(written["id"].to_pylist())}
     pq.write_table(written.take([place[number] for number in ids]), build.dir / "outputs.parquet")

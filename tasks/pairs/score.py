@@ -23,6 +23,7 @@ from kd_core.rollout.beam_search import BeamSettings, beam_search
 from kd_core.rollout.responses import mask_through_eos, truncated_rows
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_artifact
+from tasks.compute.served import ANSWERS
 from tasks.engine.local import Steps
 from tasks.engine.settings import RuntimeSettings
 from tasks.pairs.inputs import prompt_rows, read_split
