@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -147,20 +148,21 @@ def test_every_user_can_see_the_lock_whatever_the_umask_of_the_first(locks: Path
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can be two users")
-def test_another_user_waits_too(locks: Path) -> None:
+def test_another_user_waits_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a folder like /tmp, where Linux lets nobody open another user's file for writing."""
-    for folder in locks.parents[:3]:
-        folder.chmod(0o755)
-    locks.chmod(0o1777)
-    with one_device(TWO[:1], print):
-        other = Process(TWO[:1], user=65534)
-        try:
-            assert other.says() == f"other runs compute on cuda:0 (process {os.getpid()}); waiting"
-        finally:
-            other.end()
-    (made,) = locks.iterdir()
-    os.chown(made, 65534, 65534)
-    assert free(TWO[0])
+    with TemporaryDirectory() as folder:  # not under pytest's own, which is closed to others
+        locks = Path(folder)
+        locks.chmod(0o1777)
+        monkeypatch.setenv("DISTILL_LOCKS", folder)
+        with one_device(TWO[:1], print):
+            other = Process(TWO[:1], user=65534)
+            try:
+                assert other.says() == f"other runs compute on cuda:0 (process {os.getpid()}); waiting"
+            finally:
+                other.end()
+        (made,) = locks.iterdir()
+        os.chown(made, 65534, 65534)
+        assert free(TWO[0])
 
 
 def test_a_folder_that_cannot_be_used_is_named(locks: Path) -> None:
