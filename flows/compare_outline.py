@@ -141,7 +141,16 @@ def asks(parameters: Mapping[str, Any]) -> bool:
 def check_plan(parameters: Mapping[str, Any], plan: Sequence[PlanRow]) -> str | None:
     """The compared run's own check of its plan."""
     outline, tasks = _tasks(**parameters)
-    return None if outline.check_plan is None else outline.check_plan(tasks[0].parameters, plan)
+    if outline.check_plan is None:
+        return None
+    asking = {_endpoints(task.parameters): task.parameters for task in tasks if outline.asks(task.parameters)}
+    remarks = [outline.check_plan(each, plan) for each in asking.values()]
+    return next((remark for remark in remarks if remark is not None), None)
+
+
+def _endpoints(parameters: Mapping[str, Any]) -> str:
+    """What a run would ask, as text: cells that ask the same are checked once."""
+    return repr([getattr(parameters.get("teacher"), "endpoint", None), parameters.get("evaluation")])
 
 
 OUTLINE = Outline("flows/compare.py:compare", pipeline, check, asks, check_plan)

@@ -153,8 +153,11 @@ def check(settings: Mapping[str, Any]) -> list[str]:
     for role, each in (("teacher", teacher), ("student", student)):
         check_chat(role, each, each.reads)
     remarks += check_adapter(teacher, student)
-    pre_distill, method = settings.get("pre_distill", SupervisedSettings()), settings.get("method", LLMRSettings())
-    return remarks + check_labels(settings.get("labels"), pre_distill, method)
+    lengths = settings.get("lengths", Lengths())
+    pre_distill = lengths.fill(settings.get("pre_distill", SupervisedSettings()))
+    method = lengths.fill(settings.get("method", LLMRSettings()))
+    read = lengths.fill(settings.get("score", ScoreSettings())).max_source_tokens
+    return remarks + check_labels(settings.get("labels"), pre_distill, method, read)
 
 
 def asks(settings: Mapping[str, Any]) -> bool:

@@ -101,10 +101,13 @@ def reads_labels(method: Method) -> bool:
     return isinstance(method, DivergenceSettings) and reads_outputs(method)
 
 
-def check_labels(labels: LabelSettings | None, pre_distill: SupervisedSettings, method: Method) -> list[str]:
+def check_labels(
+    labels: LabelSettings | None, pre_distill: SupervisedSettings, method: Method, max_source_tokens: int
+) -> list[str]:
     """Labels are there where they are wanted, and are of use. Returns a remark where nothing reads any.
 
-    Raises ValueError, with what to do in a second line.
+    max_source_tokens: how much of a source the teacher read, of whose outputs they are. Raises ValueError, with what to
+    do in a second line.
     """
     for name, alpha in (("pre_distill", pre_distill.alpha), ("method", getattr(method, "alpha", 1.0))):
         if alpha < 1 and labels is None:
@@ -114,11 +117,26 @@ def check_labels(labels: LabelSettings | None, pre_distill: SupervisedSettings, 
             )
     if labels is None:
         return []
+    for name, each, reads in (
+        ("pre_distill", pre_distill, pre_distill.alpha < 1),
+        ("method", method, reads_labels(method)),
+    ):
+        limit = getattr(each, "max_source_tokens", max_source_tokens)
+        if reads and limit != max_source_tokens:
+            raise ValueError(
+                f"{name} reads {limit} tokens of a source, and labels are of what the teacher made of "
+                f"{max_source_tokens}\nset {name}.max_source_tokens={max_source_tokens}, or leave labels out"
+            )
     if not reads_labels(method):
         unread = [f"labels are not made: neither method {method.kind} nor pre_distill with alpha 1 would read them"]
         return unread if pre_distill.alpha == 1 else []
     if isinstance(method, JSSettings | GKDSettings) and labels.kind == "sampled":
         raise ValueError(f"{method.kind} is not linear in p: sampled labels bias it\nset labels.kind=hidden or topk")
+    if isinstance(method, GKDSettings) and method.beta == 1 and labels.kind == "topk":
+        raise ValueError(
+            "gkd with beta 1 is the reverse KL, which divides by what top-k labels leave out, and may round to 0\n"
+            "set labels.kind=hidden, or method.beta below 1"
+        )
     if isinstance(method, DivergenceSettings) and not student_writes(method) and method.keep != "last":
         raise ValueError(
             f"keep {method.keep} asks the teacher, for which labels stand\nset method.keep=last, or leave labels out"

@@ -61,7 +61,8 @@ class Outputs:
     num_tokens: (N,), the model's tokens, the end included where there is one. truncated: (N,), whether it was cut off
     at the length limit. reward_sum, reward_count: (N,), the teacher's reward in nats summed over the tokens that were
     rewarded, and their number (0 = not rewarded); None where no teacher was asked. agreement: (N,) each, by the names
-    of `AGREEMENT`: nats, or shares of 0 to 1, summed over each output's tokens; empty where no teacher was asked.
+    of `AGREEMENT`: nats, or shares of 0 to 1, summed over each output's tokens; None where the teacher is behind a
+    server that does not tell, none at all where no teacher was asked.
     """
 
     predictions: Sequence[str]
@@ -69,7 +70,7 @@ class Outputs:
     truncated: ArrayLike
     reward_sum: ArrayLike | None = None
     reward_count: ArrayLike | None = None
-    agreement: Mapping[str, ArrayLike] = field(default_factory=dict)
+    agreement: Mapping[str, ArrayLike | None] = field(default_factory=dict)
 
     @cached_property
     def words(self) -> list[list[str]]:
@@ -182,10 +183,11 @@ def _rewards(outputs: Outputs, num_outputs: int) -> list[Measure]:
 def _agreement(metric: str, outputs: Outputs, num_outputs: int) -> Measure:
     """Of a token of the outputs, each the same, whatever output it is in."""
     unit, scale = AGREEMENT[metric]
-    asked = metric in outputs.agreement
-    total_N = _numbers(metric, outputs.agreement[metric] if asked else np.zeros(num_outputs), num_outputs)
-    count_N = _numbers("num_tokens", outputs.num_tokens, num_outputs) * asked
-    none = "not measured: the teacher is behind a server" if outputs.agreement else "no teacher was asked"
+    told = outputs.agreement.get(metric)
+    total_N = _numbers(metric, np.zeros(num_outputs) if told is None else told, num_outputs)
+    count_N = _numbers("num_tokens", outputs.num_tokens, num_outputs) * (told is not None)
+    served = metric in outputs.agreement
+    none = "not measured: the teacher is behind a server" if served else "no teacher was asked"
     return ratio(metric, unit, scale * total_N, count_N, none)
 
 

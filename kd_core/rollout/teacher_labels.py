@@ -65,9 +65,9 @@ def make_labels(hidden_ME: Tensor, head: Head, settings: LabelSettings, uniform_
     """
     if len(uniform_MN) != len(hidden_ME):
         raise ValueError(f"there are {len(uniform_MN)} rows of random numbers for {len(hidden_ME)} predictions")
+    if not hidden_ME.isfinite().all():
+        raise NotFiniteError("the teacher's final states are not finite numbers\nlook at its weights and its dtype")
     if settings.kind == "hidden":
-        if not hidden_ME.isfinite().all():
-            raise NotFiniteError("the teacher's final states are not finite numbers\nlook at its weights and its dtype")
         kept_ME = hidden_ME.half()
         return HiddenLabels(kept_ME if kept_ME.isfinite().all() else hidden_ME, head)
     num_kept = min(settings.top_k if settings.kind == "topk" else settings.draws, len(head))

@@ -52,8 +52,9 @@ class Validation:
         values = self.measure(state.model, with_text=state.step == 0)
         if self.settings.keep == "last":
             return values
-        worse = {"reward": -values["validation_sampled_reward"], "reverse_kl": values["validation_reverse_kl"]}
-        score, variety = worse[self.settings.keep], values["validation_distinct_2"]
+        by_reward = self.settings.keep == "reward"
+        score = -values["validation_sampled_reward"] if by_reward else values["validation_reverse_kl"]
+        variety = values["validation_distinct_2"]
         start = state.best.get("start_variety", torch.tensor(variety, dtype=torch.float64))
         allowed = variety >= self.settings.min_variety * float(start)
         values["validation_best"] = float(remember(state, score if allowed else float("inf")))

@@ -21,7 +21,7 @@ from kd_core.models.backends.remote import Scored, Writing, Written
 from tasks.endpoints.address import checked_url
 from tasks.endpoints.endpoint import Names
 
-KEY_VARIABLE = "OPENAI_API_KEY"
+KEY_VARIABLE = "TEACHER_API_KEY"  # not the judge's: one server's key is not for another to see
 # what servers would otherwise take from the model's own generation config
 PLAIN = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
@@ -41,8 +41,10 @@ class EndpointSettings:
     retries: int = 6  # after the first try, of one request
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key_env):  # it may be the key itself: it is not repeated
-            raise ValueError("key_env must be the name of a variable, such as OPENAI_API_KEY: the key goes into that")
+        if not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", self.key_env):  # it may be the key itself: it is not repeated
+            raise ValueError(
+                "key_env must be the name of a variable in capitals, such as TEACHER_API_KEY: the key goes into that"
+            )
         checked_url(self.url, "url", self.key_env)
         if not self.model.strip():
             raise ValueError("model must be the name that the server has for it, got none")
@@ -67,14 +69,16 @@ class EndpointSettings:
             url="teacher.endpoint.url",
             model="teacher.endpoint.model",
             key=self.key_env,
-            parameters="it must take token ids as prompt, and tell their log-probabilities: vLLM and SGLang do",
+            parameters="it must take token ids as prompt, and tell their log-probabilities: vLLM and SGLang do; where "
+            "it says that a context is too long, lower lengths.source or lengths.target",
             other="vLLM answers so, and SGLang under teacher.endpoint.log_probs=echo; llama.cpp's server does not",
         )
 
 
 def score_body(settings: EndpointSettings, prompt: Sequence[int], target: Sequence[int]) -> dict[str, Any]:
     """The request for the log-probabilities of a target after its prompt."""
-    body = {"model": settings.model, "prompt": [*prompt, *target], "max_tokens": 1, "temperature": 0.0, "logprobs": 1}
+    body = {"model": settings.model, "prompt": [*prompt, *target], "max_tokens": 1, "temperature": 0.0}
+    body |= {"logprobs": 1, **PLAIN}
     if settings.log_probs == "echo":
         return body | {"echo": True}
     return body | {"prompt_logprobs": 1}

@@ -73,6 +73,11 @@ def load_artifact(
         return LoadedModel(base_of(beside.model), beside.tokenizer)
     if adapter.is_dir():
         return _adapted(adapter, found, device)
+    refers = artifact.path / "reference.json"
+    if refers.is_file() and "served" in _read(refers):
+        raise ValueError(
+            f"the teacher in {artifact.path} is behind a server\nsay where that is: reached(teacher, endpoint)"
+        )
     location, revision, dtype = found
     tokenizer = load_tokenizer(location, revision)
     return LoadedModel(load_model(location, revision, dtype, device, tokenizer), tokenizer)

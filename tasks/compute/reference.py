@@ -35,7 +35,7 @@ def refer(build: Build, settings: ModelSettings) -> None:
 
 def refer_to_served(build: Build, reader: ModelSettings, endpoint: EndpointSettings) -> None:
     """Write reference.json: what a model behind a server is called there, where its tokenizer is, how it answers."""
-    record = reference_to(reader) | {"content": None, "served": endpoint.model}
+    record = reference_to(reader) | {"served": endpoint.model}
     tokenizer = load_tokenizer(record["name"], record["revision"])
     record["probe"] = probe_once(endpoint, tokenizer)
     (build.dir / "reference.json").write_text(json.dumps(record, indent=2), encoding="utf-8")

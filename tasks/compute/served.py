@@ -30,7 +30,7 @@ from tasks.compute.completions import (
 from tasks.endpoints.address import api_key
 from tasks.endpoints.answers import Answers, content_key
 from tasks.endpoints.asking import ask_all
-from tasks.endpoints.endpoint import Endpoint
+from tasks.endpoints.endpoint import ContentFilterError, Endpoint, EndpointError
 from tasks.store.artifacts import Artifact, StoreError
 
 ANSWERS = "answers"  # of a server, among what a stage keeps until it is done
@@ -89,13 +89,18 @@ class ServedModel(RemoteModel):
         """The answers, in order; equal questions are one."""
         keys = [content_key(each) for each in asked]
         different = dict(zip(keys, asked, strict=True))
-        found = ask_all(
-            lambda: self._endpoint,
-            self._answers,
-            different,
-            lambda endpoint, each: {"answer": ask(endpoint, each)},
-            self._settings.requests_in_flight,
-        )
+        try:
+            found = ask_all(
+                lambda: self._endpoint,
+                self._answers,
+                different,
+                lambda endpoint, each: {"answer": ask(endpoint, each)},
+                self._settings.requests_in_flight,
+            )
+        except ContentFilterError:
+            raise EndpointError(
+                "the content filter of the teacher's server refused a text\nserve the teacher without one"
+            ) from None
         return [found[key]["answer"] for key in keys]
 
     @cached_property

@@ -37,8 +37,8 @@ def api_key(who: str, url: str, variable: str) -> str | None:
 def _is_near(url: str) -> bool:
     """Whether the host is this machine or in a private network, where endpoints commonly need no key."""
     host = urlsplit(url).hostname or ""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
+    if ("." not in host and ":" not in host) or host.endswith(".localhost"):
+        return True  # a name without a domain is of this network
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

@@ -4,8 +4,10 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from sacrebleu.tokenizers.tokenizer_spm import SPM_MODELS
 from sacrebleu.utils import SACREBLEU_DIR
 
@@ -76,7 +78,7 @@ def measure(build: Build, corpus: Artifact, outputs: Artifact, settings: Measure
             truncated=written["truncated"].to_pylist(),
             reward_sum=written["reward"].to_numpy(),
             reward_count=written["num_tokens"].to_numpy(),
-            agreement={name: written[name].to_numpy() for name in AGREEMENT if _is_told(written, name)},
+            agreement=_agreement(written),
         ),
         References(references_of(written, corpus), resamples=settings.resamples, seed=settings.seed),
         settings.metrics,
@@ -86,9 +88,10 @@ def measure(build: Build, corpus: Artifact, outputs: Artifact, settings: Measure
     write_replicates(build.dir / "replicates.parquet", measured)
 
 
-def _is_told(written: pa.Table, name: str) -> bool:
-    """Whether outputs have a number: older ones lack some, and a teacher behind a server does not tell all."""
-    return name in written.column_names and written[name].null_count == 0
+def _agreement(written: pa.Table) -> dict[str, NDArray[np.float64] | None]:
+    """The teacher's numbers of outputs: older ones lack some, and a teacher behind a server does not tell all."""
+    there = [name for name in AGREEMENT if name in written.column_names]
+    return {name: None if written[name].null_count else written[name].to_numpy() for name in there}
 
 
 def references_of(written: pa.Table, corpus: Artifact) -> list[str]:

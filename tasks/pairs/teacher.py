@@ -10,9 +10,11 @@ from kd_core.models.loading import (
     ModelSettings,
     Tokenizer,
     load_tokenizer,
+    read_configs,
 )
 from kd_core.models.prompts import PLACEHOLDER, Chat, Prompt, Prompts, check_prompt
 from kd_core.models.shapes import build_model
+from kd_core.models.special_ids import special_ids
 from kd_core.models.tokenizer import train_tokenizer
 from kd_core.train.supervised import SupervisedSettings, num_updates, train_supervised
 from tasks.compute.completions import EndpointSettings
@@ -72,9 +74,10 @@ class TeacherSettings(ModelSettings):
     def identity(self) -> dict[str, object]:
         """What the artifact depends on. Not what it reads: that is an argument of the stages that use it."""
         if self.endpoint is not None:  # where it is, and how it is asked, is no part of what it is: see `served`
-            reader = self.reader
-            content = tokenizer_content(load_tokenizer(reader.path or str(reader.name), reader.commit))
-            return {"served": self.endpoint.model, "tokenizer": content}
+            place = self.reader.path or str(self.reader.name), self.reader.commit
+            tokenizer = load_tokenizer(*place)
+            ends = special_ids(*read_configs(*place), tokenizer, str(place[0])).ends
+            return {"served": self.endpoint.model, "tokenizer": tokenizer_content(tokenizer), "ends": list(ends)}
         if self.fit is None:
             return super().identity()
         return super().identity() | {"vocab_size": self.vocab_size, "fit": self.fit}

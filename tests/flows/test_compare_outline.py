@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,17 @@ def test_without_a_file_the_projects_own_catalogue_is_read(catalogue: Path) -> N
     with pytest.raises(ValueError, match="there is no run called 'tiny'"):
         named("tiny", None)
     assert named("tiny", str(catalogue)).parameters["windows"] == {"context": 8, "stride": 7}
+
+
+def test_what_any_cell_would_ask_is_asked_for_before_anything_starts(
+    catalogue: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judge = {"base_url": "http://127.0.0.1:9/v1", "model": "any", "criteria": "papers", "retries": 0}
+    variants = {"plain": {"method.kind": "next_token"}, "judged": {"evaluation.judge": judge}}
+    changes = ["--set", f"variants={json.dumps(variants)}"]
+    assert cli.main(["run", "compare/tiny", "--prefect-file", "mine.yaml", *changes]) == 1
+    assert "error: the judge at http://127.0.0.1:9/v1 cannot be reached" in capsys.readouterr().err
+    assert not list((catalogue.parent / "home" / "artifacts").glob("*/*/manifest.json"))
 
 
 def test_a_comparison_of_a_comparison_is_refused(catalogue: Path) -> None:

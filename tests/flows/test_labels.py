@@ -98,6 +98,20 @@ def test_who_reads_labels() -> None:
         (None, HARD, SeqKDSettings(alpha=0.0), r"method\.alpha 0\.0 learns from the teacher's .* none are kept\nset"),
         (LabelSettings(kind="sampled"), HARD, JSSettings(), r"js is not linear in p: sampled labels bias it\nset"),
         (LabelSettings(kind="sampled"), HARD, GKDSettings(), r"gkd is not linear in p: sampled labels bias it\nset"),
+        (LabelSettings(), HARD, GKDSettings(beta=1.0), r"gkd with beta 1 is the reverse KL, .* may round to 0\nset"),
+        (
+            HIDDEN,
+            HARD,
+            JSSettings(max_source_tokens=16),
+            r"method reads 16 tokens of a source, and labels are of what the teacher made of 0\n"
+            r"set method\.max_source_tokens=0, or leave labels out",
+        ),
+        (
+            HIDDEN,
+            SupervisedSettings(alpha=0.5, max_source_tokens=8),
+            JSSettings(),
+            r"pre_distill reads 8 tokens of a source, .*\nset pre_distill\.max_source_tokens=0",
+        ),
         (HIDDEN, HARD, ForwardKLSettings(keep="reward"), r"keep reward asks the teacher, for which labels stand\nset"),
     ],
 )
@@ -105,15 +119,17 @@ def test_what_does_not_go_together_is_refused(
     labels: LabelSettings | None, pre_distill: SupervisedSettings, method: Any, says: str
 ) -> None:
     with pytest.raises(ValueError, match=says):
-        check_labels(labels, pre_distill, method)
+        check_labels(labels, pre_distill, method, max_source_tokens=0)
 
 
 def test_labels_that_nothing_reads_are_remarked_on() -> None:
-    (said,) = check_labels(HIDDEN, HARD, LLMRSettings())
+    (said,) = check_labels(HIDDEN, HARD, LLMRSettings(), 0)
     assert said == "labels are not made: neither method llmr nor pre_distill with alpha 1 would read them"
-    assert check_labels(HIDDEN, SupervisedSettings(alpha=0.5), LLMRSettings()) == []
-    assert check_labels(HIDDEN, HARD, JSSettings(keep="reward")) == [], "the teacher is there for the student's outputs"
-    assert check_labels(None, HARD, LLMRSettings()) == []
+    assert check_labels(HIDDEN, SupervisedSettings(alpha=0.5), LLMRSettings(), 0) == []
+    assert check_labels(HIDDEN, HARD, JSSettings(keep="reward"), 0) == [], (
+        "the teacher is there for the student's outputs"
+    )
+    assert check_labels(None, HARD, LLMRSettings(max_source_tokens=8), 0) == []
 
 
 def test_a_teacher_that_is_fitted_has_no_distributions_to_learn() -> None:

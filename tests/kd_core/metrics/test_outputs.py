@@ -246,6 +246,8 @@ def test_an_output_that_is_drawn_twice_is_not_thereby_equal_to_another() -> None
 
 def test_a_number_that_was_not_taken_of_the_outputs_is_undefined_alone() -> None:
     references = References(texts(0), resamples=R)
-    found = by_metric(evaluate_outputs(outputs(1, agreement={"log_prob": [-1.0] * N}), references).metrics)
+    told = {"log_prob": [-1.0] * N, "overlap": None}
+    found = by_metric(evaluate_outputs(outputs(1, agreement=told), references).metrics)
     assert found["log_prob"].value == pytest.approx(-N / np.sum(outputs(1).num_tokens))
     assert (found["overlap"].value, found["overlap"].note) == (None, "not measured: the teacher is behind a server")
+    assert (found["reverse_kl"].value, found["reverse_kl"].note) == (None, "no teacher was asked")

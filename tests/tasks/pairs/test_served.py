@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from transformers import LlamaForCausalLM
 
 from flows.distill_outline import OUTLINE
@@ -29,8 +30,10 @@ from kd_core.models.shapes import GPTNeoShape
 from kd_core.rollout.beam_search import BeamSettings
 from kd_core.train.batches import BatchSettings
 from tasks.compute.completions import EndpointSettings, read_written
+from tasks.compute.models import load_artifact
 from tasks.compute.served import Served, ServedModel, load_served, probe_once
 from tasks.endpoints import endpoint as endpoints
+from tasks.endpoints.address import api_key
 from tasks.endpoints.endpoint import EndpointError
 from tasks.pairs.student import StudentSettings
 from tasks.pairs.teacher import TeacherSettings
@@ -161,7 +164,11 @@ def test_under_baseline_value_it_is_the_papers_reward(
     """The student is told the same by centred logits, of which the server knows nothing."""
     store, paper = Store(tmp_path), RewardSettings(baseline="value", truncated="drop")
     method = replace(
-        METHOD, steps=4, batch=BatchSettings(micro_batches=2), sampling=replace(METHOD.sampling, max_new_tokens=24)
+        METHOD,
+        steps=4,
+        batch=BatchSettings(micro_batches=2),
+        sampling=replace(METHOD.sampling, max_new_tokens=24),
+        keep="reward",
     )
     here = run(store, TeacherSettings(name=str(directory)), method=replace(method, reward=paper))
     there = run(store, served(server, directory), method=replace(method, reward=replace(paper, centre="log_probs")))
@@ -293,7 +300,7 @@ LLAMA_CPP = "vLLM answers so, and SGLang under teacher.endpoint.log_probs=echo; 
             "check teacher.endpoint.model, and",
         ),
         (fails(400, "prompt must be a text"), r"refuses the request \(400\)", "it must take token ids as prompt"),
-        (fails(401, "no"), r"does not accept the key \(401\)", "check OPENAI_API_KEY"),
+        (fails(401, "no"), r"does not accept the key \(401\)", "check TEACHER_API_KEY"),
         (
             fails(503, "loading"),
             r"answers 503: loading \(asked 2 times\)",
@@ -319,6 +326,36 @@ def test_a_server_that_is_down_is_told_so_before_anything_starts(tmp_path: Path,
     assert list((tmp_path / "artifacts").iterdir()) == []
 
 
+def test_a_name_without_a_domain_is_of_this_network_and_needs_no_key(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)  # the judge's, which no other server is to see
+    monkeypatch.delenv("TEACHER_API_KEY", raising=False)
+    settings = served("http://gpu7:8000/v1", directory).endpoint
+    assert settings is not None
+    assert api_key("the teacher", settings.base_url, settings.key_env) is None
+
+
+def test_what_it_ends_in_is_part_of_what_it_is(tmp_path: Path) -> None:
+    """A generation config that names other ends makes it write other texts."""
+    directory = write_chat(tmp_path / "served", vocab_size=302)
+    before = served("http://127.0.0.1:9/v1", directory).identity()
+    generation = directory / "generation_config.json"
+    told = json.loads(generation.read_text(encoding="utf-8"))
+    generation.write_text(json.dumps(told | {"eos_token_id": [0, 7]}), encoding="utf-8")
+    after = served("http://127.0.0.1:9/v1", directory).identity()
+    assert before != after
+    assert {name for name in before if before[name] != after[name]} == {"ends"}
+
+
+def test_its_artifact_alone_says_that_it_is_elsewhere(tmp_path: Path, directory: Path) -> None:
+    (tmp_path / "reference.json").write_text(
+        json.dumps({"name": str(directory), "revision": None, "dtype": "float32", "content": None, "served": "tiny"})
+    )
+    with pytest.raises(ValueError, match="is behind a server\nsay where that is"):
+        load_artifact(Artifact("teacher", "0", tmp_path), torch.device("cpu"))
+
+
 def test_a_server_elsewhere_needs_its_key(directory: Path) -> None:
     settings = served("https://teachers.example/v1", directory, key_env="MY_VLLM_KEY")
     with pytest.raises(ValueError, match=r"teachers\.example/v1 needs a key\nset MY_VLLM_KEY"):
@@ -332,6 +369,7 @@ def test_a_server_elsewhere_needs_its_key(directory: Path) -> None:
         ({"url": "localhost:8000"}, "url must be a URL such as"),
         ({"url": f"http://me:{KEY}@host/v1"}, "url must hold no user, password"),
         ({"key_env": KEY}, "key_env must be the name of a variable"),
+        ({"key_env": "hf_AbCdEfGhIjKl"}, "key_env must be the name of a variable"),
         ({"model": " "}, "model must be the name"),
         ({"log_probs": "none"}, "log_probs must be prompt_logprobs or echo, got 'none'"),
         ({"retries": -1}, "retries must be at least 0"),
