@@ -140,6 +140,7 @@ def pipeline(
                 features=None if student_states is None else method.features,
                 number=number,
                 seed=seed,
+                student_precision=in_training(student),
             )
 
     between = range(1, method.rounds) if evaluation.rounds else ()

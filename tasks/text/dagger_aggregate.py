@@ -41,8 +41,12 @@ def dagger_aggregate(
     features: FeatureDType | None,
     number: int,
     seed: int,
+    student_precision: TrunkPrecision = "float32",
 ) -> None:
-    """Write aggregated-*.parquet, labels-*.parquet and, where they are kept, features; shards survive a kill."""
+    """Write aggregated-*.parquet, labels-*.parquet and, where they are kept, features; shards survive a kill.
+
+    `settings.trunk_precision` is the teacher's here: the student's blocks need not be frozen.
+    """
     start_B = _starts(len(read_tokens(corpus, "train")), windows, settings)
     labelled = teacher is not None and labels is not None
     parts = (
@@ -50,7 +54,9 @@ def dagger_aggregate(
         for i, part_B in enumerate(start_B.split(SHARD_TRAJECTORIES))
     )
     shards = Sharded(build, "trajectories", parts)
-    shards.make(partial(_opens, corpus, teacher, student, windows, settings, labels, features, number, seed))
+    shards.make(
+        partial(_opens, corpus, teacher, student, windows, settings, labels, features, number, seed, student_precision)
+    )
     build.shards.collect(*shards.files)
     if labels is not None and labels.kind == "hidden":
         warn_if_widened(build, [name for name in shards.files if name.startswith("labels-")])
@@ -74,6 +80,7 @@ def _opens(
     features: FeatureDType | None,
     number: int,
     seed: int,
+    student_precision: TrunkPrecision,
     runtime: RuntimeSettings,
 ) -> Callable[[int], Making]:
     """The models and the text, opened once a process; then what makes a shard of trajectories, by its number."""
@@ -98,7 +105,7 @@ def _opens(
             num_tokens=student_model.num_tokens,
             batch_rows=SHARD_TRAJECTORIES,
             batches=[shard],
-            trunk_precision=settings.trunk_precision,
+            trunk_precision=student_precision,
         )
         table = aggregated_table(part, number, windows.context)
         writers: list[Writer] = [partial(pq.write_table, table)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ import torch
 
 from kd_core.models.loading import load_model, load_tokenizer
 from kd_core.windows.cutting import contexts, window_targets
+from kd_core.windows.dad_dagger import Aggregated, aggregate
 from kd_core.windows.last_block import next_hidden, trunk
 from tasks.catalog.database import query
 from tasks.export.export import export_run
 from tasks.store.artifacts import Artifact, Store
 from tasks.store.progress import NullReporter
 from tasks.store.stage import Run
+from tasks.text import dagger_aggregate
 from tasks.text.tokens import read_tokens
 from tests.tasks.tiny_texts import run_text, write_texts
 
@@ -166,6 +168,27 @@ def test_what_a_round_adds_is_read_by_both_models_in_the_precision_of_trunks(own
         apart[precision] = (below - states).abs().mean(), (hidden - answers).abs().mean()
     for exact, rounded in zip(*apart.values(), strict=True):
         assert rounded < exact / 3
+
+
+@pytest.mark.parametrize(("trainable", "precision"), [("last_block", "bfloat16"), ("all", "float32")])
+def test_a_student_all_of_which_is_trained_writes_unrounded(
+    own: Store, monkeypatch: pytest.MonkeyPatch, trainable: str, precision: str
+) -> None:
+    of_student, of_teacher = [], []
+
+    def student_writes(*given: Any, trunk_precision: str, **named: Any) -> Iterator[Aggregated]:
+        of_student.append(trunk_precision)
+        return aggregate(*given, trunk_precision=trunk_precision, **named)  # type: ignore[arg-type]
+
+    def teacher_answers(model: Any, ids_BL: torch.Tensor, width: int, precision: str) -> torch.Tensor:
+        of_teacher.append(precision)
+        return next_hidden(model, ids_BL, width, precision)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(dagger_aggregate, "aggregate", student_writes)
+    monkeypatch.setattr(dagger_aggregate, "next_hidden", teacher_answers)
+    run_text(own, "method.rounds=2", "method.trunk_precision=bfloat16", f"student.trainable={trainable}")
+    assert set(of_student) == {precision}
+    assert set(of_teacher) == {"bfloat16"}
 
 
 def test_splits_are_contiguous_and_no_token_is_in_two(first: tuple[Store, Run, Artifact]) -> None:
