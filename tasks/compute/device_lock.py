@@ -18,6 +18,7 @@ from pathlib import Path
 
 FOLDER = "/tmp"  # not $TMPDIR, which may be another one for every user
 POLL_SECONDS = 1.0
+AGAIN_SECONDS = 0.02  # between two looks at a directory that another process is about to make or to remove
 
 
 @dataclass(frozen=True)
@@ -75,25 +76,49 @@ def _first_free(found: Sequence[Device], say: Callable[[str], None]) -> tuple[De
 
 
 def _take(path: Path) -> int | None:
-    """The directory, open and locked; None where another process has the lock."""
-    try:
-        with suppress(FileExistsError):
-            path.mkdir()
-            path.chmod(0o755)  # whatever the umask: every user is to see the lock
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    """The directory, open and locked; None where another process has the lock.
+
+    One that this user may not open is looked at again for a second: whoever makes it opens it to all in two steps. So
+    is one that was removed before it was locked: who comes later makes another, and would lock that.
+    """
+    deadline = time.monotonic() + POLL_SECONDS
+    while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            descriptor = _locked(path)
+            if descriptor is None or _is_at(path, descriptor):
+                return descriptor
             os.close(descriptor)
-            if isinstance(error, BlockingIOError):
-                return None
-            raise
+        except OSError as error:
+            passing = isinstance(error, PermissionError | FileNotFoundError)
+            if not passing or time.monotonic() > deadline:
+                raise ValueError(
+                    f"the device's lock {path} cannot be taken: {(error.strerror or str(error)).lower()}\n"
+                    "name a folder on a local disk in which every user may make folders: DISTILL_LOCKS=/var/lock"
+                ) from None
+        time.sleep(AGAIN_SECONDS)
+
+
+def _locked(path: Path) -> int | None:
+    """The directory of that name, made where there is none, as `_take` has it."""
+    with suppress(FileExistsError):
+        path.mkdir()
+        path.chmod(0o755)  # whatever the umask: every user is to see the lock
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise ValueError(
-            f"the device's lock {path} cannot be taken: {(error.strerror or str(error)).lower()}\n"
-            "name a folder on a local disk in which every user may make folders: DISTILL_LOCKS=/var/lock"
-        ) from None
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
     return descriptor
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether the open directory is still the one of that name."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(path.lstat(), os.fstat(descriptor))
+    return False
 
 
 def _holder(path: Path) -> str:

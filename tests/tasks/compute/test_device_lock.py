@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 
@@ -163,6 +165,43 @@ def test_another_user_waits_too(monkeypatch: pytest.MonkeyPatch) -> None:
         (made,) = locks.iterdir()
         os.chown(made, 65534, 65534)
         assert free(TWO[0])
+
+
+def test_a_lock_that_is_being_made_by_another_user_is_looked_at_again(
+    locks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its making, under a umask that closes it to others, and its opening to all."""
+    opened, refusals = os.open, 3
+
+    def refuse(path: Any, *arguments: Any, **named: Any) -> int:
+        nonlocal refusals
+        if Path(path).parent == locks and refusals > 0:
+            refusals -= 1
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **named)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert free(TWO[0])
+    refusals = 10_000
+    with pytest.raises(ValueError, match=r"lock .*/distill-one cannot be taken: permission denied\nname a folder"):
+        free(TWO[0])
+
+
+def test_a_lock_that_is_removed_before_it_is_taken_is_made_again(locks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by what cleans /tmp. Whoever comes later would make another directory, lock it, and have the device too."""
+    flock, removals = fcntl.flock, 2
+
+    def too_late(descriptor: int, how: int) -> None:
+        nonlocal removals
+        if removals > 0:
+            removals -= 1
+            (locks / "distill-one").rmdir()
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", too_late)
+    with one_device(TWO[:1], print):
+        assert not free(TWO[0])
+    assert free(TWO[0])
 
 
 def test_a_folder_that_cannot_be_used_is_named(locks: Path) -> None:
