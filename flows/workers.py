@@ -26,6 +26,8 @@ UNTRACKED: set[str] = set()  # trackers that have failed in this process, which 
 def build_cells(run: Run, entrypoint: str, cells: Sequence[tuple[str, dict[str, Any]]], workers: int) -> None:
     """Build all cells, the first one alone: it makes what the others share, with all threads.
 
+    Where the others are there already, there is nothing to wait for a device for.
+
     Raises what a cell raised; the cells that are done are kept. Raises ValueError for an engine that shares out itself.
     """
     if run.runtime.engine == "ray":
@@ -41,7 +43,14 @@ def build_cells(run: Run, entrypoint: str, cells: Sequence[tuple[str, dict[str, 
     with run.serving(cells[0][0]):
         outline_of(entrypoint).pipeline(**cells[0][1])
     tell()
+    if all(_is_there(run.store, entrypoint, parameters) for _, parameters in cells[1:]):
+        for _ in cells[1:]:
+            tell()
+        return
+    from tasks.compute.device import free_unused  # torch, which the first cell has loaded
+
     run.runtime = run.claim(run.runtime)  # the cells share the device of their run
+    free_unused()
     threads = max(1, (run.runtime.threads or os.cpu_count() or 1) // workers)
     runtime = replace(run.runtime, threads=threads)
     jobs = [
@@ -49,6 +58,13 @@ def build_cells(run: Run, entrypoint: str, cells: Sequence[tuple[str, dict[str, 
         for name, parameters in cells[1:]
     ]
     run_jobs(jobs, workers, tell)
+
+
+def _is_there(store: Store, entrypoint: str, parameters: dict[str, Any]) -> bool:
+    """Whether nothing of a cell is to be built, which then needs neither a process nor a device."""
+    with open_run(store, name="cell", planning=True) as planned:
+        outline_of(entrypoint).pipeline(**parameters)
+    return all(row.status == "hit" for row in planned.plan)
 
 
 def _build(

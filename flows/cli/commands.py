@@ -191,11 +191,11 @@ def _run(entrypoint: str, name: str, parameters: dict[str, Any]) -> int:
     if url is not None:
         server.join(store.root, url)
     from flows.outlines import execute, outline_of
-    from tasks.compute.device import device_of
+    from tasks.compute.device import check_device
 
     outline = outline_of(entrypoint)
     valid = validate(outline.parameters, parameters)
-    device_of(valid["runtime"])  # it is there
+    check_device(valid["runtime"])
     if url is not None:
         from flows.stack.recorded import run_recorded
 

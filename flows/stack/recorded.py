@@ -25,7 +25,7 @@ from flows.output import streams
 from flows.output.messages import explain, is_explained
 from flows.stack.liveness import labels
 from flows.stack.publish import PrefectReporter, publish_report, publish_results
-from tasks.compute.device import device_of
+from tasks.compute.device import check_device
 from tasks.compute.device_lock import Device
 from tasks.ranges import check_numbers
 from tasks.report import report_path
@@ -67,7 +67,7 @@ def run_in_prefect(outline: Outline, parameters: dict[str, Any]) -> State[Any] |
     try:
         for name, value in parameters.items():
             check_numbers(name, value)
-        device_of(parameters["runtime"])  # it is there
+        check_device(parameters["runtime"])
         store, name = Store(default_root()), _run_name()
         run, last = execute(outline, store, name, parameters, PrefectReporter(store, default_reporter()), beside=slot)
         publish_results(run, last, store)

@@ -1,5 +1,8 @@
 """Where a stage computes."""
 
+import gc
+from dataclasses import replace
+
 import torch
 
 from tasks.engine.settings import RuntimeSettings
@@ -19,6 +22,18 @@ def device_of(runtime: RuntimeSettings) -> torch.device:
             f"runtime.cuda_graphs needs a CUDA device, and this run is on {device.type}\nleave it at false"
         )
     return device
+
+
+def check_device(runtime: RuntimeSettings) -> None:
+    """Raise ValueError where `device_of` would, but touch no GPU, which another run may have: that takes its memory."""
+    gpus = ["cuda", *(f"cuda:{each}" for each in range(torch.cuda.device_count()))] if torch.cuda.is_available() else []
+    device_of(replace(runtime, device="auto") if runtime.device in gpus else runtime)
+
+
+def free_unused() -> None:
+    """Let other processes have the memory of a GPU that this one only keeps for later."""
+    gc.collect()
+    torch.cuda.empty_cache()  # nothing where CUDA was not used
 
 
 def _device_of(runtime: RuntimeSettings) -> torch.device:

@@ -1,0 +1,42 @@
+"""Where a run computes: what is said of a device before the run has it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tasks.compute.device import check_device
+from tasks.engine.settings import RuntimeSettings
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two GPUs, each of another run's: nothing may be put on them."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "empty", refuse)
+    monkeypatch.setattr(torch.cuda, "set_device", refuse)
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize("device", ["auto", "cuda", "cuda:0", "cuda:1"])
+def test_a_gpu_is_not_touched_by_who_only_asks_whether_it_is_there(device: str) -> None:
+    check_device(RuntimeSettings(device=device, cuda_graphs=True))
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize("device", ["cuda:2", "cuda:x", "cuda:01", "mps"])
+def test_one_that_is_not_there_is_refused(device: str) -> None:
+    with pytest.raises(ValueError, match=f"runtime.device '{device}' cannot be used here"):
+        check_device(RuntimeSettings(device=device))
+
+
+def test_what_a_device_lacks_is_said() -> None:
+    with pytest.raises(ValueError, match="cuda_graphs needs a CUDA device, and this run is on cpu"):
+        check_device(RuntimeSettings(device="cpu", cuda_graphs=True))
