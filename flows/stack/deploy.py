@@ -211,10 +211,20 @@ def _what_next(runs: Sequence[dict[str, str]], made: str, pool: str, directory: 
     return "\n".join(
         [
             f"{len(runs)} runs are registered at {shown(url)}, for the work pool {pool} ({made}).",
-            "On the machine that computes:",
-            f"  cd {shlex.quote(str(directory))}",
-            f"  PREFECT_API_URL={shown(url)} .venv/bin/prefect worker start --pool {shlex.quote(pool)}",
+            *_to_compute(made.partition(",")[0], pool, shlex.quote(str(directory)), f"PREFECT_API_URL={shown(url)}"),
             "From any machine:",
             f"  PREFECT_API_URL={shown(url)} prefect deployment run distill/{first} --watch",
         ]
     )
+
+
+def _to_compute(kind: str, pool: str, directory: str, address: str) -> list[str]:
+    """What is still to be done so that runs of a pool of this type are computed."""
+    start = f"prefect worker start --pool {shlex.quote(pool)}"
+    if kind == "process":
+        return ["On the machine that computes:", f"  cd {directory}", f"  {address} .venv/bin/{start}"]
+    name = f"In the pool's job variables, name an image that holds this project, set up in {directory}; "
+    name += "a GPU; and a volume for DISTILL_HOME."
+    if kind in ("docker", "kubernetes"):
+        return [name, f"Where its worker is to run, with prefect-{kind} installed:", f"  {address} {start}"]
+    return [name, f"What starts the runs of a pool of type {kind}: https://docs.prefect.io/v3/concepts/work-pools"]

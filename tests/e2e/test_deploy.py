@@ -169,6 +169,8 @@ def test_a_pool_of_another_type_is_refused_and_one_that_has_an_image_can_be_made
         done = server.distill("deploy", "--prefect-file", str(RECIPES), "--pool", "boxes", *image)
         assert done.returncode == 0, done.stdout + done.stderr
         assert f"for the work pool boxes ({made})" in done.stdout
+        assert "name an image that holds this project, set up in /opt/distill; a GPU; and" in done.stdout
+        assert ".venv" not in done.stdout
     asked = (
         "select distinct pull_steps->0->'prefect.deployments.steps.set_working_directory'->>'directory' from deployment"
     )

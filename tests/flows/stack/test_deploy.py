@@ -114,6 +114,54 @@ def test_what_answers_otherwise_than_a_prefect_of_ours_is_named(
     assert to_do in second
 
 
+@pytest.mark.parametrize(
+    ("made", "lines"),
+    [
+        (
+            "process, made now",
+            [
+                "On the machine that computes:",
+                "  cd '/srv/my runs'",
+                "  PREFECT_API_URL=http://prefect:4200/api .venv/bin/prefect worker start --pool gpu",
+            ],
+        ),
+        (
+            "docker, made now",
+            [
+                "Where its worker is to run, with prefect-docker installed:",
+                "  PREFECT_API_URL=http://prefect:4200/api prefect worker start --pool gpu",
+            ],
+        ),
+        (
+            "kubernetes",
+            [
+                "Where its worker is to run, with prefect-kubernetes installed:",
+                "  PREFECT_API_URL=http://prefect:4200/api prefect worker start --pool gpu",
+            ],
+        ),
+        (
+            "ecs:push",
+            ["What starts the runs of a pool of type ecs:push: https://docs.prefect.io/v3/concepts/work-pools"],
+        ),
+    ],
+)
+def test_what_is_left_to_do_goes_by_the_pools_type(made: str, lines: list[str]) -> None:
+    runs = [{"name": "tiny", "entrypoint": "flows/distill.py:distill"}]
+    url = "http://ada:secret@prefect:4200/api"
+    first, *rest = deploy._what_next(runs, made, "gpu", Path("/srv/my runs"), url).splitlines()
+    assert first == f"1 runs are registered at http://prefect:4200/api, for the work pool gpu ({made})."
+    if not made.startswith("process"):
+        image = (
+            "In the pool's job variables, name an image that holds this project, set up in '/srv/my runs'; a GPU; and"
+        )
+        assert rest.pop(0) == f"{image} a volume for DISTILL_HOME."
+    assert rest == [
+        *lines,
+        "From any machine:",
+        "  PREFECT_API_URL=http://prefect:4200/api prefect deployment run distill/tiny --watch",
+    ]
+
+
 def test_the_profiles_address_counts(profiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     active = get_settings_context().profile.name
     profiles.write_text(f'[profiles.{active}]\nPREFECT_API_URL = "https://prefect.example/api"\n')
