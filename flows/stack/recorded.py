@@ -4,7 +4,8 @@ import importlib
 import logging
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from inspect import Parameter, Signature, getdoc
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,8 @@ from prefect import get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.objects import State
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
+from prefect.concurrency.context import ConcurrencyContext
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import FailedRun, ObjectAlreadyExists
 from prefect.runtime import deployment, flow_run
@@ -27,6 +30,7 @@ from flows.stack.liveness import labels
 from flows.stack.publish import PrefectReporter, publish_report, publish_results
 from tasks.compute.device import check_device
 from tasks.compute.device_lock import Device
+from tasks.messages import first_line
 from tasks.ranges import check_numbers
 from tasks.report import report_path
 from tasks.store.artifacts import Store, default_root
@@ -34,6 +38,7 @@ from tasks.store.progress import default_reporter
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 LEASE_SECONDS = 60.0  # the least that Prefect allows
+WAIT_SECONDS = 150.0  # for a slot: longer than a killed run's lease and what Prefect lets pass between two attempts
 RUNTIME = "    runtime: device, threads, checkpoints, trackers, who makes the shards; changes no result"
 
 
@@ -69,7 +74,9 @@ def run_in_prefect(outline: Outline, parameters: dict[str, Any]) -> State[Any] |
             check_numbers(name, value)
         check_device(parameters["runtime"])
         store, name = Store(default_root()), _run_name()
-        run, last = execute(outline, store, name, parameters, PrefectReporter(store, default_reporter()), beside=slot)
+        reporter = PrefectReporter(store, default_reporter())
+        shown = partial(slot, say=reporter.warning)
+        run, last = execute(outline, store, name, parameters, reporter, beside=shown)
         publish_results(run, last, store)
         publish_report(run.run_id, report_path(store, run.run_id))
     except Exception as error:
@@ -110,22 +117,38 @@ def _run_name() -> str:
 
 
 def limit_of(device: Device) -> str:
-    """The name of Prefect's limit for a device, on whatever machine: `gpu-ada-5fd4f087`."""
-    return f"gpu-{platform.node()}-{device.id[:8]}"
+    """The name of Prefect's limit for a device: `gpu-5fd4f087`, the same in every container, whose names differ."""
+    return f"gpu-{platform.node() if device.id == 'mps' else device.id[:8]}"
 
 
 @contextmanager
-def slot(device: Device) -> Iterator[None]:
+def slot(device: Device, say: Callable[[str], None]) -> Iterator[None]:
     """Occupy the one slot of Prefect's concurrency limit for a device, which is made if it is not there.
 
-    The device's lock has been taken before. The limit shows that, and makes a run wait that could not see the lock, in
-    another container. A server that lets nobody make limits has none. A killed run's slot is free within a minute.
+    The limit shows that the device is taken, and decides nothing: the device's lock has been taken before. So a run
+    waits `WAIT_SECONDS` for the slot at most, and goes on without one, as where the server does not answer, and says
+    so. A server that lets nobody make limits has none. A killed run's slot is free within a minute, or never where the
+    server has started again meanwhile and has lost its leases.
     """
-    name = limit_of(device)
-    with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists, HTTPStatusError):
-        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
-    with concurrency(name, lease_duration=LEASE_SECONDS):
+    name, taken = limit_of(device), ExitStack()
+    try:
+        with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists, HTTPStatusError):
+            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
+        with ConcurrencyContext() as ours:  # the stage's own would free the slot when that stage is done
+            taken.enter_context(concurrency(name, timeout_seconds=WAIT_SECONDS, lease_duration=LEASE_SECONDS))
+            ours.cleanup_lease_ids.clear()
+    except TimeoutError:
+        say(
+            f"Prefect's limit {name} has had no free slot for {WAIT_SECONDS:.0f} s; going on without, as {device.name} "
+            f"is locked for this run. If nothing else computes there: prefect gcl update {name} --active-slots 0"
+        )
+    except (HTTPError, ConcurrencySlotAcquisitionError) as error:
+        say(f"Prefect's limit {name} does not show that {device.name} is taken: {first_line(error)}; going on without")
+    try:
         yield
+    finally:
+        with suppress(HTTPError):  # the lease ends by itself
+            taken.close()
 
 
 def _not_failed_run(record: logging.LogRecord) -> bool:

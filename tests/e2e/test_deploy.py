@@ -210,12 +210,12 @@ def limit():
         found = client.read_global_concurrency_limit_by_name(limit_of(device))
         return found.limit, found.active_slots
 
-with slot(device):
+with slot(device, print):
     print(*limit())
 print(*limit())
 with get_client(sync_client=True) as client:
     client.update_global_concurrency_limit(limit_of(device), GlobalConcurrencyLimitUpdate(limit=3))
-with slot(device):
+with slot(device, print):
     print(*limit())
 """
 

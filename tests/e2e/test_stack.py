@@ -218,6 +218,49 @@ def test_distill_run_is_recorded_while_the_stack_is_up(stack: Stack) -> None:
     assert stack.newest_run()["state_type"] == "FAILED"
 
 
+SLOT = """
+from contextlib import ExitStack
+from prefect import flow, task
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
+from flows.stack import recorded
+from tasks.compute.device_lock import Device
+recorded.WAIT_SECONDS = 2.0
+device = Device("cuda:0", "5fd4f087-86f3")
+
+def taken():
+    with get_client(sync_client=True) as client:
+        return client.read_global_concurrency_limit_by_name("gpu-5fd4f087").active_slots
+
+@flow
+def run():
+    with ExitStack() as held:
+        @task
+        def stage():
+            held.enter_context(recorded.slot(device, print))
+        stage()
+        print(taken())
+    print(taken())
+
+run()
+with get_client(sync_client=True) as client:
+    client.update_global_concurrency_limit("gpu-5fd4f087", GlobalConcurrencyLimitUpdate(active_slots=1))
+with recorded.slot(device, print):
+    print("goes on")
+"""
+
+
+def test_a_devices_slot_outlives_the_stage_that_took_it_and_one_that_nobody_frees_stops_no_run(stack: Stack) -> None:
+    held = subprocess.run(
+        [sys.executable, "-c", SLOT], cwd=PROJECT, env=stack.environment, capture_output=True, text=True, timeout=240
+    )
+    *slots, said, last = held.stdout.splitlines()
+    assert slots == ["1", "0"], held.stderr
+    assert said.startswith("Prefect's limit gpu-5fd4f087 has had no free slot for 2 s; going on without")
+    assert said.endswith("prefect gcl update gpu-5fd4f087 --active-slots 0")
+    assert last == "goes on"
+
+
 def test_a_second_stack_on_the_same_home_or_port_is_refused_in_one_line(stack: Stack, tmp_path: Path) -> None:
     same_home = stack.distill("up", "--port", str(free_port()))
     assert same_home.returncode == 1
