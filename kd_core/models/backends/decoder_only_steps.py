@@ -109,7 +109,7 @@ class StepDecoder:
 
     def _buffers(self) -> "_Static":
         return _Static(
-            Graphs(self._run_static),
+            Graphs(),
             torch.zeros_like(self._slot_B),
             self._start_B,
             self._position_BJ,
@@ -121,7 +121,7 @@ class StepDecoder:
         static.tokens_B.index_copy_(0, self._slot_B, tokens_B)
         most = static.position_BJ.shape
         shape = rounded(len(tokens_B), most[0], self._end + 1, most[1])
-        states_BD = static.graphs.run(shape, tokens_B.device)
+        states_BD = static.graphs.run(self._run_static, shape, tokens_B.device)
         static.place_1.add_(1)
         self.length += 1
         return states_BD.index_select(0, self._slot_B)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kd_core.losses.head import Head
+from kd_core.models.backends.graphs import out_of_graphs
 from kd_core.models.packing import Layout
 
 Model = Any  # transformers ships no types
@@ -52,10 +53,15 @@ def probe(model: Model, backend: Backend) -> Logits:
 
 @contextmanager
 def probing(model: Model) -> Iterator[None]:
-    """Try a model out, in evaluation mode and its own precision. Raises ValueError in a line for what it cannot do."""
-    with _evaluating(model), torch.autocast(model.device.type, enabled=False):
+    """Try a model out, in evaluation mode and its own precision, without graphs.
+
+    Raises ValueError in a line for what it cannot do. No memory for it, and no graph of it, say nothing about a model.
+    """
+    with _evaluating(model), out_of_graphs(model), torch.autocast(model.device.type, enabled=False):
         try:
             yield
+        except torch.OutOfMemoryError:
+            raise
         except (NotImplementedError, KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
             raise ValueError(f"{type(error).__name__}: {error}".splitlines()[0]) from error
 

@@ -1,7 +1,11 @@
 """Steps over static buffers write what steps over growing ones do; on a CUDA device, as graphs."""
 
 import copy
-from contextlib import nullcontext
+import gc
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,8 +13,8 @@ import torch
 from torch import Tensor
 
 from kd_core.models.backends import graphs
-from kd_core.models.backends.graphs import in_graphs, rounded, writes_in_graphs
-from kd_core.models.policy import encode
+from kd_core.models.backends.graphs import Graphs, Shape, in_graphs, rounded, writes_in_graphs
+from kd_core.models.policy import PACKED, backend_of, encode, step_decoder
 from kd_core.rollout.beam_search import BeamSettings, beam_search
 from kd_core.rollout.responses import Rollout
 from kd_core.rollout.sampling import SamplingSettings, Writer, sample_from
@@ -75,6 +79,111 @@ def test_only_within_it_and_without_beams_are_graphs_used() -> None:
     assert not writes_in_graphs(model)
     outside = beam_search(model, memory, BeamSettings(num_beams=2, max_new_tokens=5))
     assert torch.equal(inside.tokens_BT, outside.tokens_BT)
+
+
+@torch.no_grad()
+def test_what_is_over_is_gone_at_once() -> None:
+    model = ending("llama")
+    memory = encode(model, *prompts("cpu"))
+    with in_graphs(model):
+        writer = Writer(model, memory, LIMIT, None)
+    gc.disable()
+    try:
+        writer.logits(writer.logits(None).argmax(dim=1))
+        decoder = weakref.ref(writer.decoder)
+        del writer
+        assert decoder() is None, "it would keep its cache and its graphs on the device"
+    finally:
+        gc.enable()
+
+
+def test_a_model_is_probed_without_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*_: Any) -> Tensor:
+        raise ValueError("no CUDA graph of this model's steps")
+
+    monkeypatch.setattr(Graphs, "run", run)
+    model = ending("llama")
+    with in_graphs(model):
+        assert backend_of(model) is PACKED
+        assert writes_in_graphs(model), "afterwards as before"
+        with torch.no_grad(), pytest.raises(ValueError, match="no CUDA graph"):
+            step_decoder(model, encode(model, *prompts("cpu")), LIMIT).step(torch.arange(ROWS))
+    assert backend_of(model) is PACKED
+    assert not writes_in_graphs(model)
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What is asked of `torch.cuda`, without a device; a capture that fails leaves its stream, as PyTorch's does."""
+    there = SimpleNamespace(stream=stream(), pools=[], replayed=0)
+
+    @contextmanager
+    def on(other: Any) -> Iterator[None]:
+        before, there.stream = there.stream, other
+        yield
+        there.stream = before
+
+    @contextmanager
+    def capture(graph: Any, pool: Any) -> Iterator[None]:
+        there.pools.append(pool)
+        with on(stream()):
+            yield
+        graph.pool = lambda: pool or "the first one's"
+
+    def replay() -> None:
+        there.replayed += 1
+
+    fakes = {
+        "Stream": stream,
+        "CUDAGraph": lambda: SimpleNamespace(replay=replay),
+        "current_stream": lambda: there.stream,
+        "set_stream": lambda other: setattr(there, "stream", other),
+        "stream": on,
+        "graph": capture,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    return there
+
+
+def stream() -> SimpleNamespace:
+    return SimpleNamespace(wait_stream=lambda other: None)
+
+
+def test_a_shape_is_captured_once_and_all_share_their_memory(device: SimpleNamespace) -> None:
+    graphs, ran = Graphs(), []
+
+    def function(shape: Shape) -> Tensor:
+        ran.append(shape)
+        return torch.ones(shape)
+
+    for shape in ((4, 2), (4, 2), (2, 2), (4, 2)):
+        assert graphs.run(function, shape, torch.device("cuda")).shape == shape
+    assert ran == [(4, 2)] * 2 + [(2, 2)] * 2, "once beforehand, once in the capture"
+    assert device.pools == [None, "the first one's"]
+    assert device.replayed == 4
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "said"),
+    [
+        (RuntimeError("it waits\nfor the device"), ValueError, "steps: it waits\nset runtime.cuda_graphs to false"),
+        (torch.OutOfMemoryError("tried to allocate 64 GiB"), torch.OutOfMemoryError, "64 GiB"),
+    ],
+)
+def test_a_capture_that_fails_is_said_and_leaves_the_stream_as_it_was(
+    device: SimpleNamespace, error: Exception, raised: type[Exception], said: str
+) -> None:
+    before = device.stream
+
+    def function(shape: Shape) -> Tensor:
+        if device.pools:
+            raise error
+        return torch.ones(shape)
+
+    with pytest.raises(raised, match=said):
+        Graphs().run(function, (1, 1), torch.device("cuda"))
+    assert device.stream is before
 
 
 @pytest.mark.cuda

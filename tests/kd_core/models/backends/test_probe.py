@@ -68,6 +68,18 @@ def test_a_model_without_a_head_is_refused() -> None:
         backend_of(made("llama", **GROUPED).model)
 
 
+def test_a_device_without_memory_is_no_reason_for_a_slower_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    def large(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 64 GiB")
+
+    model = made("llama", **GROUPED)
+    monkeypatch.setattr(model.get_decoder(), "forward", large)
+    with pytest.raises(torch.OutOfMemoryError):
+        backend_of(model)
+    monkeypatch.undo()
+    assert backend_of(model) is PACKED
+
+
 def test_nothing_is_left_of_a_probe() -> None:
     model = made("llama", **GROUPED, attention_dropout=0.5).train()
     model.model.norm.eval()
