@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from kd_core.models.backends.graphs import in_graphs
 from kd_core.models.backends.recomputing import recomputing
+from kd_core.models.policy import PACKED, Model, backend_of
 from kd_core.rollout.responses import NotFiniteError
 from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState
 from tasks.compute.alarms import Alarms
@@ -64,7 +65,7 @@ def run_training(
 
     try:
         recompute = recomputing(loaded.model) if build.runtime.gradient_checkpointing else nullcontext()
-        replay = in_graphs(loaded.model) if build.runtime.cuda_graphs else nullcontext()
+        replay = replaying(build, loaded.model)
         with recompute, replay, tracked(build) as tell:
             for row in loop(state):
                 check_finite(row)
@@ -87,6 +88,19 @@ def run_training(
     if gathered is not None:
         gathered.save(build.dir)
     return log
+
+
+def replaying(build: Build, model: Model) -> AbstractContextManager[None]:
+    """Within it, a model writes by CUDA graphs where the run asks for them; one that cannot is said, once a run."""
+    if not build.runtime.cuda_graphs:
+        return nullcontext()
+    if backend_of(model) is PACKED:
+        return in_graphs(model)
+    build.run.warn_once(
+        f"runtime.cuda_graphs does nothing for a model of type {model.config.model_type!r}, which writes without them; "
+        "leave it at false"
+    )
+    return nullcontext()
 
 
 def mean_of(log: Sequence[StepMetrics], name: str) -> float:

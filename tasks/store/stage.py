@@ -61,6 +61,7 @@ class Run:
     plan: list[PlanRow] = field(default_factory=list)
     cell: str = ""  # of a comparison: which of its runs the stages now serve
     untracked: set[str] = field(default_factory=set)  # trackers that have failed: said once, and not tried again
+    said: set[str] = field(default_factory=set)  # what was warned of for the whole run
     claim: Callable[[RuntimeSettings], RuntimeSettings] = lambda runtime: runtime  # waits for a device before a build
     engine: Engine | None = None  # that shares shards out; None = this process makes them
 
@@ -77,6 +78,12 @@ class Run:
             yield
         finally:
             self.cell = before
+
+    def warn_once(self, text: str) -> None:
+        """Say something that must be read of this run, and of nothing that it makes: not for each stage again."""
+        if text not in self.said:
+            self.said.add(text)
+            self.reporter.warning(text)
 
     @property
     def stages(self) -> list[StageRun]:
