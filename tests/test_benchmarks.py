@@ -1,8 +1,10 @@
 """Benchmarks compare like with like: the checks before the clocks. Nothing here is timed."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -122,6 +124,18 @@ def test_algorithm_1_has_the_losses_of_the_literal_version() -> None:
 def test_losses_that_differ_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(dad_dagger.LOSSES_WITHIN, "bfloat16", 1e-6)
     with pytest.raises(AssertionError, match="with trunks in bfloat16"):
+        list(dad_dagger.measure(tiny_case()))
+
+
+def test_losses_that_are_no_numbers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = dad_dagger.literal
+
+    def broken(*arguments: Any) -> tuple[list[float], int]:
+        losses, otherwise = right(*arguments)
+        return [*losses[:-1], math.nan], otherwise
+
+    monkeypatch.setattr(dad_dagger, "literal", broken)
+    with pytest.raises(AssertionError, match="losses differ by up to nan"):
         list(dad_dagger.measure(tiny_case()))
 
 

@@ -17,8 +17,8 @@ import transformers
 from benchmarks.gpu import cases, updates
 from benchmarks.gpu.cases import Case, Lengths
 from benchmarks.gpu.checks import values
-from benchmarks.gpu.heads import Size, bare_product, fused_divergence, memory
-from benchmarks.gpu.measuring import Machine, carried_out, free
+from benchmarks.gpu.heads import Size, bare_product, fused_divergence, memory, memory_of_divergence
+from benchmarks.gpu.measuring import Machine, Side, carried_out, free, there
 
 SECONDS = 600.0
 RESERVE = 0.1  # of them: what is begun before that may end
@@ -83,7 +83,11 @@ def measurements(device: torch.device, sizes: Sizes, seconds: float) -> Iterator
     checks = [(f"values of {c.model_type} in {d}", partial(values, c, device, d)) for c in kinds for d in DTYPES]
     yield from carried_out(checks, end)
     first, *others = sizes.models.items()
-    yield from carried_out([("fused divergence", partial(fused_divergence, machine, sizes.liger))], end)
+    fused = [
+        ("fused divergence", partial(fused_divergence, machine, sizes.liger)),
+        ("memory of fused divergence", partial(memory_of_divergence, machine, sizes.liger)),
+    ]
+    yield from carried_out(fused, end)
     yield from of_model(machine, *first, sizes.lengths, end)
     heads = [
         ("policy gradient of a head", partial(bare_product, machine, sizes.product)),
@@ -104,16 +108,18 @@ def of_model(machine: Machine, name: str, config: Any, lengths: Lengths, end: fl
 
     def timed(what: str, *, sampled: bool = False, backward: bool = False, passes: int = 1) -> Iterator[dict[str, Any]]:
         one, attribute = case(), what.lower().replace(" ", "_")
-        if attribute.endswith("_update"):
-            ours, stock = (getattr(updates, f"{side}_{attribute}")(one) for side in ("our", "stock"))
-        else:
-            ours, stock = (partial(getattr(cases, f"{side}_{attribute}"), one) for side in ("our", "stock"))
-        others = {"transformers": stock}
+
+        def side(name: str) -> Side:
+            if attribute.endswith("_update"):  # has a student of its own, and our loop its optimizer's state
+                return partial(getattr(updates, f"{name}_{attribute}"), one)
+            return there(partial(getattr(cases, f"{name}_{attribute}"), one))
+
+        others = {"transformers": side("stock")}
         if what == "sample" and one.is_causal:
-            others["ours by CUDA graphs"] = partial(cases.our_sample_by_graphs, one)
+            others["ours by CUDA graphs"] = there(partial(cases.our_sample_by_graphs, one))
         yield from machine.compared(
             what,
-            ours,
+            side("our"),
             others,
             tokens=one.num_tokens(sampled=sampled),
             flops=one.flops(sampled=sampled, backward=backward, passes=passes),

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -15,7 +16,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=gpu.__doc__)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, …; cpu, with --small, tries the script out")
     parser.add_argument("--small", action="store_true", help="tiny shapes: whether it runs, in seconds")
-    parser.add_argument("--seconds", type=float, default=gpu.SECONDS, help="begin nothing that would end after them")
+    begun = f"begin nothing once {1 - gpu.RESERVE:.0%} of them are spent; what has begun is carried to its end"
+    parser.add_argument("--seconds", type=float, default=gpu.SECONDS, help=begun.replace("%", "%%"))
     chosen = parser.parse_args(arguments)
     problem = _problem(chosen.device, chosen.small)
     if problem:
@@ -25,10 +27,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = []
     for line in gpu.measurements(device, sizes, chosen.seconds):
         print(json.dumps(line), flush=True)
-        failed += [line["what"]] if "failed" in line else []
+        failed += [_name(line)] if "failed" in line else []
     if failed:
-        print(f"failed: {', '.join(failed)}\nwhat each of them said is in its line", file=sys.stderr)
+        print(f"failed: {', '.join(dict.fromkeys(failed))}\nwhat each of them said is in its line", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _name(line: dict[str, Any]) -> str:
+    """What a line is about."""
+    about = line.get("sizes", line)
+    return f"{about['what']} of {about['model']}" if "model" in about else str(about["what"])
 
 
 def _problem(device: str, small: bool) -> str | None:

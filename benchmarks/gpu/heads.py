@@ -7,7 +7,7 @@ V = 128,256, bfloat16: 60.7 ms, 11.1 GB; plain PyTorch 213 ms, 68.9 GB. The grad
 and of its head.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -17,13 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.gpu.cases import BETA
-from benchmarks.gpu.measuring import Machine
+from benchmarks.gpu.measuring import Machine, Pass, there
 from benchmarks.reference_divergence import of_logits
 from kd_core.losses.divergence_head import Divergence, TeacherStates, divergence_loss
 from kd_core.losses.head import Head, full_precision
 from kd_core.losses.lm_head import token_scores, weighted_nll
-
-Pass = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -80,6 +78,11 @@ class Heads:
         fused = LigerFusedLinearJSD(jsd_beta=BETA)
         return self.gradients(fused(self.hidden_MD, self.weight_VD, self.teacher_hidden_MD, self.teacher_weight_VD))
 
+    def others(self) -> dict[str, Pass]:
+        """By name, whatever `ours` is compared to here."""
+        liger = {"Liger": self.liger} if find_spec("liger_kernel") is not None else {}
+        return {"full logits": self.plain, **liger}
+
     def products(self) -> None:
         """The student's head alone, forward and backward, a chunk of tokens at a time so that it fits anywhere."""
         hidden_MD, weight_VD = self.hidden_MD.detach(), self.weight_VD.detach()
@@ -91,16 +94,21 @@ class Heads:
 
 
 def fused_divergence(machine: Machine, size: Size) -> Iterator[dict[str, Any]]:
-    """Seconds and memory of JS with its gradients, by us, by full logits, and by Liger where it is installed."""
+    """Seconds of JS with its gradients, by us, by full logits, and by Liger where it is installed."""
     heads = Heads.of(size, machine.device, torch.bfloat16)
-    others: dict[str, Pass] = {"full logits": heads.plain}
-    if find_spec("liger_kernel") is not None:
-        others["Liger"] = heads.liger
-    sizes = {"width": size.width, "vocabulary": size.vocabulary, "precision": "bfloat16"}
+    ours, others = there(heads.ours), {name: there(other) for name, other in heads.others().items()}
     flops = 2.0 * size.tokens * size.width * size.vocabulary * 4  # the teacher's product once, the student's thrice
-    what = "fused divergence"
-    yield from machine.compared(what, heads.ours, others, tokens=size.tokens, flops=flops, **sizes)
-    yield from machine.memory(what, heads.ours, others, **sizes)
+    yield from machine.compared("fused divergence", ours, others, tokens=size.tokens, flops=flops, **_shape(size))
+
+
+def memory_of_divergence(machine: Machine, size: Size) -> Iterator[dict[str, Any]]:
+    """Peak memory of the same."""
+    heads = Heads.of(size, machine.device, torch.bfloat16)
+    yield from machine.memory("memory of fused divergence", heads.ours, heads.others(), **_shape(size))
+
+
+def _shape(size: Size) -> dict[str, Any]:
+    return {"width": size.width, "vocabulary": size.vocabulary, "precision": "bfloat16"}
 
 
 def bare_product(machine: Machine, size: Size) -> Iterator[dict[str, Any]]:
@@ -113,9 +121,9 @@ def bare_product(machine: Machine, size: Size) -> Iterator[dict[str, Any]]:
         return heads.gradients(weighted_nll(heads.hidden_MD, Head(heads.weight_VD), target_M, weight_M))
 
     flops = 2.0 * size.tokens * size.width * size.vocabulary * 3
-    sizes = {"width": size.width, "vocabulary": size.vocabulary, "precision": "bfloat16"}
-    others = {"the bare product, forward and backward": heads.products}
-    yield from machine.compared("policy gradient of a head", ours, others, tokens=size.tokens, flops=flops, **sizes)
+    others = {"the bare product, forward and backward": there(heads.products)}
+    what = "policy gradient of a head"
+    yield from machine.compared(what, there(ours), others, tokens=size.tokens, flops=flops, **_shape(size))
 
 
 def memory(machine: Machine, size: Size) -> Iterator[dict[str, Any]]:
@@ -124,7 +132,7 @@ def memory(machine: Machine, size: Size) -> Iterator[dict[str, Any]]:
         part = Size(tokens, size.width, size.vocabulary)
         heads = Heads.of(part, machine.device, torch.bfloat16)
         target_M = torch.arange(tokens, device=machine.device) % size.vocabulary
-        sizes = {"tokens": tokens, "width": size.width, "vocabulary": size.vocabulary, "precision": "bfloat16"}
+        sizes = {"tokens": tokens, **_shape(size)}
         sizes["one_float32_of_all_logits_mib"] = round(tokens * size.vocabulary * 4 / 2**20)
         for what, (ours, plain) in _passes(heads, target_M).items():
             yield from machine.memory(f"memory of {what}", ours, {"full logits": plain}, **sizes)

@@ -1,4 +1,4 @@
-"""Seconds and bytes of passes on a device, each side by itself: what runs out of memory says so, and the rest runs."""
+"""Seconds and bytes of passes on a device, each side by itself: what fails or has no memory says so, the rest runs."""
 
 import gc
 import statistics
@@ -12,7 +12,9 @@ import torch
 from benchmarks.common import line
 
 REPEATS, LONGEST = 9, 4.0  # repeats of a pass at most, and seconds for all of them
+FAILED = "failed: "
 Pass = Callable[[], object]
+Side = Callable[[], Pass]  # makes a pass, with all that it needs beside what both sides share
 Plan = Sequence[tuple[str, Callable[[], Iterator[dict[str, Any]]]]]
 
 
@@ -32,16 +34,17 @@ class Machine:
         return cls(device, name, 2 * width**3 / seconds(lambda: a @ b, device))
 
     def compared(
-        self, what: str, ours: Pass, others: Mapping[str, Pass], *, tokens: int, flops: float, **sizes: Any
+        self, what: str, ours: Side, others: Mapping[str, Side], *, tokens: int, flops: float, **sizes: Any
     ) -> Iterator[dict[str, Any]]:
         """A line for each of the others: seconds, tokens/s, and the share of the peak that the FLOPs needed come to.
 
+        Each side is made when it is measured and dropped before the next: neither is measured in less memory.
         FLOPs are those of the weights' products over real tokens: padding, and whatever is computed twice, is no work.
         """
         sizes |= {"what": what, "device": self.name, "tokens": tokens}
-        mine = attempt(lambda: seconds(ours, self.device))
+        mine = attempt(lambda: seconds(ours(), self.device))
         for name, other in others.items():
-            theirs = attempt(lambda other=other: seconds(other, self.device))  # type: ignore[misc]
+            theirs = attempt(lambda other=other: seconds(other(), self.device))  # type: ignore[misc]
             rates = {}
             for side, found in (("", mine), ("reference_", theirs)):
                 if isinstance(found, float):
@@ -59,21 +62,25 @@ class Machine:
 
 
 def two_sided(ours: float | str, reference: float | str, unit: str, **sizes: Any) -> dict[str, Any]:
-    """A line; where a side has no number, it says why."""
+    """A line; where a side has no number, it says why, under `failed` if that is no lack of memory."""
     if isinstance(ours, float) and isinstance(reference, float):
         return line("gpu", ours, reference, unit, **sizes)
     found = {"ours": ours, "reference": reference}
     numbers = {name: round(x, 6) if isinstance(x, float) else None for name, x in found.items()}
     said = {name: x for name, x in found.items() if isinstance(x, str)}
-    return {"benchmark": "gpu", **numbers, "ratio": None, "unit": unit, "not_measured": said, "sizes": sizes}
+    failed = {name: x.removeprefix(FAILED) for name, x in said.items() if x.startswith(FAILED)}
+    why = {"not_measured": said} | ({"failed": failed} if failed else {})
+    return {"benchmark": "gpu", **numbers, "ratio": None, "unit": unit, **why, "sizes": sizes}
 
 
 def attempt(measured: Callable[[], float]) -> float | str:
-    """The number, or that there was no memory for it."""
+    """The number, or why there is none: no memory for it, or what it failed with."""
     try:
         return measured()
     except torch.OutOfMemoryError:
         return "out of memory"
+    except Exception as error:  # whatever it is: the other side goes on
+        return f"{FAILED}{in_a_line(error)}"
     finally:
         free()
 
@@ -113,6 +120,16 @@ def peak_memory(run: Pass, device: torch.device) -> float:
     return (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
+def there(run: Pass) -> Side:
+    """A side that needs nothing but what is there already."""
+    return lambda: run
+
+
+def in_a_line(error: Exception) -> str:
+    """Its type and what it says, shortened."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:400]
+
+
 def free() -> None:
     """Give back what the last pass has left."""
     gc.collect()
@@ -135,5 +152,5 @@ def carried_out(plan: Plan, end: float) -> Iterator[dict[str, Any]]:
         except torch.OutOfMemoryError:
             yield {**about, "not_measured": "out of memory"}
         except Exception as error:  # whatever it is: the other measurements go on
-            yield {**about, "failed": " ".join(f"{type(error).__name__}: {error}".split())[:400]}
+            yield {**about, "failed": in_a_line(error)}
         free()
