@@ -36,7 +36,7 @@ EXAMPLES = {
   distill run llmr-chitchat
   distill run llmr-chitchat --seed 1 --set method.optimizer.learning_rate=3e-4
   distill run llmr-chitchat --limit 2000     fewer pairs, for a first look
-  distill run llmr-cnndm --engine ray --workers 8      on eight GPUs, or a cluster
+  distill run llmr-cnndm --engine ray --workers 8    eight GPUs, or a cluster
   distill run llmr-chitchat --set 'runtime.track=["tensorboard"]'
                               watch it train: also wandb, mlflow, trackio""",
     "up": """\
