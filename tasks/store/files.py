@@ -30,14 +30,24 @@ def sync(path: Path) -> None:
 
 def atomic_write(path: Path, writer: Callable[[Path], object]) -> None:
     """Let `writer` fill a file beside `path`, then sync it and rename it into place: `path` is whole or not there."""
-    who = f"{socket.gethostname()}-{os.getpid()}"  # two nodes may have a process of one number
-    partial = path.with_name(f".{path.name}.{who}.partial")
+    partial = partial_of(path)
     try:
         writer(partial)
         sync(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def partial_of(path: Path) -> Path:
+    """Where this process fills a file that is to be at `path`. Two nodes may have a process of one number."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
+
+
+def writer_of(partial: Path) -> int | None:
+    """The number of the process that fills a file, by its name; None for one of another machine."""
+    machine, _, number = partial.stem.rpartition("-")
+    return int(number) if number.isdigit() and machine.endswith(f".{socket.gethostname()}") else None
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from tasks.store.artifacts import Artifact, Store, StoreError
-from tasks.store.files import newest
+from tasks.store.files import newest, writer_of
 from tasks.store.quarantine import Moved, quarantine
 from tasks.store.runs import RunRecord, parts_of, process_start, scan_runs
 
@@ -159,8 +159,12 @@ def _left_behind(store: Store, days: float, grace_hours: float) -> Iterator[Garb
         if time.time() - newest(path) >= min(max(days, grace_hours / 24), 1) * DAY:
             yield Garbage(".damaged", path, _size(path))
     for path in sorted((store.root / "runs").glob(".*.partial")):
-        written_by = int(number) if (number := path.name.split(".")[-2]).isdigit() else 0
-        if not process_start(written_by) and time.time() - newest(path) >= grace_hours * HOUR:
+        writer, rest = writer_of(path), grace_hours
+        if writer is None:  # of another machine, where it may live, or of a version before
+            rest = max(rest, 1)
+        elif process_start(writer):
+            continue
+        if time.time() - newest(path) >= rest * HOUR:
             yield Garbage("runs", path, _size(path))
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from tasks.store import maintenance
 from tasks.store.artifacts import Artifact, Store, StoreError
+from tasks.store.files import partial_of
 from tasks.store.runs import RunRecord, read_runs
 from tasks.store.stage import open_run
 from tests.tasks.store.tiny_stages import Made, flip, run_all, words
@@ -140,9 +141,12 @@ def test_what_dead_builds_have_left_is_listed_and_taken(store: Store) -> None:
         store.checkpoint_dir(artifact).mkdir()
         (store.checkpoint_dir(artifact) / "shard.txt").write_text("12345")
     (store.root / ".staging" / f"upper-{never.key}-abc").mkdir()
-    (store.root / "runs" / ".mine.json.999999999.partial").write_text("{")
-    (store.root / "runs" / f".mine.json.{os.getpid()}.partial").write_text("{")  # somebody writes it now
-    os.utime(store.root / "runs" / ".mine.json.999999999.partial", (0, 0))
+    written_now = partial_of(store.root / "runs" / "mine-1.json")
+    dead = written_now.with_name(written_now.name.replace(f"-{os.getpid()}.", "-999999999."))
+    elsewhere = written_now.with_name(".mine-1.json.another.node-999999999.partial")  # where it may live
+    for path in (dead, written_now, elsewhere):
+        path.write_text("{")
+    os.utime(dead, (0, 0))
     flip(made.artifacts["words"].path / "words.txt")
     assert len(list(maintenance.verify(store))) == 1
     found = maintenance.unreferenced(store, days=30)
@@ -159,7 +163,7 @@ def test_what_dead_builds_have_left_is_listed_and_taken(store: Store) -> None:
     assert list((store.root / ".checkpoints").iterdir()) == []
     assert list((store.root / ".staging").iterdir()) == []
     assert list((store.root / ".damaged").iterdir()) == []
-    assert [path.name for path in (store.root / "runs").glob(".*.partial")] == [f".mine.json.{os.getpid()}.partial"]
+    assert sorted((store.root / "runs").glob(".*.partial")) == sorted([written_now, elsewhere])
 
 
 def test_what_a_build_is_at_is_nobodys_garbage(store: Store) -> None:
