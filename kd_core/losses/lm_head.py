@@ -85,9 +85,9 @@ def blocks(num_rows: int, vocab_size: int, device: torch.device) -> Iterator[tup
     """Rows, and into how many tokens of the vocabulary at a time their logits are cut.
 
     A processor's core has a cache of its own, and multiplies many rows by few columns faster than few by many: blocks
-    fit there. Elsewhere a block is a whole chunk of rows.
+    fit there. Elsewhere, and where one chunk holds all logits, with which nothing is gained, a block is a chunk.
     """
-    if device.type != "cpu":
+    if device.type != "cpu" or num_rows * vocab_size <= CHUNK_NUMBERS:
         yield from ((rows, vocab_size) for rows in chunk_rows(num_rows, vocab_size, device))
         return
     for start in range(0, num_rows, BLOCK_ROWS):

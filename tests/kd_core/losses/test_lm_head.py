@@ -51,6 +51,18 @@ def test_blocks_cover_every_row_once_and_are_whole_chunks_elsewhere() -> None:
     assert elsewhere == [(0, 4, V), (4, 8, V), (8, 12, V), (12, 13, V)]
 
 
+def test_what_one_chunk_holds_is_one_product_with_the_bits_of_full_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(blocks(4, V, torch.device("cpu"))) == [(slice(0, 4), V)]
+    monkeypatch.setattr(lm_head, "CHUNK_NUMBERS", 4 * 1024 * 1024)
+    rng = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn((700, 48), generator=rng), torch.randn((128, 48), generator=rng)
+    target = torch.randint(0, 128, (700,), generator=rng)
+    logits = hidden @ weight.T
+    scores = token_scores(hidden, Head(weight), target, "max")
+    assert torch.equal(scores.value_M, logits.amax(dim=1))
+    assert torch.equal(scores.logit_M, logits.gather(1, target[:, None]).squeeze(1))
+
+
 def test_a_logsumexp_passes_over_blocks_that_hold_nothing() -> None:
     hidden, weight, target, _ = tensors()
     bias = torch.zeros(V, dtype=torch.float64)

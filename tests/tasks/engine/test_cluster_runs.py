@@ -23,7 +23,7 @@ from tasks.store.artifacts import Store
 from tasks.store.progress import NullReporter
 from tests.tasks.tiny_texts import run_text
 
-pytest.importorskip("ray")
+ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 
 PROJECT = Path(__file__).parents[3]
@@ -104,7 +104,12 @@ def test_running_text_is_the_same_though_a_node_is_killed(cluster: Any, tmp_path
     alone, shared = Store(tmp_path / "alone"), Store(tmp_path / "shared")
     run_text(alone, *TEXT_CHANGES)
     node = cluster.add_node(num_cpus=1)
-    ear = Ear("dagger_aggregate[1]", lambda: cluster.remove_node(node, allow_graceful=False))
+
+    def kill() -> None:
+        cluster.remove_node(node, allow_graceful=False)
+        wait_for(lambda: sum(each["Alive"] for each in ray.nodes()) == len(cluster.list_all_nodes()))
+
+    ear = Ear("dagger_aggregate[1]", kill)
     run_text(shared, *TEXT_CHANGES, *on_workers(cluster), "runtime.workers=3", reporter=ear)
     assert files(shared) == files(alone)
     assert any(text.startswith("a worker has died") for text in ear.warnings)
