@@ -12,7 +12,7 @@ from torch import Tensor
 from kd_core.losses.head import full_precision
 from kd_core.models.policy import Memory, Model
 from kd_core.rollout.responses import Rollout
-from kd_core.rollout.sampling import SamplingSettings, Writer, sample_from
+from kd_core.rollout.sampling import SamplingSettings, Within, Writer, sample_from
 
 
 @torch.no_grad()
@@ -26,18 +26,21 @@ def sample_mixed(
     generator: torch.Generator,
     *,
     num_tokens: int | None = None,
+    within: Within | None = None,
 ) -> Rollout:
     """Draw one output per source from alpha p + (1 - alpha) q, alpha = teacher_mix.
 
     Shapes: two Memories of the same B sources -> Rollout with (B, T'), T' <= max_new_tokens; its log-probabilities are
     the mixture's (reshaped by temperature, top_k and top_p where these are set). Raises ValueError for a mixture that
-    is none. Source: MiniLLM, teacher-mixed sampling. As in `sampling`, a row does not depend on its neighbours.
+    is none. Source: MiniLLM, teacher-mixed sampling. As in `sampling`, a row does not depend on its neighbours, and
+    `within` says which of a batch are here.
     """
     if not 0 < teacher_mix < 1:
         raise ValueError(f"teacher_mix must be in (0, 1) to be a mixture, got {teacher_mix}")
     limit = settings.max_new_tokens
     of_teacher = Writer(teacher, teacher_memory, limit, num_tokens)
-    return sample_from(_Mixture(student, memory, limit, num_tokens, of_teacher, teacher_mix), settings, generator)
+    writer = _Mixture(student, memory, limit, num_tokens, of_teacher, teacher_mix)
+    return sample_from(writer, settings, generator, within=within)
 
 
 class _Mixture(Writer):

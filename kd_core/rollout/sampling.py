@@ -21,6 +21,7 @@ from kd_core.rollout.responses import Rollout, check_distribution, is_end, mask_
 
 LOOK_EVERY = 8  # steps between two looks at which rows have ended, on a device that would have to be waited for
 BLOCK = 128  # tokens of the vocabulary that are summed before any is looked at
+Within = tuple[int, int]  # where the first of some rows is in their batch, and how many rows that has
 Choose = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]  # logits, rows, position -> tokens, log-probabilities
 
 
@@ -56,14 +57,16 @@ def sample(
     generator: torch.Generator,
     *,
     num_tokens: int | None = None,
+    within: Within | None = None,
 ) -> Rollout:
     """Draw one output per source from the student's own distribution.
 
     Shapes: Memory of B sources -> Rollout with (B, T'), T' <= max_new_tokens. `num_tokens` limits the vocabulary
-    to what the tokenizer can name. Source: LLMR Eq. 1, y ~ q_theta; METHODS 1.7 for the log-probability of a
-    reshaped distribution.
+    to what the tokenizer can name. Of a batch that several processes share, `within` says which rows are here: they
+    become what they would in the whole batch. Source: LLMR Eq. 1, y ~ q_theta; METHODS 1.7 for the log-probability of
+    a reshaped distribution.
     """
-    return sample_from(Writer(model, memory, settings.max_new_tokens, num_tokens), settings, generator)
+    return sample_from(Writer(model, memory, settings.max_new_tokens, num_tokens), settings, generator, within=within)
 
 
 @torch.no_grad()
@@ -96,11 +99,18 @@ class Writer:
 
 
 def sample_from(
-    writer: Writer, settings: SamplingSettings, generator: torch.Generator, *, look_every: int | None = None
+    writer: Writer,
+    settings: SamplingSettings,
+    generator: torch.Generator,
+    *,
+    look_every: int | None = None,
+    within: Within | None = None,
 ) -> Rollout:
     """Draw one output per source from whatever the writer would write. Shapes as `sample`; looks as in `_roll_out`."""
-    shape = (len(writer.start_B), settings.max_new_tokens)
-    uniform_BT = torch.rand(shape, generator=generator, device=generator.device).to(writer.start_B.device)
+    rows = len(writer.start_B)
+    first, batch_rows = within or (0, rows)
+    uniform_BT = torch.rand((batch_rows, settings.max_new_tokens), generator=generator, device=generator.device)
+    uniform_BT = uniform_BT[first : first + rows].to(writer.start_B.device)
 
     def choose(logits_RV: Tensor, rows_R: Tensor, position: int) -> tuple[Tensor, Tensor]:
         return draw(logits_RV, uniform_BT[rows_R, position], settings)

@@ -33,6 +33,7 @@ from kd_core.train.batches import Sources, updates
 from kd_core.train.best import ran_out, restore
 from kd_core.train.budget import Budget
 from kd_core.train.passes import act, lengths, teacher_states
+from kd_core.train.ranks import ALONE, Mine, Ranks
 from kd_core.train.state import StepMetrics, TrainState, autocast
 from kd_core.train.validation import Validation
 
@@ -160,10 +161,10 @@ def train_divergence(
     a function of weights, seed and step alone. `teacher` may be None where labels stand for it throughout.
     """
     assert teacher is not None or (train.labels is not None and not student_writes(settings))
-    student = state.model
+    student, ranks = state.model, state.ranks
     student.eval()
     pair = Pair(student, teacher, train, settings, num_tokens)
-    held_out = Validation(teacher, validation, settings, num_tokens=num_tokens)
+    held_out = Validation(teacher, validation, settings, num_tokens=num_tokens, ranks=ranks)
     if state.step == 0:
         yield StepMetrics(0, held_out.look(state))
     for micro_batches in updates(train.sources.student.lengths.numpy(), settings.batch, seed, start=state.step):
@@ -172,9 +173,11 @@ def train_divergence(
         terms = step_terms(settings, seed, state.step)
         # act: a term is taken on what the student writes now, or on what the teacher has written
         written = [
-            pair.write(rows, terms, mixed_seed(seed, state.step, micro)) for micro, rows in enumerate(micro_batches)
+            pair.write(mine, terms, mixed_seed(seed, state.step, micro))
+            for micro, mine in enumerate(map(ranks.mine, micro_batches))
+            if len(mine)
         ]
-        values = summary(written, terms)
+        values = summary(written, terms, ranks)
         count = int(sum(values[f"{term.writer}_tokens"] for term in terms))
         seen: dict[str, list[Tensor]] = {name: [] for name in ("loss", *(f"{term.writer}_term" for term in terms))}
         for part in written:
@@ -204,21 +207,19 @@ class Pair:
     settings: DivergenceSettings
     num_tokens: int | None
 
-    def write(self, rows_B: Tensor, terms: list[Term], seed: int) -> Written:
-        """The sequences of a micro-batch. If it is the only one, its encoder states are kept for learning."""
+    def write(self, mine: Mine, terms: list[Term], seed: int) -> Written:
+        """The sequences of this rank's rows of a micro-batch. If that is the only one, its encoder states are kept."""
         student, settings = self.student, self.settings
         memory: Memory | None = None
         outputs: list[Responses] = []
         for term in terms:
             if term.writer == "teacher":
-                outputs.append(self._given(rows_B))
+                outputs.append(self._given(mine.rows_B))
                 continue
             sources, share = self.train.sources.student, settings.batch.micro_batches == 1
-            rollout, memory = act(
-                student, sources, rows_B, settings, seed, keep_memory=share, num_tokens=self.num_tokens
-            )
+            rollout, memory = act(student, sources, mine, settings, seed, keep_memory=share, num_tokens=self.num_tokens)
             outputs.append(rollout)
-        return Written(rows_B, outputs, memory)
+        return Written(mine.rows_B, outputs, memory)
 
     def _given(self, rows_B: Tensor) -> Responses:
         """What the teacher wrote for these rows, cut to the length limit."""
@@ -253,12 +254,12 @@ class Pair:
         return torch.stack(losses).sum(), sums
 
 
-def summary(written: list[Written], terms: list[Term]) -> dict[str, float]:
+def summary(written: list[Written], terms: list[Term], ranks: Ranks = ALONE) -> dict[str, float]:
     """Tokens of each writer, and of the student's samples their mean length and the share that was cut off."""
     values = {}
     for number, term in enumerate(terms):
         outputs = [part.outputs[number] for part in written]
-        shown = lengths(outputs)
+        shown = lengths(outputs, ranks)
         values[f"{term.writer}_tokens"] = shown.pop("tokens")
         if term.writer == "student":
             values |= shown

@@ -15,6 +15,7 @@ from torch import Tensor
 from kd_core.losses.lm_head import token_log_probs, weighted_nll
 from kd_core.models.gpt_neo import Model, layer_norm, unpadded_states
 from kd_core.models.policy import head_of
+from kd_core.train.ranks import ALONE, Ranks
 from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState, autocast
 
 
@@ -54,18 +55,20 @@ def train_language_model(
         raise ValueError(f"the text is shorter than its blocks of {settings.block} tokens: {sizes}\ngive more text")
     model.eval()
     for index in _batches(len(text_N), settings, seed, state.step):
-        block_BL = text_N[index[:, None] + torch.arange(settings.block + 1)].to(model.device)
-        with autocast(model.device, settings.optimizer.precision):
-            hidden_MD, target_M = all_hidden(model, block_BL[:, :-1]), block_BL[:, 1:].flatten()
-            weight_M = torch.full(target_M.shape, 1 / len(target_M), device=model.device)
-            loss = weighted_nll(hidden_MD, head_of(model), target_M, weight_M)
-        loss.backward()
-        shown = state.apply(settings.optimizer, settings.max_steps, {"loss": [loss]})
+        losses, mine, count = [], state.ranks.mine(index), len(index) * settings.block
+        if len(mine):
+            block_BL = text_N[mine.rows_B[:, None] + torch.arange(settings.block + 1)].to(model.device)
+            with autocast(model.device, settings.optimizer.precision):
+                hidden_MD, target_M = all_hidden(model, block_BL[:, :-1]), block_BL[:, 1:].flatten()
+                weight_M = torch.full(target_M.shape, 1 / count, device=model.device)
+                losses = [weighted_nll(hidden_MD, head_of(model), target_M, weight_M)]
+            losses[0].backward()
+        shown = state.apply(settings.optimizer, settings.max_steps, {"loss": losses})
         state.step += 1
-        values = {name: sum(numbers) for name, numbers in shown.items()} | {"tokens": float(len(target_M))}
+        values = {name: sum(numbers) for name, numbers in shown.items()} | {"tokens": float(count)}
         every = settings.validate_every
         if state.step == settings.max_steps or (every and state.step % every == 0):
-            values["validation_loss"] = text_loss(model, held_out_N, settings.block)
+            values["validation_loss"] = text_loss(model, held_out_N, settings.block, ranks=state.ranks)
         yield StepMetrics(state.step, values)
 
 
@@ -91,12 +94,16 @@ def all_hidden(model: Model, ids_BL: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def text_loss(model: Model, text_N: Tensor, block: int, batch_rows: int = 32) -> float:
+def text_loss(model: Model, text_N: Tensor, block: int, batch_rows: int = 32, *, ranks: Ranks = ALONE) -> float:
     """Mean -log q over a text that is cut into blocks, in nats a token: less context than exact windows give."""
     starts = torch.arange(0, len(text_N) - block, block)
-    total = 0.0
-    for index in starts.split(batch_rows):
+
+    def log_prob(index: Tensor) -> float:
         block_BL = text_N[index[:, None] + torch.arange(block + 1)].to(model.device)
         hidden_MD = all_hidden(model, block_BL[:, :-1])
-        total -= float(token_log_probs(hidden_MD, head_of(model), block_BL[:, 1:].flatten()).sum())
+        return float(token_log_probs(hidden_MD, head_of(model), block_BL[:, 1:].flatten()).sum())
+
+    total = 0.0
+    for summed in ranks.map(log_prob, starts.split(batch_rows)):
+        total -= summed
     return total / (len(starts) * block)

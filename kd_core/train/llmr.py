@@ -26,6 +26,7 @@ from kd_core.train.batches import Sources, updates
 from kd_core.train.best import ran_out, restore
 from kd_core.train.budget import Budget
 from kd_core.train.passes import act, lengths, teacher_states
+from kd_core.train.ranks import ALONE, Ranks
 from kd_core.train.state import StepMetrics, TrainState, autocast, fetched, pack, unpack
 from kd_core.train.validation import Validation
 
@@ -115,9 +116,10 @@ def train_llmr(
     included. `start` is that student, never trained: `start_kl` needs it. `observe`, if given, holds the judged
     rollouts of the step just yielded. Source: LLMR Eq. 1 to 4 and the gradient under Eq. 4.
     """
-    student, reuse, times = state.model, settings.updates_per_rollout, settings.rollouts_per_source
+    student, ranks = state.model, state.ranks
+    reuse, times = settings.updates_per_rollout, settings.rollouts_per_source
     student.eval()
-    held_out = Validation(teacher, validation, settings, settings.reward, num_tokens)
+    held_out = Validation(teacher, validation, settings, settings.reward, num_tokens, ranks)
     anchors = [(teacher, train.teacher, settings.reverse_kl), (start, train.student, settings.start_kl)]
     if state.step == 0:
         yield StepMetrics(0, held_out.look(state))
@@ -129,12 +131,15 @@ def train_llmr(
         if uses == 0:
             experience = []
             for micro, rows_B in enumerate(next(batches)):
+                mine = ranks.mine(rows_B)
+                if not len(mine):
+                    continue
                 # act: the student writes, from states of its own; no gradient
                 draw = mixed_seed(seed, state.step // reuse, micro)
                 rollout, memory = act(
                     student,
                     train.student,
-                    rows_B,
+                    mine,
                     settings,
                     draw,
                     times=times,
@@ -143,19 +148,19 @@ def train_llmr(
                 )
                 # judge: one pass of the teacher, whose logits reward (Eq. 2 and 3)
                 with torch.no_grad():
-                    prompts = encode_rows(teacher, train.teacher, rows_B, times)
+                    prompts = encode_rows(teacher, train.teacher, mine.rows_B, times)
                 judged = judge(teacher, prompts, rollout, settings.reward, num_tokens=num_tokens)
                 gain_BT = reward_to_go(judged.reward_BT, judged.mask_BT)
-                source_B = rows_B.repeat_interleave(times)
+                source_B = mine.rows_B.repeat_interleave(times)
                 experience.append(Experience.of(source_B, rollout, judged, gain_BT, memory))
         # learn: up the mean over tokens of advantage_t * log q(y_t | s_t)
-        values = summary(experience) | {"staleness": float(uses)}
+        values = summary(experience, ranks) | {"staleness": float(uses)}
         num_kept = int(values.pop("tokens"))
         values |= {"loss": 0.0, "grad_norm": 0.0, "tokens": float(num_kept)}
         if num_kept > 0:  # else every rollout was cut off and dropped: there is nothing to learn from
             weighted = settings.importance == "always" or (settings.importance == "reused" and uses > 0)
             losses, ratios = [], []
-            for part, advantage_BT in zip(experience, advantages(experience, settings.reward), strict=True):
+            for part, advantage_BT in zip(experience, advantages(experience, settings.reward, ranks), strict=True):
                 with autocast(student.device, settings.optimizer.precision):
                     loss, ratio = policy_gradient_loss(  # minus that, of this micro-batch
                         student,
@@ -196,10 +201,11 @@ def kept_states(
     return teacher_states(model, memory, replace(part, mask_BT=part.kept_BT), num_tokens)
 
 
-def advantages(experience: list[Experience], settings: RewardSettings) -> list[Tensor]:
+def advantages(experience: list[Experience], settings: RewardSettings, ranks: Ranks = ALONE) -> list[Tensor]:
     """What multiplies log q(y_t | s_t): the gain less its baseline, scaled and clipped; (B, T) of each micro-batch.
 
-    A batch baseline is taken over all micro-batches of the update together, so that splitting a batch changes nothing.
+    A batch baseline is taken over all micro-batches of the update together, those of all ranks, so that splitting a
+    batch changes nothing.
     """
     if settings.length_norm:
         experience = [
@@ -209,9 +215,10 @@ def advantages(experience: list[Experience], settings: RewardSettings) -> list[T
     if settings.baseline != "batch_mean":
         parts = [subtract_baseline(e.gain_BT, e.value_BT, e.kept_BT, settings.baseline, _groups(e)) for e in experience]
     else:
-        count = sum(e.kept_BT.sum() for e in experience)
-        mean = sum(e.gain_BT.sum() for e in experience) / max(int(count), 1)
-        parts = [(e.gain_BT - mean) * e.kept_BT for e in experience]
+        sums = {"count": [e.kept_BT.sum() for e in experience], "gain": [e.gain_BT.sum() for e in experience]}
+        shown = ranks.joined(fetched(sums))
+        gains, count = torch.tensor(shown["gain"], dtype=torch.float64), max(sum(shown["count"]), 1)
+        parts = [(e.gain_BT - sum(gains.to(e.gain_BT.dtype)) / count) * e.kept_BT for e in experience]
     return [scale_and_clip(part, settings) for part in parts]
 
 
@@ -248,7 +255,7 @@ def policy_gradient_loss(
     return loss, ratio
 
 
-def summary(experience: list[Experience]) -> dict[str, float]:
+def summary(experience: list[Experience], ranks: Ranks = ALONE) -> dict[str, float]:
     """What a batch of rollouts shows: tokens, mean reward, gain of what counts; length, share of truncated of all."""
     tensors = {
         "tokens": [e.kept_BT.sum() for e in experience],
@@ -257,13 +264,13 @@ def summary(experience: list[Experience]) -> dict[str, float]:
         "gain": [e.gain_BT[:, 0].sum() for e in experience],
         "log_prob": [(e.log_prob_BT * e.kept_BT).sum() for e in experience],
     }
-    total = {name: sum(numbers) for name, numbers in fetched(tensors).items()}
+    total = {name: sum(numbers) for name, numbers in ranks.joined(fetched(tensors)).items()}
     kept, kept_rows = max(total["tokens"], 1), max(total["rows"], 1)
     return {
         "reward": total["reward"] / kept,
         "gain": total["gain"] / kept_rows,
         "behaviour_nll": -total["log_prob"] / kept,
-        **lengths(experience),
+        **lengths(experience, ranks),
         "tokens": total["tokens"],
     }
 

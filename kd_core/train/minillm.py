@@ -39,6 +39,7 @@ from kd_core.train.batches import Sources, updates
 from kd_core.train.best import ran_out, restore
 from kd_core.train.budget import Budget
 from kd_core.train.passes import act, lengths, teacher_states
+from kd_core.train.ranks import Mine
 from kd_core.train.state import StepMetrics, TrainState, autocast, pack, unpack
 from kd_core.train.validation import Validation
 
@@ -111,22 +112,23 @@ def train_minillm(
     Yields one row a step, before them a row 0 of the student as it starts, and goes on from `state`, rollouts in flight
     included.
     """
-    student, reuse = state.model, settings.updates_per_rollout
+    student, ranks, reuse = state.model, state.ranks, settings.updates_per_rollout
     student.eval()
     pair = Pair(student, teacher, train, settings, num_tokens)
     batches = updates(train.student.lengths.numpy(), settings.batch, seed, start=-(-state.step // reuse))
     experience = unpack(Experience, state.in_flight)
-    held_out = Validation(teacher, validation, settings, num_tokens=num_tokens)
+    held_out = Validation(teacher, validation, settings, num_tokens=num_tokens, ranks=ranks)
     if state.step == 0:
         yield StepMetrics(0, held_out.look(state))
     while state.step < settings.steps and not ran_out(state, settings.patience):
         if state.step % reuse == 0:
             # act: the student writes, or the two of them mixed
             experience = [
-                pair.write(rows, mixed_seed(seed, state.step // reuse, micro))
-                for micro, rows in enumerate(next(batches))
+                pair.write(mine, mixed_seed(seed, state.step // reuse, micro))
+                for micro, mine in enumerate(map(ranks.mine, next(batches)))
+                if len(mine)
             ]
-        values = {"staleness": float(state.step % reuse)} | lengths(experience)
+        values = {"staleness": float(state.step % reuse)} | lengths(experience, ranks)
         count = int(values["tokens"])
         seen: dict[str, list[Tensor]] = {name: [] for name in ("loss", "reward", "reverse_kl", "clipped", "max_ratio")}
         for part in experience:
@@ -158,24 +160,25 @@ class Pair:
     settings: MiniLLMSettings
     num_tokens: int | None
 
-    def write(self, rows_B: Tensor, seed: int) -> Experience:
-        """Roll out a micro-batch: the student, or the two of them mixed."""
+    def write(self, mine: Mine, seed: int) -> Experience:
+        """Roll out this rank's rows of a micro-batch: the student, or the two of them mixed."""
         student, teacher, settings = self.student, self.teacher, self.settings
         if settings.teacher_mix == 0:
-            rollout, _ = act(student, self.train.student, rows_B, settings, seed, num_tokens=self.num_tokens)
+            rollout, _ = act(student, self.train.student, mine, settings, seed, num_tokens=self.num_tokens)
         else:
             with torch.no_grad(), autocast(student.device, settings.optimizer.precision):
                 rollout = sample_mixed(
                     student,
-                    encode_rows(student, self.train.student, rows_B),
+                    encode_rows(student, self.train.student, mine.rows_B),
                     teacher,
-                    encode_rows(teacher, self.train.teacher, rows_B),
+                    encode_rows(teacher, self.train.teacher, mine.rows_B),
                     settings.teacher_mix,
                     settings.sampling,
                     torch.Generator(student.device).manual_seed(seed),
                     num_tokens=self.num_tokens,
+                    within=mine.within(),
                 )
-        return Experience(**vars(rollout), source_B=rows_B)
+        return Experience(**vars(rollout), source_B=mine.rows_B)
 
     def loss(self, part: Experience, count: int) -> tuple[Tensor, dict[str, Tensor]]:
         """A surrogate whose gradient is the micro-batch's share of an update of `count` tokens, and what it showed."""

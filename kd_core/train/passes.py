@@ -6,7 +6,6 @@ Shape legend: B rows, T target positions, M real tokens, E teacher width.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from kd_core.losses.divergence_head import TeacherStates
 from kd_core.models.policy import Memory, Model, encode_rows, head_of, target_states
@@ -14,13 +13,14 @@ from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.responses import Responses, Rollout
 from kd_core.rollout.sampling import sample
 from kd_core.train.budget import Budget
+from kd_core.train.ranks import ALONE, Mine, Ranks
 from kd_core.train.state import autocast, fetched
 
 
 def act(
     student: Model,
     sources: TokenRows,
-    rows_B: Tensor,
+    mine: Mine,
     settings: Budget,
     seed: int,
     *,
@@ -28,16 +28,18 @@ def act(
     keep_memory: bool = False,
     num_tokens: int | None = None,
 ) -> tuple[Rollout, Memory | None]:
-    """The student's own outputs for rows of the data set, `times` for each, drawn without a gradient.
+    """The student's own outputs for this rank's rows of a batch, `times` for each, drawn without a gradient.
 
     With `keep_memory` what it has read is returned too, with its gradient: an update that is on-policy and follows at
     once needs the encoder once for both.
     """
     with autocast(student.device, settings.optimizer.precision):
         with torch.set_grad_enabled(keep_memory):
-            memory = encode_rows(student, sources, rows_B, times)
+            memory = encode_rows(student, sources, mine.rows_B, times)
         generator = torch.Generator(student.device).manual_seed(seed)
-        rollout = sample(student, memory.detach(), settings.sampling, generator, num_tokens=num_tokens)
+        rollout = sample(
+            student, memory.detach(), settings.sampling, generator, num_tokens=num_tokens, within=mine.within(times)
+        )
     return rollout, memory if keep_memory else None
 
 
@@ -51,10 +53,10 @@ def teacher_states(teacher: Model, memory: Memory, responses: Responses, num_tok
     return TeacherStates(hidden_ME, head_of(teacher, num_tokens))
 
 
-def lengths(responses: Sequence[Responses]) -> dict[str, float]:
+def lengths(responses: Sequence[Responses], ranks: Ranks = ALONE) -> dict[str, float]:
     """The tokens of an update's responses, their mean length, and the share of them that the limit cut off."""
-    rows = sum(len(each.mask_BT) for each in responses)
     masks = {"tokens": [each.mask_BT for each in responses], "truncated": [each.truncated_B for each in responses]}
     shown = fetched({name: [mask.sum() for mask in each] for name, each in masks.items()})
-    tokens, truncated = sum(shown["tokens"]), sum(shown["truncated"])
+    shown = ranks.joined(shown | {"rows": [len(each.mask_BT) for each in responses]})
+    tokens, truncated, rows = (sum(shown[name]) for name in ("tokens", "truncated", "rows"))
     return {"tokens": tokens, "length": tokens / rows, "truncated": truncated / rows}

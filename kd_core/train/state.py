@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from kd_core.rollout.responses import NotFiniteError
 from kd_core.rollout.sampling import mixed_seed
+from kd_core.train.ranks import ALONE, Ranks
 
 Part = TypeVar("Part")
 
@@ -81,9 +82,10 @@ class TrainState:
     step: int = 0
     in_flight: dict[str, Tensor] = field(default_factory=dict)
     best: dict[str, Tensor] = field(default_factory=dict)  # what `kd_core.train.best` remembers
+    ranks: Ranks = ALONE  # who trains together; all but what is in flight is the same on each
 
     @classmethod
-    def start(cls, model: Any, settings: OptimizerSettings) -> "TrainState":
+    def start(cls, model: Any, settings: OptimizerSettings, ranks: Ranks = ALONE) -> "TrainState":
         """A fresh state for `model`, of which all parameters are trained that are not frozen."""
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         masters = [_master(p) for p in parameters.values()] if settings.precision == "bfloat16_weights" else []
@@ -92,19 +94,21 @@ class TrainState:
         )
         fused = next(model.parameters()).device.type in ("cpu", "cuda")
         optimizer = torch.optim.Adam(trained.values(), lr=settings.learning_rate, betas=settings.betas, fused=fused)
-        return cls(model, optimizer, parameters, trained, [hook for _, hook in masters])
+        return cls(model, optimizer, parameters, trained, [hook for _, hook in masters], ranks=ranks)
 
     def apply(
         self, settings: OptimizerSettings, num_steps: int, seen: Mapping[str, Sequence[Tensor]]
     ) -> dict[str, list[float]]:
-        """One optimizer update from the gradients at hand, those of the losses in `seen`.
+        """One optimizer update from the gradients at hand, those of the losses in `seen`, of all ranks.
 
         Returns what was seen as numbers, and as `grad_norm` the gradients' norm before clipping: a device is waited for
         this once. Raises NotFiniteError, before a weight is touched, if the losses' sum or the norm is not finite.
         """
         trained = list(self.trained.values())
+        self.ranks.add_gradients(trained)
         norm = torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm or float("inf"))
         numbers = fetched({**seen, "grad_norm": [norm]})
+        numbers = self.ranks.joined({name: numbers[name] for name in seen}) | {"grad_norm": numbers["grad_norm"]}
         for name in ("loss", "grad_norm"):
             value = sum(numbers[name])
             if not math.isfinite(value):
@@ -130,13 +134,25 @@ class TrainState:
         for name, master in self.trained.items():
             self.parameters[name].data = master.data
 
-    def save(self, directory: Path, log: list[StepMetrics]) -> None:
-        """Write weights, the best so far, optimizer state, tensors in flight and the log so far, without pickle."""
+    def all_in_flight(self) -> dict[str, Tensor]:
+        """What is in flight on all ranks together, as one process would have it."""
+        if self.ranks.size == 1:
+            return self.in_flight
+        own = {name: tensor.cpu() for name, tensor in self.in_flight.items()}
+        parts = [part for each in self.ranks.gather(own) for part in _parts(each)]
+        return {f"{i}.{name}": tensor for i, part in enumerate(parts) for name, tensor in part.items()}
+
+    def save(self, directory: Path, log: list[StepMetrics], in_flight: Mapping[str, Tensor] | None = None) -> None:
+        """Write weights, the best so far, optimizer state, tensors in flight and the log so far, without pickle.
+
+        `in_flight` is `all_in_flight`, where there are several ranks. Their number is in no file.
+        """
         tensors = {f"model.{name}": tensor.detach() for name, tensor in self.trained.items()}
         for name, tensor in self.trained.items():
             for key, value in self.optimizer.state.get(tensor, {}).items():
                 tensors[f"optimizer.{key}.{name}"] = value
-        tensors |= {f"in_flight.{name}": tensor.clone() for name, tensor in self.in_flight.items()}  # no shared storage
+        in_flight = self.in_flight if in_flight is None else in_flight
+        tensors |= {f"in_flight.{name}": tensor.clone() for name, tensor in in_flight.items()}  # no shared storage
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, directory / "state.safetensors")
         rows = [{"step": row.step, **row.values} for row in log]
@@ -158,6 +174,9 @@ class TrainState:
                 {n.removeprefix(prefix): file.get_tensor(n) for n in names if n.startswith(prefix)}
                 for prefix in ("in_flight.", "best.")
             )
+        if self.ranks.size > 1:  # parts are dealt out
+            mine = _parts(self.in_flight)[self.ranks.rank :: self.ranks.size]
+            self.in_flight = {f"{i}.{name}": tensor for i, part in enumerate(mine) for name, tensor in part.items()}
         self.round()
         return [StepMetrics(int(row.pop("step")), row) for row in record["log"]]
 
@@ -182,6 +201,8 @@ def _master(parameter: Tensor) -> tuple[Tensor, RemovableHandle]:
 def fetched(seen: Mapping[str, Sequence[Tensor]]) -> dict[str, list[float]]:
     """Tensors of one number each as numbers, by one transfer from their device; counts are exact up to 2^24."""
     flat = [x.detach() for parts in seen.values() for x in parts]
+    if not flat:  # a rank that has no rows of a batch
+        return {name: [] for name in seen}
     dtype = reduce(torch.promote_types, (x.dtype for x in flat), torch.float32)
     numbers = iter(torch.stack([x.to(dtype) for x in flat]).tolist())
     return {name: [next(numbers) for _ in parts] for name, parts in seen.items()}
@@ -195,11 +216,16 @@ def pack(parts: Sequence[object]) -> dict[str, Tensor]:
 
 def unpack(kind: type[Part], in_flight: Mapping[str, Tensor]) -> list[Part]:
     """What `pack` was given, parts of one `kind`."""
+    return [kind(**part) for part in _parts(in_flight)]
+
+
+def _parts(in_flight: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The tensors of each part by name, in the parts' order."""
     parts: dict[int, dict[str, Tensor]] = {}
     for key, tensor in in_flight.items():
         number, name = key.split(".")
         parts.setdefault(int(number), {})[name] = tensor
-    return [kind(**parts[number]) for number in sorted(parts)]
+    return [parts[number] for number in sorted(parts)]
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -208,11 +234,11 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 
 @contextmanager
-def dropout_rng(seed: int, step: int, micro_batch: int) -> Iterator[None]:
-    """Dropout that depends on (seed, step, micro-batch) alone: a resumed run draws what an unbroken one did.
+def dropout_rng(seed: int, step: int, micro_batch: int, rank: int = 0) -> Iterator[None]:
+    """Dropout that depends on (seed, step, micro-batch, rank) alone: a resumed run draws what an unbroken one did.
 
     The global random state is put back afterwards.
     """
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(mixed_seed(seed, step, micro_batch))
+        torch.manual_seed(mixed_seed(seed, step, micro_batch, *([rank] if rank else [])))
         yield

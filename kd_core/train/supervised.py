@@ -20,6 +20,7 @@ from kd_core.models.policy import Model, encode_rows, head_of, padded_rows, targ
 from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.teacher_labels import OutputLabels
 from kd_core.train.batches import BatchSettings, epoch_updates, updates
+from kd_core.train.ranks import ALONE, Ranks
 from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState, autocast, dropout_rng
 
 
@@ -89,7 +90,7 @@ def train_supervised(
     """
     if settings.alpha < 1 and train.labels is None:
         raise ValueError(f"alpha {settings.alpha} needs the teacher's labels of its outputs\nset labels.kind=hidden")
-    model, steps = state.model, num_steps or num_updates(train, settings, seed)
+    model, ranks, steps = state.model, state.ranks, num_steps or num_updates(train, settings, seed)
     check_positions(model, train)
     check_positions(model, validation, settings.validation_rows)
     lengths = train.source.lengths.numpy()
@@ -100,18 +101,21 @@ def train_supervised(
         gathered: list[dict[str, Tensor]] = []
         model.train()
         for micro, rows in enumerate(micro_batches):
-            with dropout_rng(seed, state.step, micro), autocast(model.device, settings.optimizer.precision):
-                shares = batch_loss(model, train, rows, settings.alpha, count, num_tokens)
+            mine = ranks.mine(rows)
+            if not len(mine):
+                continue
+            dropout = dropout_rng(seed, state.step, micro, ranks.rank)
+            with dropout, autocast(model.device, settings.optimizer.precision):
+                shares = batch_loss(model, train, mine.rows_B, settings.alpha, count, num_tokens)
             shares["loss"].backward()
             gathered.append({name: share.detach() for name, share in shares.items()})
-        shown = state.apply(
-            settings.optimizer, steps, {name: [each[name] for each in gathered] for name in gathered[0]}
-        )
+        names = dict.fromkeys(name for each in gathered for name in each)
+        shown = state.apply(settings.optimizer, steps, {name: [each[name] for each in gathered] for name in names})
         state.step += 1
         values = {name: sum(numbers) for name, numbers in shown.items()} | {"tokens": float(count)}
         every = settings.validate_every
         if state.step == steps or (every and state.step % every == 0):
-            values["validation_loss"] = cross_entropy(model, validation, settings.validation_rows)
+            values["validation_loss"] = cross_entropy(model, validation, settings.validation_rows, ranks)
         yield StepMetrics(state.step, values)
     model.eval()
 
@@ -144,15 +148,18 @@ def check_positions(model: Model, pairs: Pairs, rows: int | None = None) -> None
 
 
 @torch.no_grad()
-def cross_entropy(model: Model, pairs: Pairs, max_rows: int) -> float:
-    """Mean -log q of the target tokens, in nats, over the first `max_rows` rows."""
+def cross_entropy(model: Model, pairs: Pairs, max_rows: int, ranks: Ranks = ALONE) -> float:
+    """Mean -log q of the target tokens, in nats, over the first `max_rows` rows, which ranks share out."""
     rows = min(max_rows, len(pairs.source))
     if isinstance(model, RemoteModel):
         return remote_nll(model, pairs.source.lists()[:rows], pairs.target.lists()[:rows])
     model.eval()
-    total, count = 0.0, 0
-    for index in torch.arange(rows).split(64):
+
+    def log_prob(index: Tensor) -> float:
         hidden_MD, target_M = pair_states(model, pairs, index)
-        total -= token_log_probs(hidden_MD, head_of(model), target_M).sum().item()
-        count += len(target_M)
-    return total / count
+        return token_log_probs(hidden_MD, head_of(model), target_M).sum().item()
+
+    total = 0.0
+    for summed in ranks.map(log_prob, torch.arange(rows).split(64)):
+        total -= summed
+    return total / int(pairs.target.lengths[:rows].sum())

@@ -28,6 +28,7 @@ from kd_core.train.batches import Sources
 from kd_core.train.best import remember
 from kd_core.train.budget import Budget
 from kd_core.train.passes import teacher_states
+from kd_core.train.ranks import ALONE, Ranks
 from kd_core.train.state import TrainState
 from kd_core.train.supervised import Pairs, cross_entropy
 
@@ -43,6 +44,7 @@ class Validation:
     settings: Budget
     reward: RewardSettings = field(default_factory=RewardSettings)
     num_tokens: int | None = None
+    ranks: Ranks = ALONE  # who look at it together, a batch each
 
     def look(self, state: TrainState) -> dict[str, float]:
         """What the log has of the validation set; the weights are remembered if they are to be kept.
@@ -74,28 +76,38 @@ class Validation:
         the data set's outputs.
         """
         rows = min(self.settings.validation_rows, len(self.sources.student))
-        limit, num_tokens = self.settings.sampling.max_new_tokens, self.num_tokens
-        greedily, sampled, text = Tally(), Tally(), Tally()
-        for number, index in enumerate(torch.arange(rows).split(BATCH_ROWS)):
-            memory = encode_rows(student, self.sources.student, index)
-            generator = torch.Generator(student.device).manual_seed(number)
-            drawn = sample(student, memory, SamplingSettings(max_new_tokens=limit), generator, num_tokens=num_tokens)
-            written = greedy(student, memory, limit, num_tokens=num_tokens)
-            for tally, responses in ((greedily, written), (sampled, drawn)):
-                tally.add(responses)
-            if self.teacher is None:
-                continue
-            prompts = encode_rows(self.teacher, self.sources.teacher, index)
-            for tally, responses in ((greedily, written), (sampled, drawn)):
-                self._judge(tally, prompts, responses)
-            self._compare(sampled, prompts, drawn, student, memory)
-            if with_text and self.sources.text is not None:
-                self._compare(text, prompts, self._text(index))
+        batches = enumerate(torch.arange(rows).split(BATCH_ROWS))
+        found = self.ranks.map(lambda batch: self._look_at(student, *batch, with_text=with_text), batches)
+        greedily, sampled, text = map(Tally.joined, zip(*found, strict=True))
         named = {"validation_": greedily.of_outputs(), "validation_sampled_": sampled.of_outputs()}
         named |= {"validation_": named["validation_"] | sampled.per_token(), "validation_text_": text.per_token()}
         if self.teacher is None and self.sources.text is not None:
-            named["validation_"]["loss"] = cross_entropy(student, Pairs(self.sources.student, self.sources.text), rows)
+            named["validation_"]["loss"] = cross_entropy(
+                student, Pairs(self.sources.student, self.sources.text), rows, self.ranks
+            )
         return {prefix + name: value for prefix, values in named.items() for name, value in values.items()}
+
+    def _look_at(
+        self, student: Model, number: int, index: Tensor, *, with_text: bool
+    ) -> tuple["Tally", "Tally", "Tally"]:
+        """A batch's greedy outputs, samples and text."""
+        limit, num_tokens = self.settings.sampling.max_new_tokens, self.num_tokens
+        greedily, sampled, text = Tally(), Tally(), Tally()
+        memory = encode_rows(student, self.sources.student, index)
+        generator = torch.Generator(student.device).manual_seed(number)
+        drawn = sample(student, memory, SamplingSettings(max_new_tokens=limit), generator, num_tokens=num_tokens)
+        written = greedy(student, memory, limit, num_tokens=num_tokens)
+        for tally, responses in ((greedily, written), (sampled, drawn)):
+            tally.add(responses)
+        if self.teacher is None:
+            return greedily, sampled, text
+        prompts = encode_rows(self.teacher, self.sources.teacher, index)
+        for tally, responses in ((greedily, written), (sampled, drawn)):
+            self._judge(tally, prompts, responses)
+        self._compare(sampled, prompts, drawn, student, memory)
+        if with_text and self.sources.text is not None:
+            self._compare(text, prompts, self._text(index))
+        return greedily, sampled, text
 
     def _judge(self, tally: "Tally", prompts: Memory, responses: Responses) -> None:
         kept = replace(self.reward, truncated="bootstrap")
@@ -133,13 +145,27 @@ class Validation:
 
 @dataclass
 class Tally:
-    """What is summed up over batches."""
+    """What is counted in a batch, or summed up over several."""
 
     outputs: list[list[int]] = field(default_factory=list)
     reward: float | None = None  # None: nobody has judged
     truncated: int = 0
     tokens: int = 0
     sums: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Tally"]) -> "Tally":
+        """All of some batches, in their order."""
+        whole = cls()
+        for part in parts:
+            whole.outputs += part.outputs
+            if part.reward is not None:
+                whole.reward = (whole.reward or 0.0) + part.reward
+            whole.truncated += part.truncated
+            whole.tokens += part.tokens
+            for name, total in part.sums.items():
+                whole.sums[name] = whole.sums.get(name, 0.0) + total
+        return whole
 
     def add(self, responses: Responses) -> None:
         """Take in what the student has written."""

@@ -21,6 +21,7 @@ from kd_core.losses.lm_head import token_log_probs
 from kd_core.losses.soft_targets import TeacherLabels, distillation_loss
 from kd_core.models.policy import Model, head_of, laid_out
 from kd_core.train.best import ran_out, remember, restore
+from kd_core.train.ranks import ALONE, Ranks
 from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState, autocast
 from kd_core.windows.last_block import last_hidden, trunk
 from kd_core.windows.trunk import Trunk, TrunkPrecision
@@ -115,7 +116,9 @@ def train_windows(
         for index in order.split(settings.batch_rows)[done:]:
             values = _update(state, train, index, settings, per_epoch, fixed or head_of(state.model, num_tokens))
             if state.step % per_epoch == 0:
-                held_out = window_loss(state.model, validation, settings.alpha, num_tokens=num_tokens)
+                held_out = window_loss(
+                    state.model, validation, settings.alpha, num_tokens=num_tokens, ranks=state.ranks
+                )
                 values |= {"validation_loss": held_out["loss"], "validation_nll": held_out["nll"]}
                 remember(state, held_out["loss"])
             yield StepMetrics(state.step, values)
@@ -144,15 +147,27 @@ def _update(
     per_epoch: int,
     head: Head,
 ) -> dict[str, float]:
-    model = state.model
-    with autocast(model.device, settings.optimizer.precision):
-        hidden_MD, target_M, labels = _batch(model, train, index, with_labels=settings.alpha < 1)
-        loss, terms = distillation_loss(hidden_MD, head, target_M, labels, settings.alpha)
-    loss.backward()
-    seen = {"loss": [loss], "nll": [terms.nll_M.mean()], "kd": [terms.kd_M.mean()]}
+    model, mine, seen = state.model, state.ranks.mine(index), dict[str, list[Tensor]](loss=[], nll=[], kd=[])
+    if len(mine):
+        with autocast(model.device, settings.optimizer.precision):
+            hidden_MD, target_M, labels = _batch(model, train, mine.rows_B, with_labels=settings.alpha < 1)
+            loss, terms = distillation_loss(hidden_MD, head, target_M, labels, settings.alpha)
+            share = len(target_M) / _predictions(train, index)  # 1, unless other ranks have the others
+            loss = loss * share
+        loss.backward()
+        seen = {"loss": [loss], "nll": [terms.nll_M.mean() * share], "kd": [terms.kd_M.mean() * share]}
     shown = state.apply(settings.optimizer, per_epoch * settings.epochs, seen)
     state.step += 1
     return {name: sum(numbers) for name, numbers in shown.items()}
+
+
+def _predictions(parts: Sequence[Windows], index_B: Tensor) -> int:
+    """How many there are in windows that are numbered through all parts."""
+    first, count = 0, 0
+    for part in parts:
+        count += int(((index_B >= first) & (index_B < first + len(part))).sum()) * part.target_MP.shape[1]
+        first += len(part)
+    return count
 
 
 def _batch(
@@ -186,7 +201,13 @@ def _batch(
 
 @torch.no_grad()
 def window_loss(
-    model: Model, windows: Windows, alpha: float, batch_rows: int = 256, *, num_tokens: int | None = None
+    model: Model,
+    windows: Windows,
+    alpha: float,
+    batch_rows: int = 256,
+    *,
+    num_tokens: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
     """Mean loss, NLL and KD over windows, in nats; NLL is the cross-entropy, e to its power the perplexity.
 
@@ -195,14 +216,19 @@ def window_loss(
     _refuse_unlabelled(windows, "a set of windows", alpha)
     total, count = {"loss": 0.0, "nll": 0.0, "kd": 0.0}, windows.target_MP.numel()
     head = head_of(model, num_tokens)
-    for index in torch.arange(len(windows)).split(batch_rows):
+
+    def sums(index: Tensor) -> dict[str, float]:
         hidden_MD, target_M, labels = _batch(model, [windows], index, with_labels=alpha < 1)
         if labels is None:
             nll = -float(token_log_probs(hidden_MD, head, target_M).sum())
-            parts = {"loss": nll, "nll": nll, "kd": 0.0}
-        else:
-            loss, terms = distillation_loss(hidden_MD, head, target_M, labels, alpha)
-            parts = {"loss": float(loss) * len(target_M)}
-            parts |= {"nll": float(terms.nll_M.sum()), "kd": float(terms.kd_M.sum())}
+            return {"loss": nll, "nll": nll, "kd": 0.0}
+        loss, terms = distillation_loss(hidden_MD, head, target_M, labels, alpha)
+        return {
+            "loss": float(loss) * len(target_M),
+            "nll": float(terms.nll_M.sum()),
+            "kd": float(terms.kd_M.sum()),
+        }
+
+    for parts in ranks.map(sums, torch.arange(len(windows)).split(batch_rows)):
         total = {name: total[name] + value for name, value in parts.items()}
     return {name: value / count for name, value in total.items()}

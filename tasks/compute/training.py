@@ -1,18 +1,21 @@
 """A training loop inside a stage: progress, checkpoints, the log, and going on after a kill."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from torch import Tensor
 
 from kd_core.models.backends.graphs import in_graphs
 from kd_core.models.backends.recomputing import recomputing
 from kd_core.models.policy import PACKED, Model, backend_of
 from kd_core.rollout.responses import NotFiniteError
+from kd_core.train.ranks import Ranks
 from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState
 from tasks.compute.alarms import Alarms
 from tasks.compute.models import LoadedModel, save_trained
@@ -46,11 +49,13 @@ def run_training(
 ) -> list[StepMetrics]:
     """Train a model by `loop`, from the last checkpoint to the end: model/ (or adapter/) and training_log.parquet.
 
-    Checkpoints are written as they fall due, and the run's trackers are told of each row. Returns one row an update.
-    Raises ValueError if training blows up.
+    Checkpoints are written as they fall due, and the run's trackers are told of each row. Of several ranks, the first
+    alone does so, and writes what the stage leaves. Returns one row an update. Raises ValueError if training blows up.
     """
-    state, log, alarms = TrainState.start(loaded.model, optimizer), list[StepMetrics](), Alarms(build.warn)
-    latest = build.checkpoints.latest()
+    ranks = Ranks.here()
+    state, log = TrainState.start(loaded.model, optimizer, ranks), list[StepMetrics]()
+    alarms = Alarms(build.warn)
+    latest = ranks.agreed(build.checkpoints.latest() if ranks.is_first else None)
     if latest is not None:
         log = state.load(latest[1])
         for row in log:
@@ -58,15 +63,21 @@ def run_training(
         if gathered is not None:
             gathered.load(latest[1])
 
-    def write(directory: Path) -> None:
-        state.save(directory, log)
+    def save(step: int) -> None:
+        in_flight = state.all_in_flight()
+        if ranks.is_first:
+            build.checkpoints.save(step, partial(write, in_flight))
+
+    def write(in_flight: Mapping[str, Tensor], directory: Path) -> None:
+        state.save(directory, log, in_flight)
         if gathered is not None:
             gathered.save(directory)
 
     try:
         recompute = recomputing(loaded.model) if build.runtime.gradient_checkpointing else nullcontext()
         replay = replaying(build, loaded.model)
-        with recompute, replay, tracked(build) as tell:
+        telling = tracked(build) if ranks.is_first else nullcontext(lambda row: None)
+        with recompute, replay, telling as tell:
             for row in loop(state):
                 check_finite(row)
                 log.append(row)
@@ -76,17 +87,18 @@ def run_training(
                     gathered.add(row)
                 shown = {name: row.values[name] for name in SHOWN if name in row.values}
                 build.progress(row.step, num_steps, "steps", **shown)
-                if build.checkpoints.due() and 0 < row.step < num_steps:
-                    build.checkpoints.save(row.step, write)
+                if 0 < row.step < num_steps and ranks.agreed(build.checkpoints.due()):
+                    save(row.step)
     except NotFiniteError as error:
         raise ValueError(_blown_up(build.stage, state.step, error)) from None
     if last_validation(log).get("kept_step") == 0:
         build.warn("no update made the student better by what is kept: it ends as it started; see keep and min_variety")
     state.finish()
-    save_trained(loaded, build.dir)
-    write_log(build.dir / "training_log.parquet", log)
-    if gathered is not None:
-        gathered.save(build.dir)
+    if ranks.is_first:
+        save_trained(loaded, build.dir)
+        write_log(build.dir / "training_log.parquet", log)
+        if gathered is not None:
+            gathered.save(build.dir)
     return log
 
 

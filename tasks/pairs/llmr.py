@@ -11,6 +11,7 @@ from kd_core.models.policy import Model
 from kd_core.models.prompts import Prompts
 from kd_core.models.token_rows import token_names
 from kd_core.train.llmr import Experience, LLMRSettings, train_llmr
+from kd_core.train.ranks import Ranks
 from kd_core.train.state import StepMetrics
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_pair
@@ -102,10 +103,28 @@ def frozen_copy(student: Model, precision: str) -> Model:
     return copy
 
 
+def first_rollouts(part: Experience) -> list[tuple[int, dict[str, list[Any]]]]:
+    """The first few of a micro-batch: the row of each one's source, and what there is of each of its tokens."""
+    columns = {
+        "token_id": part.tokens_BT,
+        "q_value": part.q_value_BT,
+        "value": part.value_BT,
+        "reward": part.reward_BT,
+        "gain": part.gain_BT,
+        "log_prob": part.log_prob_BT,
+    }
+    lists = {name: x_BT[:LOGGED_ROLLOUTS].tolist() for name, x_BT in columns.items()}
+    lengths = part.mask_BT[:LOGGED_ROLLOUTS].sum(dim=1).tolist()
+    return [
+        (source, {name: rows[i][: lengths[i]] for name, rows in lists.items()})
+        for i, source in enumerate(part.source_B[:LOGGED_ROLLOUTS].tolist())
+    ]
+
+
 class RolloutLog:
     """A few rollouts of each look at the validation set, token by token: what the teacher rewarded.
 
-    `seen` holds the first micro-batch of the last update.
+    `seen` holds this rank's rows of the last update, micro-batch by micro-batch.
     """
 
     def __init__(self, student: LoadedModel, ids: list[int], seen: list[Experience]) -> None:
@@ -116,22 +135,13 @@ class RolloutLog:
         """Note the first few rollouts of an update after which the validation set was looked at."""
         if "validation_reward" not in row.values or row.step == 0:
             return
-        part = self._seen[0]
-        tokens, masks = part.tokens_BT[:LOGGED_ROLLOUTS].tolist(), part.mask_BT[:LOGGED_ROLLOUTS].tolist()
-        columns = {
-            "q_value": part.q_value_BT,
-            "value": part.value_BT,
-            "reward": part.reward_BT,
-            "gain": part.gain_BT,
-            "log_prob": part.log_prob_BT,
-        }
-        numbers = {name: tensor[:LOGGED_ROLLOUTS].tolist() for name, tensor in columns.items()}
-        for i, source in enumerate(part.source_B[:LOGGED_ROLLOUTS].tolist()):
-            names = token_names(self._student.tokenizer, tokens[i])
-            for t in range(sum(masks[i])):
-                place = {"step": row.step, "rollout": i, "id": self._ids[source], "position": t}
-                word = {"token": names[t], "token_id": tokens[i][t]}
-                self._rows.append(place | word | {name: values[i][t] for name, values in numbers.items()})
+        first = [rollout for part in self._seen[:1] for rollout in first_rollouts(part)]
+        rollouts = [rollout for each in Ranks.here().gather(first) for rollout in each]
+        for i, (source, columns) in enumerate(rollouts[:LOGGED_ROLLOUTS]):
+            names = token_names(self._student.tokenizer, columns["token_id"])
+            for t, name in enumerate(names):
+                place = {"step": row.step, "rollout": i, "id": self._ids[source], "position": t, "token": name}
+                self._rows.append(place | {name: values[t] for name, values in columns.items()})
 
     def save(self, directory: Path) -> None:
         """Write rollouts.parquet."""

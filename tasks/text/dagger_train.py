@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from kd_core.losses.soft_targets import TeacherLabels
 from kd_core.models.policy import laid_out
 from kd_core.rollout.sampling import mixed_seed
+from kd_core.train.ranks import Ranks
 from kd_core.windows.cutting import WindowSettings
 from kd_core.windows.last_block import Trainable, set_trainable
 from kd_core.windows.train import WindowTrainingSettings, train_windows, updates_per_epoch, window_loss
@@ -59,7 +60,8 @@ def dagger_train(
     ]
     held_out = window_set(corpus, "validation", windows, features, kept(labels, "validation"), trunk_precision)
     model, num_tokens = loaded.model, loaded.num_tokens
-    before = window_loss(model, held_out, settings.alpha, num_tokens=num_tokens)
+    ranks = Ranks.here()
+    before = window_loss(model, held_out, settings.alpha, num_tokens=num_tokens, ranks=ranks)
     run_training(
         build,
         loaded,
@@ -69,7 +71,7 @@ def dagger_train(
         ),
         settings.epochs * updates_per_epoch(train, settings),
     )
-    after = window_loss(model, held_out, settings.alpha, num_tokens=num_tokens)
+    after = window_loss(model, held_out, settings.alpha, num_tokens=num_tokens, ranks=ranks)
     build.record(
         true_windows=len(train[0]),
         added_windows=sum(map(len, train[1:])),

@@ -1,5 +1,6 @@
 """The stage `fine_tune`: the teacher learns the transfer set, so that its corrections are in the right style."""
 
+from kd_core.train.ranks import Ranks
 from kd_core.windows.cutting import WindowSettings
 from kd_core.windows.last_block import Trainable, set_trainable
 from kd_core.windows.train import WindowTrainingSettings, train_windows, updates_per_epoch, window_loss
@@ -31,7 +32,8 @@ def fine_tune(
     train, held_out = (
         window_set(corpus, split, windows, features, None, trunk_precision) for split in ("train", "validation")
     )
-    before = window_loss(loaded.model, held_out, 1.0, num_tokens=loaded.num_tokens)["nll"]
+    ranks = Ranks.here()
+    before = window_loss(loaded.model, held_out, 1.0, num_tokens=loaded.num_tokens, ranks=ranks)["nll"]
     run_training(
         build,
         loaded,
@@ -39,5 +41,5 @@ def fine_tune(
         lambda state: train_windows(state, [train], held_out, settings, seed, num_tokens=loaded.num_tokens),
         settings.epochs * updates_per_epoch([train], settings),
     )
-    after = window_loss(loaded.model, held_out, 1.0, num_tokens=loaded.num_tokens)["nll"]
+    after = window_loss(loaded.model, held_out, 1.0, num_tokens=loaded.num_tokens, ranks=ranks)["nll"]
     build.record(validation_loss_before=before, validation_loss=after, windows=len(train))

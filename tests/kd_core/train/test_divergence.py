@@ -28,6 +28,7 @@ from kd_core.train.divergence import (
     step_terms,
     student_writes,
 )
+from kd_core.train.ranks import ALONE
 from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState
 from kd_core.train.supervised import Pairs, pair_states
 
@@ -78,7 +79,7 @@ def test_loss_and_gradient_are_those_of_full_logits(make_t5: Make, kind: str) ->
     student, teacher, settings = make_t5(seed=4), make_t5(vocab_size=13, seed=5), METHODS[kind]
     rows, terms = torch.arange(7), step_terms(settings, 0, 0)
     pair = Pair(student, teacher, TRANSFER, settings, 10)
-    part = pair.write(rows, terms, seed=3)
+    part = pair.write(ALONE.mine(rows), terms, seed=3)
     count = sum(int(each.mask_BT.sum()) for each in part.outputs)
     loss, _ = pair.loss(part, terms, count)
     loss.backward()

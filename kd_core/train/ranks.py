@@ -1,0 +1,142 @@
+"""Training by several processes, data parallel: every rank has the same weights and its rows of each batch.
+
+Shape legend: B rows of a batch.
+
+All ranks draw the same batches from the same seeds, and each computes with the rows that are its own. What a loss is
+divided by is counted over the whole batch, so that gradients are summed over ranks and not averaged: the update is that
+of one process, but for the order of a sum. The processes are those of `torch.distributed`'s default group, whoever has
+started them; where there is none, there is one rank, and nothing here does anything.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+T = TypeVar("T")
+R = TypeVar("R")
+BUCKET = 2**24  # numbers that are summed at once: 64 MiB of float32 beside the gradients
+
+
+@dataclass(frozen=True)
+class Mine:
+    """The rows of a batch that are this rank's."""
+
+    rows_B: Tensor
+    first: int  # place in the batch of the first of them
+    of: int  # rows of the whole batch
+
+    def __len__(self) -> int:
+        return len(self.rows_B)
+
+    def within(self, times: int = 1) -> tuple[int, int]:
+        """Place of the first, and size of the batch, where each row comes so many times."""
+        return self.first * times, self.of * times
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among those that train together."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def here(cls) -> "Ranks":
+        """Of `torch.distributed`'s default group, or alone."""
+        if distributed.is_available() and distributed.is_initialized():
+            return cls(distributed.get_rank(), distributed.get_world_size())
+        return cls()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the rank that writes."""
+        return self.rank == 0
+
+    def mine(self, rows_B: Tensor) -> Mine:
+        """This rank's rows of a batch, which are neighbours; none where there are fewer rows than ranks."""
+        first, end = (len(rows_B) * rank // self.size for rank in (self.rank, self.rank + 1))
+        return Mine(rows_B[first:end], first, len(rows_B))
+
+    def gather(self, own: T) -> list[T]:
+        """What each rank has, in their order. It travels pickled: small things, or tensors that are on the CPU."""
+        if self.size == 1:
+            return [own]
+        found: list[Any] = [None] * self.size
+        distributed.all_gather_object(found, own)
+        return found
+
+    def agreed(self, own: T) -> T:
+        """What the first rank has."""
+        if self.size == 1:
+            return own
+        found = [own]
+        distributed.broadcast_object_list(found, src=0)
+        return found[0]
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """`function` of every item, in their order, each computed by one rank."""
+        own = [function(item) for number, item in enumerate(items) if number % self.size == self.rank]
+        found = self.gather(own)
+        return [found[number % self.size][number // self.size] for number in range(sum(map(len, found)))]
+
+    def joined(self, numbers: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+        """The lists of all ranks, one after another, under each name that any of them has."""
+        found = self.gather(numbers)
+        names = dict.fromkeys(name for each in found for name in each)
+        return {name: [x for each in found for x in each.get(name, ())] for name in names}
+
+    def total(self, own: Tensor) -> Tensor:
+        """The sum over ranks, on the tensor's device."""
+        if self.size > 1:
+            own = own.clone()
+            distributed.all_reduce(own)
+        return own
+
+    @torch.no_grad()
+    def add_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Sum the gradients of all ranks, on each of them. What has none on any rank goes on having none."""
+        if self.size == 1:
+            return
+        has = torch.tensor([x.grad is not None for x in parameters], dtype=torch.uint8)
+        distributed.all_reduce(has, distributed.ReduceOp.MAX)
+        wanted = [x for x, any_rank in zip(parameters, has.tolist(), strict=True) if any_rank]
+        for bucket in _buckets(wanted):
+            flat = torch.cat([(torch.zeros_like(x) if x.grad is None else x.grad).flatten() for x in bucket])
+            distributed.all_reduce(flat)
+            for x, summed in zip(bucket, flat.split([x.numel() for x in bucket]), strict=True):
+                x.grad = summed.view_as(x).clone()
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """The first rank does what is inside before the others do: what it writes, they find."""
+        if not self.is_first:
+            self.barrier()
+        yield
+        if self.is_first:
+            self.barrier()
+
+    def barrier(self) -> None:
+        """Wait until all ranks are here."""
+        if self.size > 1:
+            distributed.barrier()
+
+
+ALONE = Ranks()
+
+
+def _buckets(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Parts of a list, each of one dtype and, unless one tensor is larger, of `BUCKET` numbers at most."""
+    bucket: list[Tensor] = []
+    size = 0
+    for x in parameters:
+        if bucket and (x.dtype != bucket[0].dtype or size + x.numel() > BUCKET):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(x)
+        size += x.numel()
+    if bucket:
+        yield bucket

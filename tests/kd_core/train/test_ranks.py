@@ -1,0 +1,259 @@
+"""Several processes train together as one does: every loop, its losses, rollouts, weights and checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from kd_core.losses.rewards import RewardSettings
+from kd_core.losses.soft_targets import TopKLabels
+from kd_core.rollout.sampling import SamplingSettings
+from kd_core.rollout.teacher_labels import OutputLabels
+from kd_core.train.batches import BatchSettings
+from kd_core.train.divergence import GKDSettings, JSSettings, ReverseKLSettings, Transfer, train_divergence
+from kd_core.train.language_model import PretrainSettings, train_language_model
+from kd_core.train.llmr import Experience, train_llmr
+from kd_core.train.minillm import MiniLLMSettings, train_minillm
+from kd_core.train.ranks import Ranks
+from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState
+from kd_core.train.supervised import Pairs, SupervisedSettings, train_supervised
+from kd_core.windows.cutting import contexts, window_targets
+from kd_core.windows.last_block import set_trainable, trunk
+from kd_core.windows.train import Windows, WindowTrainingSettings, train_windows
+from tests.kd_core.conftest import tiny_t5
+from tests.kd_core.together import together
+from tests.kd_core.train.test_loops import PAIRS, SOURCES, rl
+from tests.kd_core.windows.test_gpt_neo import V, tiny_gpt_neo
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LONG, SHORT = 50, 12  # updates
+BATCH = BatchSettings(micro_batch_rows=5, micro_batches=2)  # of 40 rows: of three ranks, one has 1 row, two have 2
+
+
+def adam(steps: int) -> OptimizerSettings:
+    """For many updates in float32 a lower rate: at a high one any two orders of a sum drift apart."""
+    return OptimizerSettings(learning_rate=1e-4 if steps == LONG else 1e-3)
+
+
+def common(steps: int) -> dict[str, Any]:
+    sampling = SamplingSettings(max_new_tokens=6)
+    return {"steps": steps, "validate_every": 5, "sampling": sampling, "batch": BATCH, "optimizer": adam(steps)}
+
+
+TEXT = torch.randint(0, V, (150,), generator=torch.Generator().manual_seed(3))
+
+
+@dataclass
+class Trained:
+    """What a rank has seen and made."""
+
+    log: list[StepMetrics]
+    weights: dict[str, torch.Tensor]
+    rollouts: list[list[tuple[int, list[int]]]] = field(default_factory=list)  # of each update: source and tokens
+
+
+def labelled() -> Pairs:
+    count = int(PAIRS.target.lengths.sum())
+    log_p = torch.randn(count, 11, generator=torch.Generator().manual_seed(2), dtype=torch.float64).log_softmax(1)
+    ids = torch.arange(11, dtype=torch.int32).expand(count, -1)
+    return Pairs(PAIRS.source, PAIRS.target, OutputLabels(TopKLabels(ids, log_p), PAIRS.target.offset_R1))
+
+
+def windows(model: Any, rows: slice) -> Windows:
+    target_M = window_targets(len(TEXT), 6)[rows]
+    log_p = torch.randn(len(target_M), V, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    ids = torch.arange(V, dtype=torch.int32).expand(len(target_M), -1)
+    labels = TopKLabels(ids, log_p.log_softmax(1))
+    return Windows(trunk(model, contexts(TEXT, target_M, 6)), TEXT[target_M][:, None], labels)
+
+
+def student_of(kind: str, dtype: torch.dtype) -> Any:
+    if kind in ("windows", "language model"):
+        model = tiny_gpt_neo(layers=2).to(dtype)
+        set_trainable(model, "last_block" if kind == "windows" else "all")
+        return model
+    return tiny_t5(seed=4).to(dtype)
+
+
+def loop_of(kind: str, model: Any, dtype: torch.dtype, steps: int) -> Any:
+    """The loop of a kind, of a state and a list for its rollouts."""
+    rate = adam(steps)
+    teacher = tiny_t5(seed=5).to(dtype)
+    match kind:
+        case "supervised":
+            chosen = SupervisedSettings(epochs=15, max_steps=steps, validate_every=5, batch=BATCH, optimizer=rate)
+            return lambda state, seen: train_supervised(state, PAIRS, PAIRS, chosen, 0)
+        case "soft labels":
+            soft = SupervisedSettings(epochs=15, max_steps=steps, alpha=0.3, batch=BATCH, optimizer=rate)
+            return lambda state, seen: train_supervised(state, labelled(), PAIRS, soft, 0)
+        case "reverse_kl" | "js" | "gkd":
+            of_kind: Any = {"reverse_kl": ReverseKLSettings, "js": JSSettings, "gkd": GKDSettings}[kind]
+            transfer = Transfer(SOURCES, PAIRS.target)
+            return lambda state, seen: train_divergence(state, teacher, transfer, SOURCES, of_kind(**common(steps)), 0)
+        case "minillm":
+            mini = MiniLLMSettings(**common(steps), updates_per_rollout=2)
+            return lambda state, seen: train_minillm(state, teacher, SOURCES, SOURCES, mini, 0)
+        case "windows":
+            cut = WindowTrainingSettings(alpha=0.3, epochs=-(-steps // 8), patience=0, batch_rows=8, optimizer=rate)
+            train = [windows(model, slice(0, 40)), windows(model, slice(40, 60))]
+            return lambda state, seen: train_windows(state, train, windows(model, slice(60, None)), cut, 7)
+        case "language model":
+            pretrain = PretrainSettings(block=8, batch_rows=5, max_steps=steps, validate_every=5, optimizer=rate)
+            return lambda state, seen: train_language_model(state, TEXT, TEXT, pretrain, 0)
+    baseline: Any = kind if kind in ("leave_one_out", "batch_mean") else "value"
+    held = kind == "leave_one_out"
+    settings = rl(
+        **common(steps),
+        updates_per_rollout=3 if kind == "reused" else 1,
+        rollouts_per_source=2 if held else 1,
+        reverse_kl=0.5 if held else 0.0,
+        start_kl=0.5 if held else 0.0,
+        reward=RewardSettings(baseline=baseline, truncated="bootstrap", reward_scale=5.0),
+    )
+    start = tiny_t5(seed=4).to(dtype)
+    return lambda state, seen: train_llmr(
+        state, teacher, SOURCES, SOURCES, settings, 0, start=start if held else None, observe=seen
+    )
+
+
+LLMR = ("value", "reused", "leave_one_out", "batch_mean")
+OF_STAGES = ("supervised", "js", "minillm", "windows", "language model", "value")  # one of every stage that trains
+KINDS = ("supervised", "soft labels", "reverse_kl", "js", "gkd", "minillm", "windows", "language model", *LLMR)
+
+
+def trained(kind: str, dtype: torch.dtype, steps: int) -> Trained:
+    """A whole training by the ranks that are here."""
+    model, seen = student_of(kind, dtype), list[Experience]()
+    state = TrainState.start(model, adam(steps), Ranks.here())
+    found = Trained([], {})
+    for row in loop_of(kind, model, dtype, steps)(state, seen):
+        found.log.append(row)
+        found.rollouts.append(
+            [
+                (int(source), tokens[mask].tolist())
+                for part in seen
+                for source, tokens, mask in zip(part.source_B, part.tokens_BT, part.mask_BT, strict=True)
+            ]
+        )
+    found.weights = {name: x.detach().clone() for name, x in model.named_parameters()}
+    return found
+
+
+alone = cache(trained)
+
+
+def all_trained(kinds: tuple[str, ...], dtype: torch.dtype, steps: int) -> dict[str, Trained]:
+    return {kind: trained(kind, dtype, steps) for kind in kinds}
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def exactly(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Trained]]:
+    """All trainings, in float64, by each of several ranks."""
+    return together(all_trained, request.param, tmp_path_factory.mktemp("ranks"), KINDS, torch.float64, SHORT)
+
+
+@pytest.fixture(scope="module")
+def in_float32(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Trained]]:
+    return together(all_trained, 2, tmp_path_factory.mktemp("ranks"), OF_STAGES, torch.float32, LONG)
+
+
+def assert_same(found: Trained, expected: Trained, tolerance: float) -> None:
+    assert [row.step for row in found.log] == [row.step for row in expected.log]
+    for row, one in zip(found.log, expected.log, strict=True):
+        assert row.values.keys() == one.values.keys()
+        for name, value in one.values.items():
+            assert row.values[name] == pytest.approx(value, abs=tolerance, rel=tolerance), (row.step, name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ranks_train_as_one_process_does(exactly: list[dict[str, Trained]], kind: str) -> None:
+    """Losses, all else that is logged, and weights, in float64; the ranks agree to the last bit."""
+    expected = alone(kind, torch.float64, SHORT)
+    assert len(expected.log) >= SHORT
+    for rank in exactly:
+        assert_same(rank[kind], expected, 1e-7)
+        for name, weight in expected.weights.items():
+            torch.testing.assert_close(rank[kind].weights[name], weight, atol=1e-7, rtol=1e-7)
+            assert torch.equal(rank[kind].weights[name], exactly[0][kind].weights[name]), name
+    start = student_of(kind, torch.float64)
+    assert any(not torch.equal(x, expected.weights[name]) for name, x in start.named_parameters()), "nothing was learnt"
+
+
+@pytest.mark.parametrize("kind", OF_STAGES)
+def test_losses_in_float32_are_those_of_one_process(in_float32: list[dict[str, Trained]], kind: str) -> None:
+    expected = alone(kind, torch.float32, LONG)
+    losses = [row.values["loss"] for row in expected.log if "loss" in row.values]
+    assert len(losses) >= LONG
+    for rank in in_float32:
+        found = [row.values["loss"] for row in rank[kind].log if "loss" in row.values]
+        assert found == pytest.approx(losses, abs=1e-6, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", LLMR)
+def test_rollouts_are_those_of_one_process_token_by_token(exactly: list[dict[str, Trained]], kind: str) -> None:
+    expected = alone(kind, torch.float64, SHORT)
+    for step, rollouts in enumerate(expected.rollouts):
+        found = [rollout for rank in exactly for rollout in rank[kind].rollouts[step]]
+        assert sorted(found) == sorted(rollouts)
+    assert len(expected.rollouts[-1]) >= 10
+
+
+def stopped(folder: Path, step: int) -> list[StepMetrics]:
+    """LLMR until rollouts are in flight, saved by the first rank; its log."""
+    model, ranks = student_of("reused", torch.float64), Ranks.here()
+    state, log = TrainState.start(model, adam(SHORT), ranks), list[StepMetrics]()
+    for row in loop_of("reused", model, torch.float64, SHORT)(state, []):
+        log.append(row)
+        if row.step == step:
+            break
+    in_flight = state.all_in_flight()
+    assert in_flight
+    if ranks.is_first:
+        state.save(folder, log, in_flight)
+    ranks.barrier()
+    return log
+
+
+def resumed(folder: Path) -> Trained:
+    model = student_of("reused", torch.float64)
+    state = TrainState.start(model, adam(SHORT), Ranks.here())
+    log = state.load(folder)
+    log += loop_of("reused", model, torch.float64, SHORT)(state, [])
+    return Trained(log, {name: x.detach().clone() for name, x in model.named_parameters()})
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (3, 2)])
+def test_a_training_goes_on_with_another_number_of_ranks(tmp_path: Path, before: int, after: int) -> None:
+    """Rollouts in flight are all in the checkpoint, and are dealt out again."""
+    for name in ("first", "second", "checkpoint"):
+        (tmp_path / name).mkdir()
+    folder = tmp_path / "checkpoint"
+    together(stopped, before, tmp_path / "first", folder, 4)
+    expected = alone("reused", torch.float64, SHORT)
+    for rank in together(resumed, after, tmp_path / "second", folder):
+        assert_same(rank, expected, 1e-7)
+        for name, weight in expected.weights.items():
+            torch.testing.assert_close(rank.weights[name], weight, atol=1e-7, rtol=1e-7)
+
+
+def test_alone_nothing_is_asked_of_anybody() -> None:
+    ranks, rows = Ranks.here(), torch.arange(7)
+    assert (ranks.rank, ranks.size, ranks.is_first) == (0, 1, True)
+    assert ranks.mine(rows).rows_B.tolist() == rows.tolist()
+    assert ranks.gather(3) == [3]
+    assert ranks.map(lambda x: 2 * x, [1, 2]) == [2, 4]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 5, 8])
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_every_row_of_a_batch_is_one_ranks(rows: int, size: int) -> None:
+    parts = [Ranks(rank, size).mine(torch.arange(rows)) for rank in range(size)]
+    assert [row for part in parts for row in part.rows_B.tolist()] == list(range(rows))
+    assert [part.first for part in parts if len(part)] == [int(part.rows_B[0]) for part in parts if len(part)]
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
