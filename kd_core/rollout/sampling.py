@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kd_core.lengths import check_lengths, target_length
 from kd_core.losses.head import full_precision
+from kd_core.models.backends.sharded import whole
 from kd_core.models.policy import Memory, Model, start_tokens, step_decoder, step_head
 from kd_core.rollout.responses import Rollout, check_distribution, is_end, mask_through_eos, truncated_rows
 
@@ -66,7 +67,9 @@ def sample(
     become what they would in the whole batch. Source: LLMR Eq. 1, y ~ q_theta; METHODS 1.7 for the log-probability of
     a reshaped distribution.
     """
-    return sample_from(Writer(model, memory, settings.max_new_tokens, num_tokens), settings, generator, within=within)
+    with whole(model):
+        writer = Writer(model, memory, settings.max_new_tokens, num_tokens)
+        return sample_from(writer, settings, generator, within=within)
 
 
 @torch.no_grad()
@@ -78,7 +81,8 @@ def greedy(model: Model, memory: Memory, max_new_tokens: int, *, num_tokens: int
         best_R, token_R = logits_RV.max(dim=1)
         return token_R, best_R - logits_RV.logsumexp(dim=1)
 
-    return _roll_out(Writer(model, memory, max_new_tokens, num_tokens), max_new_tokens, choose)
+    with whole(model):
+        return _roll_out(Writer(model, memory, max_new_tokens, num_tokens), max_new_tokens, choose)
 
 
 class Writer:

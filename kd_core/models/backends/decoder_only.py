@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kd_core.models.backends.attention import EnoughRead, Places, Rows, own_attention
 from kd_core.models.backends.pairs import Memory, check_fits, last_tokens, num_positions
+from kd_core.models.backends.sharded import is_sharded
 from kd_core.models.backends.varlen import Ends, Packed, key_places
 from kd_core.models.packing import Layout
 
@@ -106,8 +107,11 @@ def encode(model: Model, ids_BS: Tensor, mask_BS: Tensor) -> Memory:
     without a token.
     """
     last_B, layout = last_tokens(ids_BS, mask_BS), Layout.of(mask_BS[:, 1:])
-    if layout.index_N.numel() == 0:
+    if layout.index_N.numel() == 0 and not is_sharded(model):
         return Memory((), layout, last_B)
+    if layout.index_N.numel() == 0:  # other ranks may have longer prompts, and every layer waits for all ranks
+        as_if = encode(model, ids_BS[:, :1].expand(-1, 2), mask_BS[:, :1].expand(-1, 2))
+        return Memory(as_if.keys_values, Layout.of(torch.zeros_like(as_if.layout.mask_BS)), last_B)
     position_S = torch.arange(mask_BS.shape[1] - 1, device=ids_BS.device)
     ids_N, position_N = layout.pack(ids_BS[:, :-1]), layout.pack(position_S.expand(mask_BS.shape[0], -1))
     layout = layout.widened()
@@ -129,6 +133,10 @@ def decode(model: Model, memory: Memory, input_ids_BT: Tensor, mask_BT: Tensor) 
     positions.
     """
     layout, start_B1 = Layout.of(mask_BT), memory.length_B[:, None]
+    if layout.index_N.numel() == 0:  # stock layers want a token
+        one_B1 = memory.last_B[:, None]
+        states_BD, _ = decode(model, memory, one_B1, torch.ones_like(one_B1, dtype=torch.bool))
+        return states_BD[:0], layout
     check_fits(int((memory.length_B + mask_BT.sum(dim=1)).max()), num_positions(model))
     position_BT = start_B1 + torch.arange(mask_BT.shape[1], device=mask_BT.device)
     wide = layout.widened()

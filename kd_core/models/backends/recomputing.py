@@ -31,6 +31,7 @@ def recomputing(model: Model) -> Iterator[None]:
             f"a model of type {model.config.model_type!r} has no blocks that can be run again\n"
             "set runtime.gradient_checkpointing to false"
         )
+    before = [vars(block).get("forward") for block in blocks]
     for block in blocks:
         block.forward = partial(_stock, model.get_decoder(), block.forward)
     _MODELS.add(model)
@@ -38,8 +39,10 @@ def recomputing(model: Model) -> Iterator[None]:
         yield
     finally:
         _MODELS.discard(model)
-        for block in blocks:
+        for block, forward in zip(blocks, before, strict=True):
             del block.forward
+            if forward is not None:  # of a sharded model
+                block.forward = forward
 
 
 def run_block(model: Model, block: Callable[..., T], *args: Any) -> T:
