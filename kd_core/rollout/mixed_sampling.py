@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_core.losses.head import full_precision
+from kd_core.models.backends.sharded import whole
 from kd_core.models.policy import Memory, Model
 from kd_core.rollout.responses import Rollout
 from kd_core.rollout.sampling import SamplingSettings, Within, Writer, sample_from
@@ -38,9 +39,10 @@ def sample_mixed(
     if not 0 < teacher_mix < 1:
         raise ValueError(f"teacher_mix must be in (0, 1) to be a mixture, got {teacher_mix}")
     limit = settings.max_new_tokens
-    of_teacher = Writer(teacher, teacher_memory, limit, num_tokens)
-    writer = _Mixture(student, memory, limit, num_tokens, of_teacher, teacher_mix)
-    return sample_from(writer, settings, generator, within=within)
+    with whole(student, teacher):
+        of_teacher = Writer(teacher, teacher_memory, limit, num_tokens)
+        writer = _Mixture(student, memory, limit, num_tokens, of_teacher, teacher_mix)
+        return sample_from(writer, settings, generator, within=within)
 
 
 class _Mixture(Writer):

@@ -32,7 +32,7 @@ from kd_core.rollout.teacher_labels import OutputLabels
 from kd_core.train.batches import Sources, updates
 from kd_core.train.best import ran_out, restore
 from kd_core.train.budget import Budget
-from kd_core.train.passes import act, lengths, teacher_states
+from kd_core.train.passes import act, counted, lengths, teacher_states
 from kd_core.train.ranks import ALONE, Mine, Ranks
 from kd_core.train.state import StepMetrics, TrainState, autocast
 from kd_core.train.validation import Validation
@@ -219,7 +219,7 @@ class Pair:
             sources, share = self.train.sources.student, settings.batch.micro_batches == 1
             rollout, memory = act(student, sources, mine, settings, seed, keep_memory=share, num_tokens=self.num_tokens)
             outputs.append(rollout)
-        return Written(mine.rows_B, outputs, memory)
+        return Written(mine.rows_B, [counted(each, mine) for each in outputs], memory)
 
     def _given(self, rows_B: Tensor) -> Responses:
         """What the teacher wrote for these rows, cut to the length limit."""

@@ -25,7 +25,7 @@ from kd_core.rollout.scoring import Judgement, judge
 from kd_core.train.batches import Sources, updates
 from kd_core.train.best import ran_out, restore
 from kd_core.train.budget import Budget
-from kd_core.train.passes import act, lengths, teacher_states
+from kd_core.train.passes import act, counted, lengths, teacher_states
 from kd_core.train.ranks import ALONE, Ranks
 from kd_core.train.state import StepMetrics, TrainState, autocast, fetched, pack, unpack
 from kd_core.train.validation import Validation
@@ -152,7 +152,8 @@ def train_llmr(
                 judged = judge(teacher, prompts, rollout, settings.reward, num_tokens=num_tokens)
                 gain_BT = reward_to_go(judged.reward_BT, judged.mask_BT)
                 source_B = mine.rows_B.repeat_interleave(times)
-                experience.append(Experience.of(source_B, rollout, judged, gain_BT, memory))
+                part = Experience.of(source_B, rollout, judged, gain_BT, memory)
+                experience.append(counted(part, mine))
         # learn: up the mean over tokens of advantage_t * log q(y_t | s_t)
         values = summary(experience, ranks) | {"staleness": float(uses)}
         num_kept = int(values.pop("tokens"))

@@ -38,7 +38,7 @@ from kd_core.rollout.sampling import mixed_seed
 from kd_core.train.batches import Sources, updates
 from kd_core.train.best import ran_out, restore
 from kd_core.train.budget import Budget
-from kd_core.train.passes import act, lengths, teacher_states
+from kd_core.train.passes import act, counted, lengths, teacher_states
 from kd_core.train.ranks import Mine
 from kd_core.train.state import StepMetrics, TrainState, autocast, pack, unpack
 from kd_core.train.validation import Validation
@@ -178,7 +178,7 @@ class Pair:
                     num_tokens=self.num_tokens,
                     within=mine.within(),
                 )
-        return Experience(**vars(rollout), source_B=mine.rows_B)
+        return counted(Experience(**vars(rollout), source_B=mine.rows_B), mine)
 
     def loss(self, part: Experience, count: int) -> tuple[Tensor, dict[str, Tensor]]:
         """A surrogate whose gradient is the micro-batch's share of an update of `count` tokens, and what it showed."""
@@ -204,4 +204,5 @@ class Pair:
         if settings.single_step:
             loss = loss + step_loss
         values = {"reward": reward_M.sum(), "reverse_kl": step_M.sum(), "clipped": (weight_M == 0).sum()}
-        return loss, values | {"loss": loss.detach(), "max_ratio": ratio_M.max()}
+        largest = ratio_M.max() if ratio_M.numel() else ratio_M.new_zeros(())
+        return loss, values | {"loss": loss.detach(), "max_ratio": largest}

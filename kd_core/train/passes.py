@@ -4,8 +4,11 @@ Shape legend: B rows, T target positions, M real tokens, E teacher width.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from kd_core.losses.divergence_head import TeacherStates
 from kd_core.models.policy import Memory, Model, encode_rows, head_of, target_states
@@ -14,7 +17,9 @@ from kd_core.rollout.responses import Responses, Rollout
 from kd_core.rollout.sampling import sample
 from kd_core.train.budget import Budget
 from kd_core.train.ranks import ALONE, Mine, Ranks
-from kd_core.train.state import autocast, fetched
+from kd_core.train.state import autocast, blank, fetched
+
+R = TypeVar("R", bound=Responses)
 
 
 def act(
@@ -43,6 +48,13 @@ def act(
     return rollout, memory if keep_memory else None
 
 
+def counted(part: R, mine: Mine) -> R:
+    """What was written for this rank's rows; without a token that counts where these only keep step."""
+    if mine.counts:
+        return part
+    return replace(part, **blank({name: x for name, x in vars(part).items() if isinstance(x, Tensor)}))
+
+
 @torch.no_grad()
 def teacher_states(teacher: Model, memory: Memory, responses: Responses, num_tokens: int | None) -> TeacherStates:
     """The teacher's states at every real token of given outputs.
@@ -56,7 +68,7 @@ def teacher_states(teacher: Model, memory: Memory, responses: Responses, num_tok
 def lengths(responses: Sequence[Responses], ranks: Ranks = ALONE) -> dict[str, float]:
     """The tokens of an update's responses, their mean length, and the share of them that the limit cut off."""
     masks = {"tokens": [each.mask_BT for each in responses], "truncated": [each.truncated_B for each in responses]}
-    shown = fetched({name: [mask.sum() for mask in each] for name, each in masks.items()})
-    shown = ranks.joined(shown | {"rows": [len(each.mask_BT) for each in responses]})
+    sums = {name: [mask.sum() for mask in each] for name, each in masks.items()}
+    shown = ranks.joined(fetched(sums | {"rows": [each.mask_BT.any(dim=1).sum() for each in responses]}))
     tokens, truncated, rows = (sum(shown[name]) for name in ("tokens", "truncated", "rows"))
     return {"tokens": tokens, "length": tokens / rows, "truncated": truncated / rows}

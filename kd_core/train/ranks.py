@@ -28,6 +28,7 @@ class Mine:
     rows_B: Tensor
     first: int  # place in the batch of the first of them
     of: int  # rows of the whole batch
+    counts: bool = True  # False: there is none left for this rank, which keeps step by one of another's
 
     def __len__(self) -> int:
         return len(self.rows_B)
@@ -43,12 +44,13 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
+    in_step: bool = False  # a model is sharded: all run it equally often
 
     @classmethod
-    def here(cls) -> "Ranks":
+    def here(cls, *, in_step: bool = False) -> "Ranks":
         """Of `torch.distributed`'s default group, or alone."""
         if distributed.is_available() and distributed.is_initialized():
-            return cls(distributed.get_rank(), distributed.get_world_size())
+            return cls(distributed.get_rank(), distributed.get_world_size(), in_step)
         return cls()
 
     @property
@@ -57,8 +59,13 @@ class Ranks:
         return self.rank == 0
 
     def mine(self, rows_B: Tensor) -> Mine:
-        """This rank's rows of a batch, which are neighbours; none where there are fewer rows than ranks."""
+        """This rank's rows of a batch, which are neighbours.
+
+        Where there are fewer rows than ranks it is none, or, in step, one that does not count.
+        """
         first, end = (len(rows_B) * rank // self.size for rank in (self.rank, self.rank + 1))
+        if self.in_step and first == end:
+            return Mine(rows_B[:1], 0, len(rows_B), counts=False)
         return Mine(rows_B[first:end], first, len(rows_B))
 
     def gather(self, own: T) -> list[T]:
@@ -78,10 +85,11 @@ class Ranks:
         return found[0]
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """`function` of every item, in their order, each computed by one rank."""
-        own = [function(item) for number, item in enumerate(items) if number % self.size == self.rank]
-        found = self.gather(own)
-        return [found[number % self.size][number // self.size] for number in range(sum(map(len, found)))]
+        """`function` of every item, in their order, each computed by one rank; the last by several, to keep step."""
+        items = list(items)
+        rounds = range(self.rank, -(-len(items) // self.size) * self.size if self.in_step else len(items), self.size)
+        found = self.gather([function(items[min(number, len(items) - 1)]) for number in rounds])
+        return [found[number % self.size][number // self.size] for number in range(len(items))]
 
     def joined(self, numbers: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
         """The lists of all ranks, one after another, under each name that any of them has."""

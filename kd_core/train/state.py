@@ -13,8 +13,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.hooks import RemovableHandle
 
+from kd_core.models.backends.sharded import cut, gradient_of, is_part, joined, part_of
 from kd_core.rollout.responses import NotFiniteError
 from kd_core.rollout.sampling import mixed_seed
 from kd_core.train.ranks import ALONE, Ranks
@@ -77,7 +79,9 @@ class TrainState:
     model: Any
     optimizer: torch.optim.Adam
     parameters: dict[str, Tensor]  # of the model, by name: those that are trained
-    trained: dict[str, Tensor]  # by the same names what the optimizer updates: the parameters, or their masters
+    trained: dict[
+        str, Tensor
+    ]  # by the same names what the optimizer updates: these, their masters, or this rank's parts
     hooks: list[RemovableHandle] = field(default_factory=list)  # by which masters come to their gradients
     step: int = 0
     in_flight: dict[str, Tensor] = field(default_factory=dict)
@@ -90,7 +94,9 @@ class TrainState:
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         masters = [_master(p) for p in parameters.values()] if settings.precision == "bfloat16_weights" else []
         trained = (
-            {name: master for name, (master, _) in zip(parameters, masters, strict=True)} if masters else parameters
+            {name: master for name, (master, _) in zip(parameters, masters, strict=True)}
+            if masters
+            else {name: part_of(p) for name, p in parameters.items()}
         )
         fused = next(model.parameters()).device.type in ("cpu", "cuda")
         optimizer = torch.optim.Adam(trained.values(), lr=settings.learning_rate, betas=settings.betas, fused=fused)
@@ -105,8 +111,8 @@ class TrainState:
         this once. Raises NotFiniteError, before a weight is touched, if the losses' sum or the norm is not finite.
         """
         trained = list(self.trained.values())
-        self.ranks.add_gradients(trained)
-        norm = torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm or float("inf"))
+        norm = self._sum_gradients()
+        clip_grads_with_norm_(trained, settings.max_grad_norm or float("inf"), norm)
         numbers = fetched({**seen, "grad_norm": [norm]})
         numbers = self.ranks.joined({name: numbers[name] for name in seen}) | {"grad_norm": numbers["grad_norm"]}
         for name in ("loss", "grad_norm"):
@@ -120,11 +126,22 @@ class TrainState:
         self.round()
         return numbers
 
+    def _sum_gradients(self) -> Tensor:
+        """Give what is trained its gradient over all ranks; returns the norm of the whole model's."""
+        whole, parts = list[Tensor](), list[Tensor]()
+        for name, x in self.trained.items():
+            (parts if is_part(self.parameters[name]) else whole).append(x)
+            if is_part(self.parameters[name]):  # summed on the way back
+                x.grad = gradient_of(self.parameters[name])
+        self.ranks.add_gradients(whole)
+        norm, of_parts = (get_total_norm([x.grad for x in each if x.grad is not None]) for each in (whole, parts))
+        return (norm**2 + self.ranks.total(of_parts**2)).sqrt() if parts else norm
+
     @torch.no_grad()
     def round(self) -> None:
         """Give the model its weights, where it has masters."""
         for name, master in self.trained.items():
-            if self.parameters[name] is not master:
+            if self.parameters[name] is not master and not is_part(self.parameters[name]):
                 self.parameters[name].copy_(master)
 
     def finish(self) -> None:
@@ -132,28 +149,46 @@ class TrainState:
         for hook in self.hooks:
             hook.remove()
         for name, master in self.trained.items():
-            self.parameters[name].data = master.data
+            if not is_part(self.parameters[name]):
+                self.parameters[name].data = master.data
 
-    def all_in_flight(self) -> dict[str, Tensor]:
-        """What is in flight on all ranks together, as one process would have it."""
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds, by its names there: as one process has it, whoever has which part of it.
+
+        Weights, the best so far, optimizer state and tensors in flight. All ranks call it; the first has all of it.
+        """
+        own = {f"model.{name}": (name, tensor.detach()) for name, tensor in self.trained.items()}
+        for name, tensor in self.trained.items():
+            for key, value in self.optimizer.state.get(tensor, {}).items():
+                own[f"optimizer.{key}.{name}"] = name, value
+        own |= {f"best.{key}": (key.removeprefix("weights."), tensor) for key, tensor in self.best.items()}
+        found = {}
+        for key, (name, tensor) in own.items():
+            if name in self.parameters and is_part(self.parameters[name]):
+                whole = joined(tensor, self.parameters[name])
+                tensor = whole.cpu() if self.ranks.is_first else tensor
+            found[key] = tensor
+        return found | {f"in_flight.{name}": tensor.clone() for name, tensor in self._all_in_flight().items()}
+
+    def _all_in_flight(self) -> dict[str, Tensor]:
         if self.ranks.size == 1:
             return self.in_flight
         own = {name: tensor.cpu() for name, tensor in self.in_flight.items()}
-        parts = [part for each in self.ranks.gather(own) for part in _parts(each)]
-        return {f"{i}.{name}": tensor for i, part in enumerate(parts) for name, tensor in part.items()}
+        return _numbered([part for each in self.ranks.gather(own) for part in _parts(each)])
 
-    def save(self, directory: Path, log: list[StepMetrics], in_flight: Mapping[str, Tensor] | None = None) -> None:
-        """Write weights, the best so far, optimizer state, tensors in flight and the log so far, without pickle.
+    def _dealt(self, parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """This rank's of the parts in flight; ranks that keep step have equally many."""
+        mine = parts[self.ranks.rank :: self.ranks.size]
+        if self.ranks.in_step and len(mine) * self.ranks.size < len(parts):
+            mine.append(blank(parts[0]))
+        return _numbered(mine)
 
-        `in_flight` is `all_in_flight`, where there are several ranks. Their number is in no file.
+    def save(self, directory: Path, log: list[StepMetrics], tensors: Mapping[str, Tensor] | None = None) -> None:
+        """Write a checkpoint and the log so far, without pickle, in which nothing says how many ranks there were.
+
+        The first of several ranks does so, with `tensors()` of all.
         """
-        tensors = {f"model.{name}": tensor.detach() for name, tensor in self.trained.items()}
-        for name, tensor in self.trained.items():
-            for key, value in self.optimizer.state.get(tensor, {}).items():
-                tensors[f"optimizer.{key}.{name}"] = value
-        in_flight = self.in_flight if in_flight is None else in_flight
-        tensors |= {f"in_flight.{name}": tensor.clone() for name, tensor in in_flight.items()}  # no shared storage
-        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        tensors = self.tensors() if tensors is None else tensors
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, directory / "state.safetensors")
         rows = [{"step": row.step, **row.values} for row in log]
         (directory / "state.json").write_text(json.dumps({"step": self.step, "log": rows}), encoding="utf-8")
@@ -167,16 +202,20 @@ class TrainState:
             names = set(file.keys())
             with torch.no_grad():
                 for name, tensor in self.trained.items():  # what is frozen is as it was loaded
-                    tensor.copy_(file.get_tensor(f"model.{name}"))
+                    like = self.parameters[name]
+                    tensor.copy_(cut(file.get_tensor(f"model.{name}"), like))
                     keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"optimizer.{key}.{name}" in names]
-                    self.optimizer.state[tensor] = {k: file.get_tensor(f"optimizer.{k}.{name}") for k in keys}
+                    saved = {key: cut(file.get_tensor(f"optimizer.{key}.{name}"), like) for key in keys}
+                    self.optimizer.state[tensor] = saved
             self.in_flight, self.best = (
                 {n.removeprefix(prefix): file.get_tensor(n) for n in names if n.startswith(prefix)}
                 for prefix in ("in_flight.", "best.")
             )
-        if self.ranks.size > 1:  # parts are dealt out
-            mine = _parts(self.in_flight)[self.ranks.rank :: self.ranks.size]
-            self.in_flight = {f"{i}.{name}": tensor for i, part in enumerate(mine) for name, tensor in part.items()}
+        for name, like in self.parameters.items():
+            if f"weights.{name}" in self.best:
+                self.best[f"weights.{name}"] = cut(self.best[f"weights.{name}"], like)
+        if self.ranks.size > 1:
+            self.in_flight = self._dealt(_parts(self.in_flight))
         self.round()
         return [StepMetrics(int(row.pop("step")), row) for row in record["log"]]
 
@@ -210,13 +249,21 @@ def fetched(seen: Mapping[str, Sequence[Tensor]]) -> dict[str, list[float]]:
 
 def pack(parts: Sequence[object]) -> dict[str, Tensor]:
     """Dataclasses of tensors as `TrainState.in_flight` holds them: each tensor under its part's number and its name."""
-    fields = ((f"{i}.{name}", value) for i, part in enumerate(parts) for name, value in vars(part).items())
-    return {name: value for name, value in fields if value is not None}
+    return _numbered([{name: x for name, x in vars(part).items() if x is not None} for part in parts])
 
 
 def unpack(kind: type[Part], in_flight: Mapping[str, Tensor]) -> list[Part]:
     """What `pack` was given, parts of one `kind`."""
     return [kind(**part) for part in _parts(in_flight)]
+
+
+def blank(part: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same rows of a data set with nothing that counts: no token, no reward. For a rank that keeps step by them."""
+    return {name: tensor if name == "source_B" else torch.zeros_like(tensor) for name, tensor in part.items()}
+
+
+def _numbered(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{i}.{name}": tensor for i, part in enumerate(parts) for name, tensor in part.items()}
 
 
 def _parts(in_flight: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:

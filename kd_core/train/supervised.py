@@ -107,6 +107,8 @@ def train_supervised(
             dropout = dropout_rng(seed, state.step, micro, ranks.rank)
             with dropout, autocast(model.device, settings.optimizer.precision):
                 shares = batch_loss(model, train, mine.rows_B, settings.alpha, count, num_tokens)
+            if not mine.counts:
+                shares = {name: 0 * share for name, share in shares.items()}
             shares["loss"].backward()
             gathered.append({name: share.detach() for name, share in shares.items()})
         names = dict.fromkeys(name for each in gathered for name in each)

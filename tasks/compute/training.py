@@ -64,12 +64,12 @@ def run_training(
             gathered.load(latest[1])
 
     def save(step: int) -> None:
-        in_flight = state.all_in_flight()
+        tensors = state.tensors()
         if ranks.is_first:
-            build.checkpoints.save(step, partial(write, in_flight))
+            build.checkpoints.save(step, partial(write, tensors))
 
-    def write(in_flight: Mapping[str, Tensor], directory: Path) -> None:
-        state.save(directory, log, in_flight)
+    def write(tensors: Mapping[str, Tensor], directory: Path) -> None:
+        state.save(directory, log, tensors)
         if gathered is not None:
             gathered.save(directory)
 

@@ -125,6 +125,12 @@ def part_of(parameter: Any) -> Tensor:
     return part
 
 
+def gradient_of(parameter: Any) -> Tensor | None:
+    """This rank's part of the sum of all ranks' gradients, taken off the parameter; None where there is none."""
+    gradient, parameter.grad = parameter.grad, None
+    return None if gradient is None else part_of(gradient)
+
+
 @torch.no_grad()
 def cut(tensor: Tensor, parameter: Any) -> Tensor:
     """This rank's part of a tensor that belongs to a parameter; all of it where that is whole, or this a number."""
