@@ -281,10 +281,12 @@ def check_same_tokenizer(teacher: Tokenizer, student: Tokenizer) -> None:
     )
 
 
-def save_model(model: Model, tokenizer: Tokenizer, directory: Path) -> None:
-    """A directory that transformers' `from_pretrained` loads, model and tokenizer."""
+def save_model(
+    model: Model, tokenizer: Tokenizer, directory: Path, weights: dict[str, torch.Tensor] | None = None
+) -> None:
+    """A directory that transformers' `from_pretrained` loads, model and tokenizer; `weights`: of a sharded model."""
     with quiet():
-        model.save_pretrained(directory)
+        model.save_pretrained(directory, state_dict=weights)
     save_tokenizer(tokenizer, directory)
 
 

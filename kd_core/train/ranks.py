@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
+from kd_core.models.backends.sharded import any_is_sharded
+
 T = TypeVar("T")
 R = TypeVar("R")
 BUCKET = 2**24  # numbers that are summed at once: 64 MiB of float32 beside the gradients
@@ -47,10 +49,10 @@ class Ranks:
     in_step: bool = False  # a model is sharded: all run it equally often
 
     @classmethod
-    def here(cls, *, in_step: bool = False) -> "Ranks":
+    def here(cls) -> "Ranks":
         """Of `torch.distributed`'s default group, or alone."""
         if distributed.is_available() and distributed.is_initialized():
-            return cls(distributed.get_rank(), distributed.get_world_size(), in_step)
+            return cls(distributed.get_rank(), distributed.get_world_size(), any_is_sharded())
         return cls()
 
     @property
@@ -117,6 +119,17 @@ class Ranks:
             distributed.all_reduce(flat)
             for x, summed in zip(bucket, flat.split([x.numel() for x in bucket]), strict=True):
                 x.grad = summed.view_as(x).clone()
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """One rank after another does what is inside."""
+        for _ in range(self.rank):
+            self.barrier()
+        try:
+            yield
+        finally:  # the others have theirs, and may fail alike
+            for _ in range(self.size - self.rank):
+                self.barrier()
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:

@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.hooks import RemovableHandle
 
-from kd_core.models.backends.sharded import cut, gradient_of, is_part, joined, part_of
+from kd_core.models.backends.sharded import cut, gradient_of, is_part, joined, own_parameters, part_of
 from kd_core.rollout.responses import NotFiniteError
 from kd_core.rollout.sampling import mixed_seed
 from kd_core.train.ranks import ALONE, Ranks
 
 Part = TypeVar("Part")
+PRECISIONS = "set bfloat16 (weights and optimizer state are shared out in float32), or float32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,10 @@ class TrainState:
     @classmethod
     def start(cls, model: Any, settings: OptimizerSettings, ranks: Ranks = ALONE) -> "TrainState":
         """A fresh state for `model`, of which all parameters are trained that are not frozen."""
-        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        parameters = own_parameters(model)
+        in_parts = any(map(is_part, parameters.values()))
+        if in_parts and settings.precision == "bfloat16_weights":
+            raise ValueError(f"a sharded model is not trained with precision bfloat16_weights\n{PRECISIONS}")
         masters = [_master(p) for p in parameters.values()] if settings.precision == "bfloat16_weights" else []
         trained = (
             {name: master for name, (master, _) in zip(parameters, masters, strict=True)}

@@ -6,6 +6,7 @@ artifact.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 
 from kd_core.losses.head import Head
 from kd_core.models.backends.lora import base_of, load_adapter, merge, save_adapter
+from kd_core.models.backends.sharded import shard
 from kd_core.models.files import read_config
 from kd_core.models.formats.content import content_hash
 from kd_core.models.loading import (
@@ -27,13 +29,20 @@ from kd_core.models.loading import (
     save_model,
     save_tokenizer,
 )
-from kd_core.models.policy import head_of
+from kd_core.models.policy import OWN, PACKED, backend_of, candidates, head_of
 from kd_core.models.special_ids import also_ends, vocabulary_size
+from kd_core.train.ranks import Ranks
 from tasks.compute.served import Served, load_served
+from tasks.engine.settings import Sharded
 from tasks.store.artifacts import Artifact, Store, StoreError
 
 Location = tuple[str | Path, str | None, DType]  # directory or hub id, revision, dtype
 ADAPTER, BASE = "adapter", "base.json"
+UNSHARDED = "leave it out of runtime.sharded"
+NOT_SHARDED = (
+    "a model of type {!r} cannot be sharded: that takes layers that run on packed rows (Llama, Qwen, Gemma, …)\n"
+    + (UNSHARDED)
+)
 
 
 @dataclass(frozen=True)
@@ -56,12 +65,18 @@ class LoadedModel:
 
 
 def load_artifact(
-    artifact: Artifact, device: torch.device, beside: LoadedModel | None = None, answers: Path | None = None
+    artifact: Artifact,
+    device: torch.device,
+    beside: LoadedModel | None = None,
+    answers: Path | None = None,
+    *,
+    sharded: bool = False,
 ) -> LoadedModel:
     """The model that a stage has made, or referred to; of a teacher behind a server, what asks it.
 
     beside: a model that is loaded already; where this one is the base under its adapter, its weights are taken.
-    answers: the directory for what a server answers. Raises ValueError where there is none, and a server to ask.
+    answers: the directory for what a server answers. sharded: see `shared_out`. Raises ValueError where there is no
+    such directory, and a server to ask, and for a model that is to be sharded and cannot be.
     """
     if isinstance(artifact, Served):
         if answers is None:
@@ -72,6 +87,8 @@ def load_artifact(
     if beside is not None and under == found and not adapter.is_dir():
         return LoadedModel(base_of(beside.model), beside.tokenizer)
     if adapter.is_dir():
+        if sharded:
+            raise ValueError(f"the {artifact.stage} is an adapter, and is not sharded\n{UNSHARDED}")
         return _adapted(adapter, found, device)
     refers = artifact.path / "reference.json"
     if refers.is_file() and "served" in _read(refers):
@@ -79,8 +96,36 @@ def load_artifact(
             f"the teacher in {artifact.path} is behind a server\nsay where that is: reached(teacher, endpoint)"
         )
     location, revision, dtype = found
-    tokenizer = load_tokenizer(location, revision)
-    return LoadedModel(load_model(location, revision, dtype, device, tokenizer), tokenizer)
+
+    def load(device: torch.device) -> LoadedModel:
+        tokenizer = load_tokenizer(location, revision)
+        return LoadedModel(load_model(location, revision, dtype, device, tokenizer), tokenizer)
+
+    return shared_out(load, device) if sharded else load(device)
+
+
+def shared_out(load: Callable[[torch.device], LoadedModel], device: torch.device) -> LoadedModel:
+    """A model whose layers the ranks that train share out; a rank that is alone has all of it.
+
+    One rank after another loads it whole into the memory of the CPU, and puts its part on its device, a layer at a
+    time. Raises ValueError for a model that is not run on packed rows of its stock modules.
+    """
+    ranks = Ranks.here()
+    if ranks.size == 1:
+        return load(device)
+    with ranks.in_turn():
+        loaded = load(torch.device("cpu"))
+        check_shardable(loaded.model)
+        shard(loaded.model, device)
+    if backend_of(loaded.model) is not PACKED:  # tried out by all ranks together
+        raise ValueError(NOT_SHARDED.format(loaded.model.config.model_type))
+    return loaded
+
+
+def check_shardable(model: Model) -> None:
+    """Raise ValueError for a model of a family that cannot be sharded; its weights are not looked at."""
+    if model.config.model_type in OWN or candidates(model)[0] is not PACKED:
+        raise ValueError(NOT_SHARDED.format(model.config.model_type))
 
 
 def _adapted(adapter: Path, base: Location, device: torch.device) -> LoadedModel:
@@ -94,32 +139,34 @@ def _adapted(adapter: Path, base: Location, device: torch.device) -> LoadedModel
 
 
 def load_pair(
-    teacher: Artifact, student: Artifact, device: torch.device, answers: Path | None = None
+    teacher: Artifact, student: Artifact, device: torch.device, answers: Path | None = None, sharded: Sharded = "none"
 ) -> tuple[LoadedModel, LoadedModel]:
     """A teacher and its student. Raises ValueError if they read different tokens.
 
     A student that is an adapter on this teacher shares its weights: they are loaded once.
     """
-    taught = load_artifact(student, device)
-    pair = load_artifact(teacher, device, beside=taught, answers=answers), taught
+    taught = load_artifact(student, device, sharded=sharded in ("student", "both"))
+    in_parts = sharded in ("teacher", "both")
+    pair = load_artifact(teacher, device, beside=taught, answers=answers, sharded=in_parts), taught
     check_same_tokenizer(*(each.tokenizer for each in pair))
     return pair
 
 
-def load_alone(student: Artifact, teacher: Artifact, device: torch.device) -> LoadedModel:
+def load_alone(student: Artifact, teacher: Artifact, device: torch.device, sharded: Sharded = "none") -> LoadedModel:
     """A student whose teacher is not needed: its tokenizer is read, its weights are not.
 
     Raises ValueError if they read different tokens.
     """
-    taught, (location, revision, _) = load_artifact(student, device), model_location(teacher)
+    location, revision, _ = model_location(teacher)
+    taught = load_artifact(student, device, sharded=sharded in ("student", "both"))
     check_same_tokenizer(load_tokenizer(location, revision), taught.tokenizer)
     return taught
 
 
-def save_trained(loaded: LoadedModel, directory: Path) -> None:
-    """What a stage that trains leaves in `directory`: the model, or its adapter alone."""
+def save_trained(loaded: LoadedModel, directory: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+    """What a stage that trains leaves in `directory`: the model, or its adapter alone. `weights`: of a sharded one."""
     if loaded.base is None:
-        save_model(loaded.model, loaded.tokenizer, directory / "model")
+        save_model(loaded.model, loaded.tokenizer, directory / "model", weights)
         return
     ends = loaded.model.config.eos_token_id
     said = loaded.base | {"ends": ends if isinstance(ends, list) else [ends]}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kd_core.models.backends.graphs import in_graphs
 from kd_core.models.backends.recomputing import recomputing
+from kd_core.models.backends.sharded import weights
 from kd_core.models.policy import PACKED, Model, backend_of
 from kd_core.rollout.responses import NotFiniteError
 from kd_core.train.ranks import Ranks
@@ -94,8 +95,9 @@ def run_training(
     if last_validation(log).get("kept_step") == 0:
         build.warn("no update made the student better by what is kept: it ends as it started; see keep and min_variety")
     state.finish()
+    whole = weights(loaded.model, wanted=ranks.is_first)
     if ranks.is_first:
-        save_trained(loaded, build.dir)
+        save_trained(loaded, build.dir, whole)
         write_log(build.dir / "training_log.parquet", log)
         if gathered is not None:
             gathered.save(build.dir)

@@ -1,7 +1,9 @@
 """How a run computes, which changes no result."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+Sharded = Literal["none", "teacher", "student", "both"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +17,8 @@ class RuntimeSettings:
     checkpoint_seconds: float = 30.0  # between two checkpoints; 0 = after every step
     gradient_checkpointing: bool = False  # students on pairs learn in less memory, a third slower: the same bytes
     cuda_graphs: bool = False  # decoder-only students on pairs write by CUDA graphs; nobody has measured it yet
+    # layers shared out among the workers that train: of a teacher, or student, that fits no single device
+    sharded: Sharded = "none"
     track: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()  # where else training logs go
     engine: Literal["local", "ray"] = "local"  # ray: what is made in shards is shared out among processes
     workers: int | None = None  # of them; None = one for each GPU, or for each node where there is none
@@ -28,10 +32,20 @@ class RuntimeSettings:
             raise ValueError(f"threads must be at least 1, got {self.threads}")
         if self.checkpoint_seconds < 0:
             raise ValueError(f"checkpoint_seconds must be 0 or more, got {self.checkpoint_seconds}")
+        if self.sharded not in get_args(Sharded):
+            raise ValueError(f"sharded must be none, teacher, student or both, got {self.sharded!r}")
+        if self.sharded != "none" and self.engine == "local":
+            raise ValueError(f"sharded={self.sharded} is for engine ray, and the engine is local\nadd: --engine ray")
+        if self.shares_out("student") and self.cuda_graphs:
+            raise ValueError("cuda_graphs must be false where the student is sharded, got true")
         if self.engine == "ray":
             self._check_ray()
         elif given := [name for name in ("workers", "address", "gpus_per_worker") if getattr(self, name) is not None]:
             raise ValueError(f"{given[0]} is for engine ray, and the engine is local\nadd: --engine ray")
+
+    def shares_out(self, role: Literal["teacher", "student"]) -> bool:
+        """Whether a model's layers are shared out among the workers that train."""
+        return self.sharded in (role, "both")
 
     def _check_ray(self) -> None:
         if self.workers is not None and self.workers < 1:

@@ -32,9 +32,9 @@ def divergence(
     kept = None if labels is None else output_labels(build, labels, outputs, teacher)
     pair: Pair
     if kept is None or student_writes(settings):
-        pair = load_pair(teacher, student, device)
+        pair = load_pair(teacher, student, device, sharded=build.runtime.sharded)
     else:
-        pair = None, load_alone(student, teacher, device)
+        pair = None, load_alone(student, teacher, device, build.runtime.sharded)
     if reads_outputs(settings):
         texts, written = written_outputs(corpus, outputs)
         train = Transfer(both_read(pair, prompt, texts, limit), TokenRows.of(written), kept)

@@ -14,7 +14,7 @@ from kd_core.train.llmr import Experience, LLMRSettings, train_llmr
 from kd_core.train.ranks import Ranks
 from kd_core.train.state import StepMetrics
 from tasks.compute.device import device_of
-from tasks.compute.models import LoadedModel, load_pair
+from tasks.compute.models import LoadedModel, load_artifact, load_pair
 from tasks.compute.served import ANSWERS
 from tasks.compute.training import last_validation, mean_of, mean_of_last_tenth, run_training
 from tasks.pairs.inputs import read_sources, read_split, validation_sources
@@ -53,11 +53,13 @@ def llmr(
 ) -> None:
     """Train the pre-distilled student by LLMR: model/, training_log.parquet and rollouts.parquet."""
     answers = build.checkpoints.dir / ANSWERS
-    teacher_model, student_model = pair = load_pair(teacher, student, device_of(build.runtime), answers)
+    teacher_model, student_model = pair = load_pair(
+        teacher, student, device_of(build.runtime), answers, build.runtime.sharded
+    )
     limit = settings.max_source_tokens
     train = read_sources(corpus, "train", pair, prompt, limit)
     validation = validation_sources(corpus, pair, prompt, settings)
-    start = frozen_copy(student_model.model, settings.optimizer.precision) if settings.start_kl > 0 else None
+    start = start_of(build, student, student_model, settings) if settings.start_kl > 0 else None
     seen: list[Experience] = []
     log = run_training(
         build,
@@ -90,6 +92,13 @@ def llmr(
             f"{truncated:.0%} of the rollouts hit the limit of {settings.sampling.max_new_tokens} tokens "
             f"and were {what}; raise lengths.target"
         )
+
+
+def start_of(build: Build, student: Artifact, loaded: LoadedModel, settings: LLMRSettings) -> Model:
+    """The student as it starts, trained no more."""
+    if build.runtime.shares_out("student"):  # a sharded model has no copy
+        return load_artifact(student, device_of(build.runtime), sharded=True).model
+    return frozen_copy(loaded.model, settings.optimizer.precision)
 
 
 def frozen_copy(student: Model, precision: str) -> Model:

@@ -21,7 +21,9 @@ def minillm(
     seed: int,
 ) -> None:
     """Train the pre-distilled student by MiniLLM: model/ and training_log.parquet."""
-    teacher_model, student_model = pair = load_pair(teacher, student, device_of(build.runtime))
+    teacher_model, student_model = pair = load_pair(
+        teacher, student, device_of(build.runtime), sharded=build.runtime.sharded
+    )
     limit = settings.max_source_tokens
     train = read_sources(corpus, "train", pair, prompt, limit)
     validation = validation_sources(corpus, pair, prompt, settings)

@@ -11,7 +11,7 @@ from kd_core.models.shapes import build_model
 from kd_core.models.special_ids import also_ends, special_ids, vocabulary_size
 from kd_core.train.supervised import Pairs, SupervisedSettings, cross_entropy, num_updates, train_supervised
 from tasks.compute.device import device_of
-from tasks.compute.models import LoadedModel, load_artifact, model_location
+from tasks.compute.models import LoadedModel, load_artifact, model_location, shared_out
 from tasks.compute.reference import reference_to, remark_on
 from tasks.compute.served import ANSWERS
 from tasks.compute.teacher_check import STUDENT, warn_if_no_better
@@ -40,8 +40,8 @@ def pre_distill(
 
     start: the student's weights, where a stage has had to make them. labels: the teacher's of its outputs, or none.
     """
-    device = device_of(build.runtime)
-    loaded = untrained_student(student, teacher, seed, device, start)
+    runtime, device = build.runtime, device_of(build.runtime)
+    loaded = untrained_student(student, teacher, seed, device, start, sharded=runtime.shares_out("student"))
     remark_on(build, student)
     pairs = seqkd_pairs(loaded, prompt, corpus, outputs, settings)
     if labels is not None:
@@ -61,7 +61,8 @@ def pre_distill(
         num_updates(pairs, settings, seed),
     )
     after = log[-1].values["validation_loss"]
-    teacher_model = load_artifact(teacher, device, beside=loaded, answers=build.checkpoints.dir / ANSWERS)
+    answers, in_parts = build.checkpoints.dir / ANSWERS, runtime.shares_out("teacher")
+    teacher_model = load_artifact(teacher, device, beside=loaded, answers=answers, sharded=in_parts)
     prompted = prompt_rows(teacher_model, prompt.teacher, held_out["source"], settings.max_source_tokens)
     teacher_nll = cross_entropy(teacher_model.model, Pairs(prompted, validation.target), settings.validation_rows)
     parameters = loaded.model.num_parameters()
@@ -73,17 +74,28 @@ def pre_distill(
 
 
 def untrained_student(
-    settings: StudentSettings, teacher: Artifact, seed: int, device: torch.device, start: Artifact | None = None
+    settings: StudentSettings,
+    teacher: Artifact,
+    seed: int,
+    device: torch.device,
+    start: Artifact | None = None,
+    *,
+    sharded: bool = False,
 ) -> LoadedModel:
     """The untrained student: loaded, made to its shape over the teacher's tokenizer, or the teacher's.
 
     In float32; under an adapter, which is, in the precision that it is loaded in. Raises ValueError if it reads other
-    tokens than the teacher, or lacks a matrix that is to be adapted.
+    tokens than the teacher, or lacks a matrix that is to be adapted. sharded: see `shared_out`; without an adapter.
     """
     made = teacher if start is None and settings.from_ is not None else start
-    loaded = _start(settings, teacher, seed, device, made)
+
+    def load(device: torch.device) -> LoadedModel:
+        loaded = _start(settings, teacher, seed, device, made)
+        return loaded if settings.lora else replace(loaded, model=loaded.model.float())
+
+    loaded = shared_out(load, device) if sharded else load(device)
     if settings.lora is None:
-        return replace(loaded, model=loaded.model.float())
+        return loaded
     add_adapter(loaded.model, settings.lora, seed)
     base = reference_to(settings) if made is None else {"stage": made.stage, "key": made.key}
     return replace(loaded, base=base)

@@ -51,7 +51,8 @@ def seqkd(
     labels: Artifact | None = None,
 ) -> None:
     """Train the student further: model/ and training_log.parquet. `labels`: the teacher's of its outputs, or none."""
-    loaded, limits = load_artifact(student, device_of(build.runtime)), settings.supervised()
+    runtime, limits = build.runtime, settings.supervised()
+    loaded = load_artifact(student, device_of(runtime), sharded=runtime.shares_out("student"))
     train = seqkd_pairs(loaded, prompt, corpus, outputs, limits)
     if labels is not None:
         train = replace(train, labels=output_labels(build, labels, outputs))

@@ -145,6 +145,12 @@ def check_pruning(teacher: ModelSettings, student: StartSettings) -> None:
     check_layers(student.layers, num_layers(config | {"is_encoder_decoder": kind == "seq2seq"})[1])
 
 
+def described(settings: ModelSettings) -> Any | None:
+    """A named model without its weights; None for one that is not on this machine, or in llama.cpp's format."""
+    found = None if settings.name is None else _where(settings)
+    return None if found is None or is_gguf(found) else _described(found, check_config(found))
+
+
 def _where(settings: ModelSettings) -> Path | None:
     """The directory, or .gguf file, of a named model; None if it is not on this machine."""
     return settings.path or _cached(settings)

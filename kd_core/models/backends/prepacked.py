@@ -13,6 +13,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from kd_core.models.backends.sharded import is_part
+
 Product = Callable[[Tensor], Tensor]
 MIN_SIZE = 2**16  # numbers of a weight: below, a call of oneDNN costs more than the product
 
@@ -44,7 +46,7 @@ def _known(dtype: torch.dtype) -> bool:
 
 def prepacked_layers(model: nn.Module) -> dict[nn.Module, Product]:
     """The products of a model's linear layers, of those that gain by it."""
-    linear = [x for x in model.modules() if type(x) is nn.Linear and "forward" not in vars(x)]
+    linear = [x for x in model.modules() if type(x) is nn.Linear and "forward" not in vars(x) and not is_part(x.weight)]
     products = ((layer, prepacked_product(layer.weight, layer.bias)) for layer in linear)
     return {layer: product for layer, product in products if product is not None}
 

@@ -27,8 +27,8 @@ _LAYERS: WeakKeyDictionary[Model, list[Any]] = WeakKeyDictionary()
 def shard(model: Model, device: torch.device) -> Model:
     """Share a model's layers out among the ranks of the default process group, in place, and put all on `device`.
 
-    Every rank calls it with the same weights, best on the CPU: then no more than a layer is ever whole on the device.
-    Raises ValueError for a model without a list of layers.
+    Every rank does so, with the same weights, not necessarily at the same time; best from the CPU: then no more than a
+    layer is ever whole on the device. Raises ValueError for a model without a list of layers.
     """
     from torch.distributed import get_world_size
     from torch.distributed.device_mesh import init_device_mesh
@@ -43,8 +43,6 @@ def shard(model: Model, device: torch.device) -> Model:
         layer.register_forward_pre_hook(_hide_rows, prepend=True, with_kwargs=True)
         layer.register_forward_hook(_stop_where_enough)
     _LAYERS[model.to(device)] = layers
-    with whole(model):
-        pass  # a part has its place in memory from the first gathering on
     return model
 
 
@@ -98,6 +96,11 @@ def is_sharded(model: Model) -> bool:
     return model in _LAYERS
 
 
+def any_is_sharded() -> bool:
+    """Whether there is a model here whose layers are shared out."""
+    return len(_LAYERS) > 0
+
+
 @contextmanager
 def whole(*models: Model) -> Iterator[None]:
     """Within it, every rank has all weights of these models, and no pass waits for another rank."""
@@ -111,6 +114,16 @@ def whole(*models: Model) -> Iterator[None]:
         for layer in layers:
             layer.set_reshard_after_forward(True, recurse=False)
             layer.reshard()
+
+
+def own_parameters(model: Model) -> dict[str, Tensor]:
+    """A model's parameters that are not frozen, by name; all ranks call it.
+
+    Parts have their place in memory from the first gathering on.
+    """
+    with whole(model):
+        pass
+    return {name: x for name, x in model.named_parameters() if x.requires_grad}
 
 
 def is_part(parameter: Tensor) -> bool:

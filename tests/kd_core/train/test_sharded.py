@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -84,7 +85,7 @@ def trained(
     student, teacher, start = model_of(1, 2), model_of(2, 3), model_of(1, 2)
     for model in (student, teacher, start) if sharded else ():
         shard(model, torch.device("cpu"))
-    ranks = Ranks.here(in_step=sharded)
+    ranks = replace(Ranks.here(), in_step=sharded)
     state, log = TrainState.start(student, ADAM, ranks), list[StepMetrics]()
     if resume is not None:
         log = state.load(resume)
