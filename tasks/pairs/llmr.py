@@ -127,6 +127,7 @@ def first_rollouts(part: Experience) -> list[tuple[int, dict[str, list[Any]]]]:
     return [
         (source, {name: rows[i][: lengths[i]] for name, rows in lists.items()})
         for i, source in enumerate(part.source_B[:LOGGED_ROLLOUTS].tolist())
+        if lengths[i]  # else it only keeps step
     ]
 
 

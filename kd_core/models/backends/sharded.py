@@ -41,7 +41,7 @@ def shard(model: Model, device: torch.device) -> Model:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
         layer.set_gradient_divide_factor(1.0)  # the losses of ranks are parts of one sum
         layer.register_forward_pre_hook(_hide_rows, prepend=True, with_kwargs=True)
-        layer.register_forward_hook(_stop_where_enough)
+        layer.register_forward_hook(_after)
     _LAYERS[model.to(device)] = layers
     return model
 
@@ -86,7 +86,11 @@ def _to_its_end(forward: Callable[..., Any], *args: Any, rows: _Hidden | None = 
         return [EnoughRead, key, value]
 
 
-def _stop_where_enough(_layer: nn.Module, _args: Any, output: Any) -> None:
+def _after(layer: Any, _args: Any, output: Any) -> None:
+    if not torch.is_grad_enabled():  # FSDP2 notes every pass for the way back, and where there is none, for good
+        for group in layer._get_fsdp_state()._fsdp_param_groups:
+            group.comm_ctx.post_forward_order.pop()
+            group._post_forward_indices.pop()
     if isinstance(output, list) and output[0] is EnoughRead:
         raise EnoughRead
 

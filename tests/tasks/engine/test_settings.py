@@ -17,7 +17,10 @@ from tasks.engine.settings import RuntimeSettings
         ({"gpus_per_worker": 1.0}, "gpus_per_worker is for engine ray"),
         ({"sharded": "teacher"}, "sharded=teacher is for engine ray, and the engine is local\nadd: --engine ray"),
         ({"engine": "ray", "sharded": "all"}, "sharded must be none, teacher, student or both, got 'all'"),
-        ({"engine": "ray", "sharded": "both", "cuda_graphs": True}, "cuda_graphs must be false where the student is sharded"),
+        (
+            {"engine": "ray", "sharded": "both", "cuda_graphs": True},
+            "cuda_graphs must be false where the student is sharded",
+        ),
         ({"engine": "ray", "workers": 0}, "workers must be at least 1, got 0"),
         ({"engine": "ray", "gpus_per_worker": -0.5}, "gpus_per_worker must be 0 or more, got -0.5"),
         ({"engine": "ray", "address": "somewhere"}, "address must be auto or HOST:PORT, got 'somewhere'"),

@@ -44,6 +44,8 @@ def _compared(folder: Path, rank: int) -> dict[str, Any]:
         "logits": [_logits(model, rank) for model in (plain, parted)],
         "written": [_written(model, rank) for model in (plain, parted)],
     }
+    groups = [g for x in parted.modules() if hasattr(x, "unshard") for g in x._get_fsdp_state()._fsdp_param_groups]
+    found["noted"] = [len(g._post_forward_indices) + len(g.comm_ctx.post_forward_order) for g in groups]
     short = (1, 1) if rank else (3, 2)  # nothing before the last token on one rank alone
     for kind, prompts, again in (("", PROMPTS, False), ("short", short, False), ("again", PROMPTS, True)):
         found[f"gradients {kind}"] = [_gradients(model, rank, prompts, again=again) for model in (plain, parted)]
@@ -134,6 +136,12 @@ def test_each_rank_has_its_part_of_the_layers_and_all_else(ranks: list[dict[str,
     assert sum(parts) == sizes[0]
     assert max(parts) <= 0.51 * sizes[0]
     assert all(rank[name]["rest"] for rank in ranks)
+
+
+@every_family
+def test_passes_without_a_way_back_leave_nothing_behind(ranks: list[dict[str, Any]], name: str) -> None:
+    for rank in ranks:
+        assert set(rank[name]["noted"]) == {0}
 
 
 @every_family
