@@ -17,13 +17,12 @@ class RuntimeSettings:
     checkpoint_seconds: float = 30.0  # between two checkpoints; 0 = after every step
     gradient_checkpointing: bool = False  # students on pairs learn in less memory, a third slower: the same bytes
     cuda_graphs: bool = False  # decoder-only students on pairs write by CUDA graphs; nobody has measured it yet
-    # layers shared out among the workers that train: of a teacher, or student, that fits no single device
-    sharded: Sharded = "none"
     track: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()  # where else training logs go
     engine: Literal["local", "ray"] = "local"  # ray: what is made in shards is shared out among processes
     workers: int | None = None  # of them; None = one for each GPU, or for each node where there is none
     address: str | None = None  # of a Ray that runs, HOST:PORT, or auto; None = one of our own, on this machine
     gpus_per_worker: float | None = None  # None = 1 where there are GPUs and `device` is not cpu, else 0
+    sharded: Sharded = "none"  # whose layers the workers that train share out: of a model that fits no single device
 
     def __post_init__(self) -> None:
         if self.device != "auto" and self.device.split(":")[0] not in ("cpu", "cuda", "mps"):
