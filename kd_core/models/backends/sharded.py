@@ -40,6 +40,7 @@ def shard(model: Model, device: torch.device) -> Model:
         layer.forward = partial(_to_its_end, layer.forward)
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
         layer.set_gradient_divide_factor(1.0)  # the losses of ranks are parts of one sum
+        layer.set_force_sum_reduction_for_comms(True)  # gloo knows no other
         layer.register_forward_pre_hook(_hide_rows, prepend=True, with_kwargs=True)
         layer.register_forward_hook(_after)
     _LAYERS[model.to(device)] = layers

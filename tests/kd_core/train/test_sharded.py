@@ -39,15 +39,15 @@ COMMON: dict[str, Any] = {
     "optimizer": ADAM,
 }
 ONCE = {"batch": BatchSettings(micro_batch_rows=3, micro_batches=1)}  # prompts are read once, for rollout and update
-KINDS = ("supervised", "js", "js once", "minillm", "llmr", "llmr once", "llmr held", "llmr reused")
+KINDS = ("supervised", "in float32", "js once", "minillm", "llmr once", "llmr held", "llmr reused", "llmr teacher")
 Trained = tuple[list[StepMetrics], dict[str, torch.Tensor]]
 
 
-def model_of(seed: int, layers: int) -> Any:
+def model_of(seed: int, layers: int, dtype: torch.dtype = torch.float64) -> Any:
     config = AutoConfig.for_model("llama", **(GROUPED | {"num_hidden_layers": layers}), pad_token_id=0, eos_token_id=2)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config).double().eval()
+        model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
         for x in model.parameters():
             x.data += 0.2 * torch.randn_like(x)
     backend_of(model)
@@ -56,11 +56,11 @@ def model_of(seed: int, layers: int) -> Any:
 
 def loop_of(kind: str, teacher: Any, start: Any) -> Callable[[TrainState], Iterator[StepMetrics]]:
     match kind:
-        case "supervised":
+        case "supervised" | "in float32":
             chosen = SupervisedSettings(epochs=2, max_steps=STEPS, validate_every=4, batch=BATCH, optimizer=ADAM)
             return lambda state: train_supervised(state, PAIRS, PAIRS, chosen, 0)
-        case "js" | "js once":
-            js = JSSettings(**(COMMON | (ONCE if "once" in kind else {})))
+        case "js once":
+            js = JSSettings(**(COMMON | ONCE))
             return lambda state: train_divergence(state, teacher, Transfer(SOURCES, PAIRS.target), SOURCES, js, 0)
         case "minillm":
             mini = MiniLLMSettings(**COMMON, updates_per_rollout=2, teacher_mix=0.3)
@@ -82,8 +82,10 @@ def trained(
     kind: str, *, sharded: bool, stop: int = STEPS, resume: Path | None = None, save: Path | None = None
 ) -> Trained:
     """A training by the ranks that are here, to some step, from a checkpoint or from nothing, and to a checkpoint."""
-    student, teacher, start = model_of(1, 2), model_of(2, 3), model_of(1, 2)
-    for model in (student, teacher, start) if sharded else ():
+    dtype = torch.float32 if "float32" in kind else torch.float64
+    student, teacher, start = model_of(1, 2, dtype), model_of(2, 3, dtype), model_of(1, 2, dtype)
+    in_parts = (teacher,) if kind == "llmr teacher" else (student, teacher, start)
+    for model in in_parts if sharded else ():
         shard(model, torch.device("cpu"))
     ranks = replace(Ranks.here(), in_step=sharded)
     state, log = TrainState.start(student, ADAM, ranks), list[StepMetrics]()
@@ -111,12 +113,12 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[Trai
     return together(both_trained, 2, tmp_path_factory.mktemp("ranks"))
 
 
-def assert_same(found: Trained, expected: Trained) -> None:
+def assert_same(found: Trained, expected: Trained, within: float = 1e-9) -> None:
     assert [row.step for row in found[0]] == [row.step for row in expected[0]]
     for row, one in zip(found[0], expected[0], strict=True):
-        assert row.values == pytest.approx(one.values, abs=1e-9, rel=1e-9), row.step
+        assert row.values == pytest.approx(one.values, abs=within, rel=within), row.step
     for name, weight in expected[1].items():
-        torch.testing.assert_close(found[1][name], weight, atol=1e-9, rtol=1e-9)
+        torch.testing.assert_close(found[1][name], weight, atol=within, rtol=within)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -126,7 +128,7 @@ def test_sharded_models_train_as_whole_ones_do(ranks: list[dict[str, tuple[Train
         whole, parted = rank[kind]
         assert whole[0][-1].step == STEPS
         assert max(row.values.get("grad_norm", 0.0) for row in whole[0]) > ADAM.max_grad_norm
-        assert_same(parted, whole)
+        assert_same(parted, whole, 1e-4 if "float32" in kind else 1e-9)
 
 
 @pytest.mark.parametrize("sharded", [True, False])
