@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from kd_core.losses.lm_head import weighted_nll
 from kd_core.models.policy import backend_of, decode, encode, head_of, shift_right, start_tokens, step_decoder
 from kd_core.rollout.beam_search import BeamSettings, beam_search
 from kd_core.rollout.sampling import SamplingSettings, draw, greedy, sample
 from tests.kd_core.models.backends.families import (
     FAMILIES,
     PROMPTS,
+    RESPONSES,
     Family,
     divergence_gradient,
     generated,
@@ -54,6 +56,18 @@ def test_it_runs_on_the_fastest_backend_that_serves_it(name: str) -> None:
 def test_logits_are_the_stock_models(name: str) -> None:
     within = FAMILIES[name].within
     torch.testing.assert_close(*logits(name), atol=within, rtol=within)
+
+
+@every_family
+def test_a_batch_may_be_without_a_token_that_counts(name: str) -> None:
+    """As where all rollouts of a micro-batch were cut off, and are dropped: nothing is learnt from it."""
+    model, (tokens, mask) = tiny(name), ragged(RESPONSES, 2)
+    hidden = states(model, ragged(PROMPTS, 1), (tokens, torch.zeros_like(mask)))
+    loss = weighted_nll(hidden, head_of(model), tokens[:0, 0], hidden.new_zeros(0))
+    wanted = [x for x in model.parameters() if x.requires_grad]
+    found = torch.autograd.grad(loss, wanted, allow_unused=True)
+    assert len(hidden) == float(loss.detach()) == 0
+    assert all(x is None or not x.any() for x in found)
 
 
 @every_family
