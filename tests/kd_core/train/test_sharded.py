@@ -33,7 +33,7 @@ ADAM = OptimizerSettings(learning_rate=1e-3, max_grad_norm=0.1)
 BATCH = BatchSettings(micro_batch_rows=3, micro_batches=2)
 COMMON: dict[str, Any] = {
     "steps": STEPS,
-    "validate_every": 4,
+    "validate_every": STEPS,
     "sampling": SamplingSettings(max_new_tokens=6),
     "batch": BATCH,
     "optimizer": ADAM,
@@ -57,7 +57,7 @@ def model_of(seed: int, layers: int, dtype: torch.dtype = torch.float64) -> Any:
 def loop_of(kind: str, teacher: Any, start: Any) -> Callable[[TrainState], Iterator[StepMetrics]]:
     match kind:
         case "supervised" | "in float32":
-            chosen = SupervisedSettings(epochs=2, max_steps=STEPS, validate_every=4, batch=BATCH, optimizer=ADAM)
+            chosen = SupervisedSettings(epochs=2, max_steps=STEPS, validate_every=STEPS, batch=BATCH, optimizer=ADAM)
             return lambda state: train_supervised(state, PAIRS, PAIRS, chosen, 0)
         case "js once":
             js = JSSettings(**(COMMON | ONCE))
