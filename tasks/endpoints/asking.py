@@ -1,11 +1,12 @@
 """Many questions at once to one endpoint: what was answered before is not asked again, and what comes is kept."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 from tasks.endpoints.answers import Answers
 from tasks.endpoints.endpoint import Endpoint, EndpointError, Stopped
+from tasks.engine.local import Steps, finished
 
 
 def ask_all(
@@ -14,21 +15,31 @@ def ask_all(
     questions: Mapping[str, Any],
     ask: Callable[[Endpoint, Any], dict[str, Any]],
     in_flight: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, dict[str, Any]]:
+    """What `asking` ends in."""
+    return finished(asking(opened, answers, questions, ask, in_flight))
+
+
+def asking(
+    opened: Callable[[], Endpoint],
+    answers: Answers,
+    questions: Mapping[str, Any],
+    ask: Callable[[Endpoint, Any], dict[str, Any]],
+    in_flight: int,
+) -> Steps[dict[str, dict[str, Any]]]:
     """The answer to each question, by the same keys: `ask` is called for those that `answers` lacks.
 
     opened: the endpoint, called if anything is missing. ask: what is kept of the answer to a question, as JSON; called
-    in as many threads as there may be requests in flight. `progress(done, total)` is called from this thread. After a
-    failure what is on its way is still waited for, and kept. Raises EndpointError, with how many answers are kept, and
-    what else `ask` raises.
+    in as many threads as there may be requests in flight. Yields how many answers are there. After a failure, and when
+    it is closed, what is on its way is still waited for, and kept. Raises EndpointError, with how many answers are
+    kept, and what else `ask` raises.
     """
     found = {key: answers.read(key) for key in questions}
     missing = [key for key, answer in found.items() if answer is None]
     if missing:
-        _ask_missing(opened(), answers, {key: questions[key] for key in missing}, ask, in_flight, len(found), progress)
+        yield from _ask_missing(opened(), answers, {key: questions[key] for key in missing}, ask, in_flight, len(found))
         found |= {key: answers.read(key) for key in missing}
-    progress(len(found), len(found))
+    yield len(found)
     return {key: answer for key, answer in found.items() if answer is not None}  # none is: nothing deletes them
 
 
@@ -39,8 +50,7 @@ def _ask_missing(
     ask: Callable[[Endpoint, Any], dict[str, Any]],
     in_flight: int,
     total: int,
-    progress: Callable[[int, int], None],
-) -> None:
+) -> Iterator[int]:
     known = total - len(missing)
     failures: list[Exception] = []
 
@@ -60,7 +70,7 @@ def _ask_missing(
                 for done, _ in enumerate(as_completed(futures), start=1):
                     if failures:
                         raise failures[0]
-                    progress(known + done, total)
+                    yield known + done
             except BaseException:
                 endpoint.stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)

@@ -1,14 +1,14 @@
 """The judge of G-Eval: texts in, verdicts out, through any endpoint that speaks the chat-completions protocol.
 
     check_judge(settings)                                             # before anything expensive
-    verdicts = judge_texts(store.root, settings, items, progress)     # asks only for what was never answered
+    verdicts = yield from judge_texts(store.root, settings, items)    # asks only for what was never answered
 
 The endpoint is `judge.base_url` or OPENAI_BASE_URL, the key is OPENAI_API_KEY and is written down nowhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
@@ -16,8 +16,9 @@ from typing import Any
 
 from kd_core.metrics.g_eval.reply import Reply, Verdict, judged, read_reply
 from tasks.endpoints.answers import Answers, content_key
-from tasks.endpoints.asking import ask_all
+from tasks.endpoints.asking import asking
 from tasks.endpoints.endpoint import ContentFilterError, Endpoint, EndpointError, Names
+from tasks.engine.local import Steps
 from tasks.judge.settings import URL_VARIABLE, Item, JudgeSettings, api_key, endpoint_url
 
 DIRECTORY = "judgements"  # in the store's root
@@ -62,12 +63,11 @@ def judge_texts(
     store_root: Path,
     settings: JudgeSettings,
     items: Sequence[Item],
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Verdict]:
+) -> Steps[list[Verdict]]:
     """The verdict on each item, in order. What was answered before, by whichever run, is not asked again.
 
-    `progress(done, total)` counts different requests, from the calling thread. Raises EndpointError if the endpoint
-    cannot be asked; every answer that it gave until then is kept under `store_root`.
+    Yields how many different requests are answered. Raises EndpointError if the endpoint cannot be asked; every answer
+    that it gave until then is kept under `store_root`.
     """
     url = endpoint_url(settings)
     asked = [{"endpoint": url, "body": settings.body(item)} for item in items]
@@ -75,13 +75,12 @@ def judge_texts(
     different = dict(zip(keys, asked, strict=True))
     answers = Answers(store_root / DIRECTORY)
     with ExitStack() as stack:
-        found = ask_all(
+        found = yield from asking(
             lambda: stack.enter_context(closing(_open(settings, settings.retries))),
             answers,
             different,
             lambda endpoint, each: {"asked": each, "reply": asdict(_ask(endpoint, each["body"]))},
             settings.requests_in_flight,
-            progress,
         )
     return [judged(Reply(**found[key]["reply"])) for key in keys]
 

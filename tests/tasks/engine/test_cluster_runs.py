@@ -21,6 +21,7 @@ from flows.outlines import execute, outline_of
 from flows.settings import validate
 from tasks.store.artifacts import Store
 from tasks.store.progress import NullReporter
+from tests.tasks.judge.chat_server import Answer, Asked, chat_server, says
 from tests.tasks.tiny_texts import run_text
 
 ray = pytest.importorskip("ray")
@@ -113,6 +114,38 @@ def test_running_text_is_the_same_though_a_node_is_killed(cluster: Any, tmp_path
     run_text(shared, *TEXT_CHANGES, *on_workers(cluster), "runtime.workers=3", reporter=ear)
     assert files(shared) == files(alone)
     assert any(text.startswith("a worker has died") for text in ear.warnings)
+
+
+def test_judging_is_the_same_though_a_worker_is_killed_and_asks_with_the_keys_of_the_workers(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores = {name: tmp_path / name for name in ("alone", "shared")}
+    for root in stores.values():
+        root.mkdir()
+    monkeypatch.setenv("OPENAI_API_KEY", "the-drivers")
+    monkeypatch.setattr("tasks.text.g_eval.SHARD_REQUESTS", 3)
+
+    def judge(asked: Asked) -> Answer:
+        time.sleep(0.05)
+        return says(f"Score: {1 + len(asked.text) % 5}")
+
+    def kill() -> None:
+        os.kill(workers_of(cluster.list_all_nodes()[0])[0], signal.SIGKILL)
+
+    judged = (*TEXT_CHANGES, "evaluation.judge.criteria=papers", "evaluation.judge.requests_in_flight=2")
+    with chat_server(judge) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)  # the driver has it, the workers do not
+        run_text(Store(stores["alone"]), *judged)
+        alone = list(server.asked)
+        ear = Ear("g_eval[teacher]", kill)
+        run_text(Store(stores["shared"]), *judged, *on_workers(cluster), reporter=ear)
+        shared = server.asked[len(alone) :]
+    assert files(Store(stores["shared"])) == files(Store(stores["alone"]))
+    assert any(text.startswith("a worker has died") for text in ear.warnings)
+    assert {each.text for each in shared} == {each.text for each in alone}
+    assert len(shared) <= len(alone) + 2, "what was in flight is all that is asked again"
+    keys = [each.headers["authorization"] for each in shared]
+    assert keys == ["Bearer the-drivers"] + ["Bearer none"] * (len(shared) - 1), "the driver asks the check alone"
 
 
 def test_a_driver_that_is_killed_leaves_nobody_behind_and_is_gone_on_with(

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from email.utils import formatdate
 from itertools import pairwise
 from pathlib import Path
@@ -20,9 +21,11 @@ from typing import Any
 import pytest
 
 from flows.settings import signature, validate
+from kd_core.metrics.g_eval.reply import Verdict
 from tasks.endpoints import endpoint as judge_endpoint
 from tasks.endpoints.answers import Answers
 from tasks.endpoints.endpoint import EndpointError
+from tasks.engine.local import told
 from tasks.judge.judge import check_judge, judge_texts, why_no_judge
 from tasks.judge.settings import Item, JudgeSettings, api_key
 from tasks.store.keys import key_record
@@ -55,6 +58,17 @@ def settings(server: ChatServer | str, **changes: Any) -> JudgeSettings:
     return JudgeSettings(**({"criteria": "asoif", "base_url": url, "retries": 2, "timeout_seconds": 60} | changes))
 
 
+def judged(
+    root: Path, settings: JudgeSettings, items: Sequence[Item], progress: Callable[[int], object] = lambda done: None
+) -> list[Verdict]:
+    with closing(told(judge_texts(root, settings, items))) as steps:
+        for done, verdicts in steps:
+            if verdicts is not None:
+                return verdicts
+            progress(done)
+    raise AssertionError
+
+
 def well(asked: Asked) -> Answer:
     """A score that depends on the text, so that answers that change places are seen."""
     return says(f"It is dark.\nScore: {score_of(asked.text)}")
@@ -73,35 +87,35 @@ EXPECTED = [(i % 5) / 4 for i in range(len(ITEMS))]
 
 def test_scores_come_in_the_order_of_the_items_and_are_asked_for_once(root: Path) -> None:
     with chat_server(well) as server:
-        seen: list[tuple[int, int]] = []
-        verdicts = judge_texts(root, settings(server), ITEMS, lambda done, total: seen.append((done, total)))
+        seen: list[int] = []
+        verdicts = judged(root, settings(server), ITEMS, seen.append)
         assert [verdict.score for verdict in verdicts] == EXPECTED
         assert {verdict.outcome for verdict in verdicts} == {"written"}
         assert verdicts[3].text == "It is dark.\nScore: 4"
-        assert seen[-1] == (12, 12)
-        assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-        assert judge_texts(root, settings(server), [*ITEMS, ITEMS[0]])[:12] == verdicts
+        assert seen[-1] == 12
+        assert seen == sorted(seen)
+        assert judged(root, settings(server), [*ITEMS, ITEMS[0]])[:12] == verdicts
         assert len(server.asked) == 12
 
 
 def test_what_is_all_known_needs_neither_endpoint_nor_key(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with chat_server(well) as server:
-        verdicts = judge_texts(root, settings(server), ITEMS)
+        verdicts = judged(root, settings(server), ITEMS)
     monkeypatch.delenv("OPENAI_API_KEY")
-    assert judge_texts(root, settings(server), ITEMS) == verdicts
+    assert judged(root, settings(server), ITEMS) == verdicts
 
 
 def test_equal_items_are_one_request(root: Path) -> None:
     with chat_server(well) as server:
-        verdicts = judge_texts(root, settings(server), [ITEMS[2]] * 5)
+        verdicts = judged(root, settings(server), [ITEMS[2]] * 5)
         assert [verdict.score for verdict in verdicts] == [0.5] * 5
         assert len(server.asked) == 1
 
 
 def test_the_request_is_the_protocols(root: Path) -> None:
     with chat_server(well) as server:
-        judge_texts(root, settings(server, model="judge-7b"), ITEMS[:1])
-        judge_texts(root, settings(server, temperature=None, top_logprobs=0, max_reply_tokens=None), ITEMS[:1])
+        judged(root, settings(server, model="judge-7b"), ITEMS[:1])
+        judged(root, settings(server, temperature=None, top_logprobs=0, max_reply_tokens=None), ITEMS[:1])
     first, second = server.asked
     assert first.path == "/v1/chat/completions"
     assert first.headers["authorization"] == f"Bearer {KEY}"
@@ -118,7 +132,7 @@ def test_the_request_is_the_protocols(root: Path) -> None:
 
 def test_scores_are_weighted_where_the_endpoint_returns_probabilities(root: Path) -> None:
     with chat_server(lambda asked: says("Dark.\nScore: 4", probabilities={"4": 0.5, "2": 0.25, "x": 0.25})) as server:
-        [verdict] = judge_texts(root, settings(server), ITEMS[:1])
+        [verdict] = judged(root, settings(server), ITEMS[:1])
     assert verdict.outcome == "weighted"
     assert verdict.score == pytest.approx((10 / 3 - 1) / 4)  # (.5 * 4 + .25 * 2) / .75 = 10 / 3
 
@@ -129,8 +143,8 @@ def test_scores_are_weighted_where_the_endpoint_returns_probabilities(root: Path
 )
 def test_what_changes_the_answer_is_asked_anew(root: Path, changes: dict[str, Any]) -> None:
     with chat_server(well) as server:
-        judge_texts(root, settings(server), ITEMS[:1])
-        judge_texts(root, settings(server, **changes), ITEMS[:1])
+        judged(root, settings(server), ITEMS[:1])
+        judged(root, settings(server, **changes), ITEMS[:1])
         assert len(server.asked) == 2
         assert settings(server).identity() != settings(server, **changes).identity()
 
@@ -138,16 +152,16 @@ def test_what_changes_the_answer_is_asked_anew(root: Path, changes: dict[str, An
 @pytest.mark.parametrize("changes", [{"requests_in_flight": 1}, {"timeout_seconds": 9}, {"retries": 1}])
 def test_patience_changes_nothing(root: Path, changes: dict[str, Any]) -> None:
     with chat_server(well) as server:
-        judge_texts(root, settings(server), ITEMS[:1])
-        judge_texts(root, settings(server, **changes), ITEMS[:1])
+        judged(root, settings(server), ITEMS[:1])
+        judged(root, settings(server, **changes), ITEMS[:1])
         assert len(server.asked) == 1
         assert settings(server).identity() == settings(server, **changes).identity()
 
 
 def test_another_endpoint_may_hold_another_model_of_that_name(root: Path) -> None:
     with chat_server(well) as one, chat_server(lambda asked: says("Score: 5")) as two:
-        assert judge_texts(root, settings(one), ITEMS[:1])[0].score == 0.0
-        assert judge_texts(root, settings(two), ITEMS[:1])[0].score == 1.0
+        assert judged(root, settings(one), ITEMS[:1])[0].score == 0.0
+        assert judged(root, settings(two), ITEMS[:1])[0].score == 1.0
 
 
 def test_as_many_requests_at_once_as_set_and_no_more(root: Path) -> None:
@@ -165,7 +179,7 @@ def test_as_many_requests_at_once_as_set_and_no_more(root: Path) -> None:
         return well(asked)
 
     with chat_server(slow) as server:
-        judge_texts(root, settings(server, requests_in_flight=3, timeout_seconds=120), ITEMS)
+        judged(root, settings(server, requests_in_flight=3, timeout_seconds=120), ITEMS)
     assert most == 3
 
 
@@ -184,11 +198,11 @@ def test_refusals_and_nonsense_are_kept_as_such_and_not_asked_again(root: Path) 
         says("half an emoji: \ud83d\nScore: 3"),
     ]
     with chat_server(lambda asked: answers[int(asked.text.split("wolves, ")[1].split(",")[0])]) as server:
-        verdicts = judge_texts(root, settings(server), ITEMS[:8])
+        verdicts = judged(root, settings(server), ITEMS[:8])
         outcomes = [(verdict.outcome, verdict.score) for verdict in verdicts]
         assert outcomes == [("refused", None)] * 4 + [("unparsed", None)] * 3 + [("written", 0.5)]
         assert verdicts[7].text.encode() == b"half an emoji: ?\nScore: 3"
-        assert judge_texts(root, settings(server), ITEMS[:8]) == verdicts
+        assert judged(root, settings(server), ITEMS[:8]) == verdicts
         assert len(server.asked) == 8
 
 
@@ -214,7 +228,7 @@ def test_refusals_and_nonsense_are_kept_as_such_and_not_asked_again(root: Path) 
 def test_a_fault_that_passes_is_tried_again(root: Path, fault: Any, least: float) -> None:
     with chat_server(lambda asked: fault() if asked.number == 0 else well(asked)) as server:
         begun = time.monotonic()
-        assert judge_texts(root, settings(server), ITEMS[:1])[0].score == 0.0
+        assert judged(root, settings(server), ITEMS[:1])[0].score == 0.0
         assert time.monotonic() - begun >= least
         assert len(server.asked) == 2
 
@@ -228,7 +242,7 @@ def test_a_retry_after_holds_back_all_threads(root: Path) -> None:
         return fails(429, retry_after="0.5") if asked.number == 0 else well(asked)
 
     with chat_server(limited) as server:
-        judge_texts(root, settings(server, requests_in_flight=2), ITEMS)
+        judged(root, settings(server, requests_in_flight=2), ITEMS)
     pauses = [after - before for before, after in pairwise(times)]
     longest = max(pauses)
     assert longest >= 0.4  # 0.5 less what a request may take to come in
@@ -241,7 +255,7 @@ def test_pauses_grow_and_vary(monkeypatch: pytest.MonkeyPatch, root: Path) -> No
     monkeypatch.setattr(judge_endpoint.Endpoint, "wait", lambda self, seconds: pauses.append(seconds))
     monkeypatch.setattr(judge_endpoint.random, "uniform", random.Random(0).uniform)
     with chat_server(lambda asked: fails(500)) as server, pytest.raises(EndpointError):
-        judge_texts(root, settings(server, retries=5), ITEMS[:1])
+        judged(root, settings(server, retries=5), ITEMS[:1])
     slept = [seconds for seconds in pauses if seconds > 0]
     for seconds, longest in zip(slept, [0.01, 0.02, 0.04, 0.05, 0.05], strict=True):
         assert longest / 2 <= seconds <= longest
@@ -254,7 +268,7 @@ def test_pauses_grow_and_vary(monkeypatch: pytest.MonkeyPatch, root: Path) -> No
 def failing(root: Path, judge: Judge, **changes: Any) -> tuple[str, str, ChatServer]:
     """The two lines of the error, and the server."""
     with chat_server(judge) as server, pytest.raises(EndpointError) as caught:
-        judge_texts(root, settings(server, requests_in_flight=1, **changes), ITEMS)
+        judged(root, settings(server, requests_in_flight=1, **changes), ITEMS)
     problem, advice = str(caught.value).split("\n")
     return problem.replace(server.base_url, "URL"), advice, server
 
@@ -269,7 +283,7 @@ def test_a_server_that_hangs_is_given_up_after_its_time(root: Path) -> None:
     begun = time.monotonic()
     with chat_server(hang) as server:
         with pytest.raises(EndpointError, match=r"did not answer within 0\.2 s \(asked 2 times\); 0 of 12"):
-            judge_texts(root, settings(server, timeout_seconds=0.2, retries=1), ITEMS)
+            judged(root, settings(server, timeout_seconds=0.2, retries=1), ITEMS)
         release.set()
     assert time.monotonic() - begun < 60
 
@@ -279,7 +293,7 @@ def test_nothing_listens(root: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
     with pytest.raises(EndpointError) as caught:
-        judge_texts(root, settings(url), ITEMS)
+        judged(root, settings(url), ITEMS)
     problem, advice = str(caught.value).split("\n")
     assert problem.startswith(f"the judge at {url} cannot be reached: ")
     assert "refused" in problem
@@ -331,20 +345,20 @@ def test_what_does_not_pass_is_said_in_the_end(root: Path, fault: Answer, proble
 
 def test_a_key_that_is_sent_back_is_not_kept(root: Path) -> None:
     with chat_server(lambda asked: says(f"{asked.headers['authorization']}\nScore: 2")) as server:
-        [verdict] = judge_texts(root, settings(server), ITEMS[:1])
+        [verdict] = judged(root, settings(server), ITEMS[:1])
     assert verdict.text == "Bearer [key]\nScore: 2"
 
 
 def test_a_short_key_is_no_secret_and_spoils_no_text(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "4")
     with chat_server(lambda asked: says("Score: 4")) as server:
-        assert judge_texts(root, settings(server), ITEMS[:1])[0].score == 0.75
+        assert judged(root, settings(server), ITEMS[:1])[0].score == 0.75
 
 
 def test_the_key_is_in_no_log(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     with chat_server(lambda asked: fails(500) if asked.number == 0 else well(asked)) as server:
-        judge_texts(root, settings(server), ITEMS)
+        judged(root, settings(server), ITEMS)
     assert caplog.records
     assert KEY not in caplog.text
 
@@ -356,8 +370,8 @@ def test_a_server_that_dies_half_way_loses_nothing(root: Path) -> None:
     said, _, first = failing(root, lambda asked: well(asked) if asked.number < 7 else fails(500), retries=0)
     assert "URL answers 500: overloaded (asked once); 7 of 12 answers are kept" in said
     with pytest.raises(EndpointError, match=r"cannot be reached: .*; 7 of 12 answers are kept"):
-        judge_texts(root, settings(first, retries=0), ITEMS)
-    assert len(judge_texts(root, settings(first), ITEMS[:7])) == 7
+        judged(root, settings(first, retries=0), ITEMS)
+    assert len(judged(root, settings(first), ITEMS[:7])) == 7
 
 
 def test_after_a_fault_only_what_is_missing_is_asked(root: Path) -> None:
@@ -370,11 +384,11 @@ def test_after_a_fault_only_what_is_missing_is_asked(root: Path) -> None:
 
     with chat_server(judge) as server:
         with pytest.raises(EndpointError, match="of 12 answers are kept"):
-            judge_texts(root, settings(server, requests_in_flight=3, retries=0), ITEMS)
+            judged(root, settings(server, requests_in_flight=3, retries=0), ITEMS)
         answered = server.texts[:7]
         before = len(server.asked)
         broken.clear()
-        assert [verdict.score for verdict in judge_texts(root, settings(server), ITEMS)] == EXPECTED
+        assert [verdict.score for verdict in judged(root, settings(server), ITEMS)] == EXPECTED
         assert len(server.asked) - before == 5
         assert set(server.texts[before:]).isdisjoint(answered)
 
@@ -384,8 +398,10 @@ import sys
 from pathlib import Path
 from tests.tasks.judge.test_judge import ITEMS, settings
 from tasks.judge.judge import judge_texts
+from tasks.engine.local import finished
 print("started", flush=True)
-print([verdict.score for verdict in judge_texts(Path(sys.argv[1]), settings(sys.argv[2], timeout_seconds=60), ITEMS)])
+found = finished(judge_texts(Path(sys.argv[1]), settings(sys.argv[2], timeout_seconds=60), ITEMS))
+print([verdict.score for verdict in found])
 """
 
 
@@ -442,25 +458,25 @@ def test_a_killed_process_leaves_what_it_had_and_what_it_had_not_is_asked_again(
         hang.set()
         assert len(kept(root)) == 8
         asked_before = len(server.asked)
-        assert [verdict.score for verdict in judge_texts(root, settings(server), ITEMS)] == EXPECTED
+        assert [verdict.score for verdict in judged(root, settings(server), ITEMS)] == EXPECTED
         assert len(server.asked) - asked_before == 4
 
 
 @pytest.mark.parametrize("left", ["", "{", '{"asked": {}, "reply": {"text": "Sco', "\0\0\0\0", "[]", "{" * 9999])
 def test_a_torn_file_is_no_answer(root: Path, left: str) -> None:
     with chat_server(well) as server:
-        judge_texts(root, settings(server), ITEMS[:1])
+        judged(root, settings(server), ITEMS[:1])
         [path] = (root / "judgements").rglob("*.json")
         whole = path.read_bytes()
         path.write_text(left)
         assert Answers(root / "judgements").read(path.stem) is None
-        judge_texts(root, settings(server), ITEMS[:1])
+        judged(root, settings(server), ITEMS[:1])
         assert path.read_bytes() == whole
 
 
 def test_a_flipped_bit_is_no_answer(root: Path) -> None:
     with chat_server(well) as server:
-        judge_texts(root, settings(server), ITEMS[:1])
+        judged(root, settings(server), ITEMS[:1])
         [path] = (root / "judgements").rglob("*.json")
         whole = path.read_text()
         path.write_text(whole.replace("3", "4", 1) if "3" in whole else whole.replace("0", "1", 1))
@@ -468,13 +484,13 @@ def test_a_flipped_bit_is_no_answer(root: Path) -> None:
 
 
 def test_an_interrupt_ends_all_waiting(root: Path) -> None:
-    def interrupt(done: int, total: int) -> None:
+    def interrupt(done: int) -> None:
         raise KeyboardInterrupt
 
     with chat_server(lambda asked: well(asked) if asked.number == 0 else fails(429, retry_after="200")) as server:
         begun = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
-            judge_texts(root, settings(server), ITEMS, interrupt)
+            judged(root, settings(server), ITEMS, interrupt)
         assert time.monotonic() - begun < 100
 
 
@@ -507,7 +523,7 @@ def test_no_endpoint(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     assert why_no_judge(None) == "no judge is configured (evaluation.judge)"
     assert why_no_judge(nowhere) == "no endpoint is configured (judge.base_url or OPENAI_BASE_URL)"
     assert nowhere.identity()["endpoint"] is None
-    for call in (lambda: check_judge(nowhere), lambda: judge_texts(root, nowhere, ITEMS)):
+    for call in (lambda: check_judge(nowhere), lambda: judged(root, nowhere, ITEMS)):
         with pytest.raises(EndpointError, match=r"the judge has no endpoint\nset judge.base_url or OPENAI_BASE_URL"):
             call()
     monkeypatch.setenv("OPENAI_BASE_URL", "https://judge.example/v1/")
