@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from data.cleaning.pairs import DROPPED_SCHEMA, Cleaned, Rules, clean
-from data.cleaning.split_overlap import overlap_of_pairs
+from data.cleaning.split_overlap import Share, alone, overlap_of_pairs
 from data.cleaning.splits import cut, sample
 from data.cleaning.wen import OVERLAP_SCHEMA
 from data.reading.dialogues import RAW_SCHEMA, raw_batches
@@ -48,12 +48,16 @@ class Corpus:
 
 
 def load(
-    settings: DatasetSettings, seed: int = 0, limit: int | None = None, progress: Progress = lambda done, total: None
+    settings: DatasetSettings,
+    seed: int = 0,
+    limit: int | None = None,
+    progress: Progress = lambda done, total: None,
+    share: Share = alone,
 ) -> Corpus:
     """The corpus of `settings`: the same input gives the same rows in the same order.
 
     limit: at most this many training pairs, a seeded sample. What is validation and test does not depend on it:
-    overlap is removed against the whole of train.
+    overlap is removed against the whole of train. share: who searches for what splits have in common.
     Raises ValueError (one line what, one line what to do) for input that cannot be used, FileNotFoundError.
     """
     if limit is not None and limit < 1:
@@ -73,7 +77,7 @@ def load(
         dropped=pa.concat_tables([cleaned[split].dropped for split in SPLITS]),
         num_clean={split: cleaned[split].kept.num_rows for split in SPLITS},
         overlaps=OVERLAP_SCHEMA.empty_table() if source.search is None else source.search.overlaps,
-        split_overlaps=_split_overlaps(cleaned) if source.search is None else source.search.split_overlaps,
+        split_overlaps=_split_overlaps(cleaned, share) if source.search is None else source.search.split_overlaps,
     )
 
 
@@ -99,10 +103,9 @@ def _clean_splits(settings: DatasetSettings, raw: dict[str, Iterable[Any]]) -> d
     return cleaned
 
 
-def _split_overlaps(cleaned: dict[str, Cleaned]) -> Any:
-    return overlap_of_pairs(
-        {split: each.kept for split, each in cleaned.items()}, {split: each.dropped for split, each in cleaned.items()}
-    )
+def _split_overlaps(cleaned: dict[str, Cleaned], share: Share) -> Any:
+    kept = {split: each.kept for split, each in cleaned.items()}
+    return overlap_of_pairs(kept, {split: each.dropped for split, each in cleaned.items()}, share=share)
 
 
 def _why_empty(split: str, dropped: Any, settings: DatasetSettings) -> str:

@@ -9,8 +9,9 @@ Python, and no more than a block of the product exists at a time.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -63,13 +64,21 @@ class Best:
     score: Any  # float64, in [0, 1]
 
 
-def type_sets(items: Iterable[Iterable[str]], vocabulary: int | None = None) -> TypeSets:
+def numbered(known: Mapping[str, int] | None = None) -> defaultdict[str, int]:
+    """Word -> its number, and the next one for each that is new."""
+    known = known or {}
+    return defaultdict(count(len(known)).__next__, known)  # not its own length: a circle stays until it is collected
+
+
+def type_sets(
+    items: Iterable[Iterable[str]], vocabulary: int | None = None, numbers: defaultdict[str, int] | None = None
+) -> TypeSets:
     """The types of each item's texts; with `vocabulary`, only that many words: the most frequent over all items.
 
     Of equally frequent words those that occur first are taken. Tokens are those of `data.cleaning.pairs.tokens`.
+    numbers: those that other sets have, as `numbered`; new words are added.
     """
-    numbers: defaultdict[str, int] = defaultdict()
-    numbers.default_factory = numbers.__len__
+    numbers = numbered() if numbers is None else numbers
     words, counts, sizes = [], [], []
     for texts in items:
         counted = token_counts(texts)

@@ -1,5 +1,8 @@
 """The stage `prepare`: a data set's clean pairs, a Parquet file a split; what was dropped, why; how splits overlap."""
 
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,9 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data.cleaning.split_overlap import Part, Work
 from data.reading.reading import PROGRESS_UNITS
 from data.reading.specs import DatasetSettings
 from data.sources import SPLITS, Corpus, load
+from tasks.engine.settings import RuntimeSettings
+from tasks.store.shards import Making, Shard, Sharded
 from tasks.store.stage import Build, stage
 
 ROW_GROUP_ROWS = 20_000  # what a reader of some columns or rows must load at once: 80 MB of news articles
@@ -25,11 +31,41 @@ def prepare(build: Build, dataset: DatasetSettings, seed: int, limit: int | None
     if dataset.source == "hub" and dataset.revision is None and not dataset.is_local():
         build.warn(f"{dataset.name} has no revision: if it changes on the hub, this artifact will not notice")
     unit = PROGRESS_UNITS[dataset.source]
-    corpus = load(dataset, seed, limit, lambda done, total: build.progress(done, total, unit))
+    corpus = load(dataset, seed, limit, lambda done, total: build.progress(done, total, unit), partial(_share, build))
     reports = {"dropped": corpus.dropped, "overlaps": corpus.overlaps, "split_overlaps": corpus.split_overlaps}
     for name, table in {**corpus.splits(), **reports}.items():
         pq.write_table(table, build.dir / f"{name}.parquet", compression="zstd", row_group_size=ROW_GROUP_ROWS)
     build.record(**_stats(corpus))
+
+
+def _share(
+    build: Build, lay_out: Callable[[Path], None], parts: Sequence[Part], opens: Callable[[Path], Work]
+) -> Iterable[Any]:
+    """What is found in each part of the search for overlap. The files that parts are made from go with the shards."""
+    lay_out(build.checkpoints.dir)
+    shards = Sharded(
+        build,
+        "dialogues searched",
+        [Shard((f"overlap-{number:05d}.npy",), part, part.last - part.first) for number, part in enumerate(parts)],
+    )
+    shards.make(partial(_opens, opens, build.checkpoints.dir))
+    return (np.load(build.shards.dir / name) for name in shards.files)
+
+
+def _opens(opens: Callable[[Path], Work], directory: Path, runtime: RuntimeSettings) -> Callable[[Part], Making]:
+    search = opens(directory)
+
+    def work(part: Part) -> Making:
+        found = search(part)
+        yield part.last - part.first
+        return [partial(_save, found)]
+
+    return work
+
+
+def _save(values: Any, path: Path) -> None:
+    with path.open("wb") as file:  # np.save would add a suffix to the name
+        np.save(file, values, allow_pickle=False)
 
 
 def _stats(corpus: Corpus) -> dict[str, int | float]:

@@ -16,11 +16,15 @@ from typing import Any
 
 import pytest
 
+from data.reading.specs import DatasetSettings
 from flows.catalogue import load_catalogue, override
 from flows.outlines import execute, outline_of
 from flows.settings import validate
+from tasks.engine.settings import RuntimeSettings
+from tasks.pairs.prepare import prepare
 from tasks.store.artifacts import Store
 from tasks.store.progress import NullReporter
+from tasks.store.stage import open_run
 from tests.tasks.judge.chat_server import Answer, Asked, chat_server, says
 from tests.tasks.tiny_texts import run_text
 
@@ -97,6 +101,32 @@ def test_a_worker_that_is_killed_in_scoring_changes_no_byte(
     (scored,) = store.artifacts("score")
     assert scored.manifest().stats["tokens_per_second"] > 0
     assert scored.manifest().machine["workers"] == 2
+
+
+def test_the_search_for_overlap_is_the_same_though_a_worker_is_killed(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    csv = tmp_path / "pairs.csv"
+    csv.write_text(
+        "source,target\n" + "".join(f"{i} words of one kind {i % 7},and an answer {i}\n" for i in range(900))
+    )
+    dataset = DatasetSettings(source="files", path=str(csv))
+
+    def prepared(home: Path, ear: Ear, runtime: RuntimeSettings) -> dict[str, dict[str, str]]:
+        store = Store(home)
+        with open_run(store, name="test", runtime=runtime, reporter=ear):
+            prepare(dataset=dataset, seed=0, limit=None)
+        return files(store)
+
+    def kill() -> None:
+        os.kill(workers_of(cluster.list_all_nodes()[0])[0], signal.SIGKILL)
+
+    alone = prepared(tmp_path / "alone", Ear(), RuntimeSettings())
+    monkeypatch.setattr("data.cleaning.split_overlap.PART_BYTES", 1000)
+    ear = Ear("prepare", kill)
+    runtime = RuntimeSettings(engine="ray", workers=2, address=cluster.address, device="cpu", threads=1)
+    assert prepared(tmp_path / "shared", ear, runtime) == alone
+    assert any(text.startswith("a worker has died") for text in ear.warnings)
 
 
 def test_running_text_is_the_same_though_a_node_is_killed(cluster: Any, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from data.sources import load
 from tasks.engine.settings import RuntimeSettings
 from tasks.pairs.prepare import prepare
 from tasks.store.artifacts import Artifact, Store
+from tasks.store.progress import NullReporter, Reporter
 from tasks.store.stage import open_run
 
 FILES = ("train.parquet", "validation.parquet", "test.parquet", "dropped.parquet")
@@ -39,8 +41,15 @@ def settings(path: Path, **fields: int) -> DatasetSettings:
     )
 
 
-def run(store: Store, dataset: DatasetSettings, seed: int = 0, limit: int | None = None) -> tuple[Artifact, str]:
-    with open_run(store, name="test", parameters={}, runtime=RuntimeSettings()) as opened:
+def run(
+    store: Store,
+    dataset: DatasetSettings,
+    seed: int = 0,
+    limit: int | None = None,
+    runtime: RuntimeSettings | None = None,
+    reporter: Reporter | None = None,
+) -> tuple[Artifact, str]:
+    with open_run(store, name="test", parameters={}, runtime=runtime, reporter=reporter) as opened:
         artifact = prepare(dataset=dataset, seed=seed, limit=limit)
     return artifact, opened.stages[-1].outcome
 
@@ -111,6 +120,39 @@ def test_an_unpinned_hub_data_set_is_warned_of_and_a_pinned_or_local_one_is_not(
     assert warnings("someone/pairs", None) == [text]
     assert warnings("someone/pairs", "abc") is None
     assert warnings(str(tmp_path), None) is None
+
+
+def test_the_search_for_overlap_is_made_in_shards_that_survive_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "all.csv", 200)
+    whole, _ = run(Store(tmp_path / "whole"), settings(tmp_path / "all.csv"))
+    monkeypatch.setattr("data.cleaning.split_overlap.PART_BYTES", 1000)
+
+    class Killed(Exception):
+        pass
+
+    class Ear(NullReporter):
+        def __init__(self, last: float) -> None:
+            self.told: list[float] = []
+            self._last = last
+
+        def stage_progress(
+            self, stage: str, done: float, total: float, unit: str, metrics: Mapping[str, float]
+        ) -> None:
+            if unit == "dialogues searched":
+                self.told.append(done)
+                if done > self._last:
+                    raise Killed
+
+    store, first, second = Store(tmp_path / "broken"), Ear(8), Ear(1000)
+    with pytest.raises(Killed):
+        run(store, settings(tmp_path / "all.csv"), reporter=first)
+    built, outcome = run(store, settings(tmp_path / "all.csv"), reporter=second)
+    assert outcome == "built"
+    assert (first.told[0], second.told[0]) == (0, first.told[-2]), "what was finished is not searched again"
+    assert built.manifest().files == whole.manifest().files
+    assert list((store.root / ".checkpoints").iterdir()) == []
 
 
 def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
