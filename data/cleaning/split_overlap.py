@@ -165,21 +165,21 @@ def _opens(directory: Path) -> Work:
     words = numbered()
     looked_for: dict[tuple[str, bool], TypeSets] = {}
     for split in dict.fromkeys(split for split, _ in PAIRS):
-        chosen = [_chosen(splits[split].num_dialogues(is_after)) for is_after in (False, True)]
-        rows = splits[split].rows(np.union1d(*chosen), words)
-        looked_for |= {
-            (split, bool(is_after)): rows.dialogues(each, bool(is_after)) for is_after, each in enumerate(chosen)
-        }
+        chosen = {is_after: _chosen(number) for is_after, number in splits[split].num_dialogues.items()}
+        rows = splits[split].rows(np.union1d(*chosen.values()), words)
+        looked_for |= {(split, is_after): rows.dialogues(each, is_after) for is_after, each in chosen.items()}
 
     def work(part: Part) -> Any:
         split = splits[part.split]
         rows = split.rows(np.arange(part.first, part.last), numbered(words))  # its own words are forgotten after it
+        others = {
+            is_after: rows.dialogues(np.arange(part.first, min(part.last, number)), is_after)
+            for is_after, number in split.num_dialogues.items()
+        }
         found = np.zeros((len(_searches(part.split)), MAX_ITEMS))
         for row, (name, is_after) in enumerate(_searches(part.split)):
-            last = min(part.last, split.num_dialogues(is_after))
-            others = rows.dialogues(np.arange(part.first, last), is_after)
             items = looked_for[name, is_after]
-            found[row, : len(items)] = best_partners(items, others).score
+            found[row, : len(items)] = best_partners(items, others[is_after]).score
         return found
 
     return work
@@ -191,10 +191,8 @@ class _Split:
     def __init__(self, path: Path) -> None:
         self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         self._dialogue, self._kept = (self._table[name].to_numpy() for name in ("dialogue", "kept"))
-
-    def num_dialogues(self, is_after: bool) -> int:
-        """Dialogues of a split before the cleaning or after it: the first of them by their numbers."""
-        return _num_dialogues(self._dialogue[self._kept] if is_after else self._dialogue)
+        # before the cleaning, and after it: the first ones, by their numbers
+        self.num_dialogues = {False: _num_dialogues(self._dialogue), True: _num_dialogues(self._dialogue[self._kept])}
 
     def rows(self, chosen: Any, numbers: defaultdict[str, int]) -> _Rows:
         """The pairs of some dialogues, in word types."""

@@ -19,7 +19,6 @@ function at the top of a module, or a `partial` of one.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
 from typing import Any, Protocol, TypeVar
 
 from tasks.engine.settings import RuntimeSettings
@@ -55,15 +54,14 @@ class Local:
         for number, part in enumerate(parts):
             assert work is not None
             tell(number, 0)
-            with closing(told(work(part))) as steps:  # at once: what `tell` raises must not leave work under way
-                for done, result in steps:
-                    if result is None:
-                        tell(number, done)
-                    else:
-                        yield number, result
+            for done, result in told(work(part)):
+                if result is None:
+                    tell(number, done)
+                else:
+                    yield number, result
 
 
-def told(steps: Steps[R]) -> Generator[tuple[int, R | None], None, None]:
+def told(steps: Steps[R]) -> Iterator[tuple[int, R | None]]:
     """How much is done and None, time and again, and in the end 0 and the result, which is not None."""
     while True:
         try:

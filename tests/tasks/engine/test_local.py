@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from tasks.engine.engines import engine_of
-from tasks.engine.local import Local, Steps
+from tasks.engine.local import Local
 from tasks.engine.settings import RuntimeSettings
 from tests.tasks.engine.tiny_work import squares, wrong
 
@@ -32,28 +31,6 @@ def test_what_is_made_before_a_part_fails_is_had() -> None:
     assert next(made)[0] == 0
     with pytest.raises(ValueError, match="part 2 is wrong"):
         next(made)
-
-
-def test_work_ends_where_whoever_is_told_of_it_raises() -> None:
-    ended: list[int] = []
-
-    def opens(runtime: RuntimeSettings) -> Callable[[int], Steps[int]]:
-        def work(part: int) -> Steps[int]:
-            try:
-                yield 1
-                return part
-            finally:
-                ended.append(part)
-
-        return work
-
-    def tell(number: int, done: int) -> None:
-        if done:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt) as raised:
-        list(Local(RuntimeSettings()).map(opens, [7], tell))
-    assert ended == [7], f"as long as {raised} is known, so are the frames that it came through"
 
 
 def test_the_local_engine_imports_no_ray(tmp_path: Path) -> None:

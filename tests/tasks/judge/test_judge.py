@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from email.utils import formatdate
 from itertools import pairwise
 from pathlib import Path
@@ -61,11 +60,10 @@ def settings(server: ChatServer | str, **changes: Any) -> JudgeSettings:
 def judged(
     root: Path, settings: JudgeSettings, items: Sequence[Item], progress: Callable[[int], object] = lambda done: None
 ) -> list[Verdict]:
-    with closing(told(judge_texts(root, settings, items))) as steps:
-        for done, verdicts in steps:
-            if verdicts is not None:
-                return verdicts
-            progress(done)
+    for done, verdicts in told(judge_texts(root, settings, items)):
+        if verdicts is not None:
+            return verdicts
+        progress(done)
     raise AssertionError
 
 
