@@ -73,6 +73,7 @@ def execute(
     From its first stage that is computed to its end, a run has a device to itself. `beside` is held with it: what shows
     elsewhere that it is taken. `find` says which devices there are; None = ask torch.
     """
+    from tasks.preflight.ranks import idle_workers
     from tasks.preflight.sharded import check_sharded
     from tasks.store.progress import NullReporter
     from tasks.store.stage import open_run
@@ -85,6 +86,8 @@ def execute(
 
     lengths = settings.get("lengths")  # of the flows that have them; the record names those of every stage
     recorded = jsonable({name: lengths.fill(value) for name, value in parameters.items()} if lengths else parameters)
+    if (idle := idle_workers(runtime, recorded)) is not None:
+        reporter.warning(idle)
 
     def opened(reporter: Reporter, *, planning: bool) -> AbstractContextManager[Run]:
         return open_run(

@@ -42,6 +42,9 @@ def plan(arguments: argparse.Namespace) -> int:
             print(f"{row.stage}  {row.status}  {row.key}", *row.reasons, sep="\n    ")
     else:
         show.table(["stage", "plan", "why"], [[row.stage, row.status, row.why] for row in planned.plan])
+    trained = dict.fromkeys(row.stage for row in planned.plan if row.trains and row.status != "hit")
+    if trained and parameters["runtime"].engine == "ray":
+        print(f"\nTrained by {parameters['runtime'].workers or 'all'} workers together: {', '.join(trained)}")
     by_code = [row for row in planned.plan if row.status == "miss" and any(r.startswith("code: ") for r in row.reasons)]
     if by_code:
         print(f"\nOther code than built what there is: {len(by_code)} stages. If it changes no result: distill accept")

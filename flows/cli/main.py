@@ -209,7 +209,9 @@ def _named_run_arguments(command: argparse.ArgumentParser) -> None:
 def _runtime_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps, … (auto)")
     command.add_argument("--threads", type=int, help="CPU threads that torch uses")
-    command.add_argument("--engine", choices=["local", "ray"], help="ray: shards are shared out to processes (local)")
+    command.add_argument(
+        "--engine", choices=["local", "ray"], help="ray: several processes make shards and train (local)"
+    )
     command.add_argument("--workers", type=int, help="processes of engine ray (one a GPU, or a node without any)")
     command.add_argument("--address", help="of a Ray that runs, HOST:PORT or auto (one of its own, on this machine)")
 

@@ -39,7 +39,7 @@ from tasks.store.progress import default_reporter
 Function = TypeVar("Function", bound=Callable[..., Any])
 LEASE_SECONDS = 60.0  # the least that Prefect allows
 WAIT_SECONDS = 150.0  # for a slot: longer than a killed run's lease and what Prefect lets pass between two attempts
-RUNTIME = "    runtime: device, threads, checkpoints, trackers, who makes the shards; changes no result"
+RUNTIME = "    runtime: device, threads, checkpoints, trackers, who makes shards and trains; changes no result"
 
 
 def takes_parameters_of(outline: Outline) -> Callable[[Function], Function]:

@@ -2,90 +2,61 @@
 
 A part of a worker that dies is given to another one, and another worker is started. Nothing waits at a worker, so a
 death costs one part; and nothing that is computed travels: workers write files, and what they answer is small.
+
+Or all are given one thing to do together. Then each waits for the others, and a death ends them all.
 """
 
-import gc
 import logging
 import socket
 import subprocess
 import sys
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from tasks.engine.local import Opens, R, Steps, T, Tell, told
+from tasks.engine.group import PeerLostError, Seat, Work, WorkerDiedError
+from tasks.engine.local import Opens, R, T, Tell
 from tasks.engine.nodes import Place, check_store, nodes, placed
 from tasks.engine.settings import RuntimeSettings
+from tasks.engine.workers import POLL_SECONDS, Workers
 from tasks.messages import first_line
 
 ATTEMPTS = 3  # workers that a part may end before it is given up
+LOST_SECONDS = 120.0  # within which Ray knows of a death that other ranks have felt: a node is missed for a minute
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 40.0  # the question itself takes a second or two, and more on a busy machine
-WAIT_SECONDS = 30.0  # without a single worker, before it is said
-DROP_SECONDS = 60.0
 OBJECT_STORE = 80 * 2**20  # bytes, of a Ray of our own: about the least that it takes
-
-
-class Worker:
-    """A process of the cluster. What it has opened for a build stays open until the build is done."""
-
-    def __init__(self, runtime: RuntimeSettings) -> None:
-        self._runtime = runtime
-        self._opened: tuple[int, Callable[[Any], Steps[Any]]] | None = None
-
-    def ready(self) -> None:
-        """Answers once the process is there."""
-
-    @ray.method(num_returns="streaming")  # type: ignore[untyped-decorator]
-    def make(self, build: int, opens: Opens[Any, Any], part: Any) -> Iterator[tuple[int, Any]]:
-        """See `told`."""
-        if self._opened is None or self._opened[0] != build:
-            self.drop()
-            self._opened = build, opens(self._runtime)
-        yield from told(self._opened[1](part))
-
-    def drop(self) -> None:
-        """Let go of what is open, a device's memory included."""
-        self._opened = None
-        gc.collect()
-        if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
 
 class Cluster:
     """The workers of a run."""
 
     def __init__(self, runtime: RuntimeSettings, place: Place, warn: Callable[[str], None]) -> None:
-        self._runtime = replace(runtime, threads=place.threads, workers=place.workers)
         self._place, self._warn = place, warn
+        self._workers = Workers(runtime, place, warn)
         self._builds = 0
-        self._starting: dict[Any, tuple[Any, bool]] = {}  # an answer to `ready` -> who gives it, and whether it is new
-        self._stillborn = 0  # new workers that have died, one after another
-        self._has_waited = False
-        self._idle: list[Any] = []
-        self._fill()
 
     def map(self, opens: Opens[T, R], parts: Sequence[T], tell: Tell) -> Iterator[tuple[int, R]]:
         """See `Engine`."""
         self._builds += 1
-        self._starting |= {worker.ready.remote(): (worker, False) for worker in self._idle}  # some may have died since
-        self._idle.clear()
+        workers = self._workers
+        workers.look_again()
         waiting, deaths = deque(range(len(parts))), Counter[int]()
         busy: dict[Any, tuple[Any, int]] = {}  # what a worker tells of a part -> both
         try:
             while waiting or busy:
-                self._fill(len(busy))
-                while waiting and self._idle:
-                    worker, number = self._idle.pop(), waiting.popleft()
+                workers.fill(len(busy))
+                while waiting and workers.idle:
+                    worker, number = workers.idle.pop(), waiting.popleft()
                     busy[worker.make.remote(self._builds, opens, parts[number])] = worker, number
                     tell(number, 0)
-                for answer in self._answers(busy):
+                for answer in workers.answers(busy):
                     worker, number = busy[answer]
                     try:
                         done, result = ray.get(next(answer))
@@ -101,52 +72,59 @@ class Cluster:
                         tell(number, done)
                     else:
                         del busy[answer]
-                        self._idle.append(worker)
+                        workers.idle.append(worker)
                         yield number, result
         finally:
             for worker, _ in busy.values():  # they would go on with what nobody waits for
                 ray.kill(worker)
-            with suppress(RayError):
-                ray.get([worker.drop.remote() for worker in self._idle], timeout=DROP_SECONDS)
+            workers.drop()
+
+    def together(self, work: Work[T], tell: Callable[[T], None]) -> int:
+        """See `Team`."""
+        self._builds += 1  # what is open for a build is so no more
+        ranks = self._workers.all()
+        try:
+            self._together(ranks, work, tell)
+        except BaseException:
+            for worker in ranks:  # they may wait for each other, for as long as a group does
+                ray.kill(worker)
+            raise
+        self._workers.idle += ranks
+        self._workers.drop()
+        return len(ranks)
+
+    def _together(self, ranks: Sequence[Any], work: Work[T], tell: Callable[[T], None]) -> None:
+        try:
+            address = ray.get(ranks[0].meet.remote())
+        except RayError as error:
+            raise WorkerDiedError(first_line(error)) from None
+        backend = "cpu:gloo,cuda:nccl" if self._place.gpus >= 1 else "gloo"  # NCCL wants a GPU for each
+        seats = [Seat(rank, len(ranks), address, backend) for rank in range(len(ranks))]
+        telling = [worker.join.remote(work, seat) for worker, seat in zip(ranks, seats, strict=True)]
+        lost: tuple[BaseException, float] | None = None  # what the first has raised that misses another, and when
+        while telling:
+            for answer in ray.wait(telling, num_returns=1, timeout=POLL_SECONDS)[0]:
+                try:
+                    news = ray.get(next(answer))
+                except StopIteration:
+                    telling.remove(answer)
+                except RayTaskError as error:
+                    telling.remove(answer)
+                    raised = _what_it_raised(error)
+                    if not isinstance(raised, PeerLostError):
+                        raise raised from None
+                    lost = lost or (raised, time.monotonic())  # by whose death, another answer will tell
+                except RayError as error:
+                    raise WorkerDiedError(first_line(error)) from None
+                else:
+                    tell(news)
+            if lost is not None and (not telling or time.monotonic() - lost[1] > LOST_SECONDS):
+                raise WorkerDiedError(f"the workers have lost each other: {first_line(lost[0])}") from lost[0]
 
     @property
     def about(self) -> dict[str, Any]:
         """See `Engine`."""
         return {"engine": "ray", "workers": self._place.workers, "threads": self._place.threads}
-
-    def _fill(self, num_busy: int = 0) -> None:
-        """Start as many workers as there should be more."""
-        size = {"num_cpus": self._place.threads, "num_gpus": self._place.gpus, "scheduling_strategy": "SPREAD"}
-        for _ in range(self._place.workers - num_busy - len(self._idle) - len(self._starting)):
-            worker = ray.remote(**size)(Worker).remote(self._runtime)
-            self._starting[worker.ready.remote()] = worker, True
-
-    def _answers(self, busy: dict[Any, tuple[Any, int]]) -> list[Any]:
-        """What busy workers have to tell, waited for; workers that have started meanwhile are idle then."""
-        ready, _ = ray.wait([*busy, *self._starting], num_returns=1, timeout=WAIT_SECONDS)
-        if not ready and not busy and not self._has_waited:
-            self._has_waited = True
-            self._warn(f"no worker has started in {WAIT_SECONDS:.0f} s; waiting for room on the cluster (`ray status`)")
-        for answer in ready:
-            if answer in self._starting:
-                self._start(answer, *self._starting.pop(answer))
-        return [answer for answer in ready if answer in busy]
-
-    def _start(self, answer: Any, worker: Any, is_new: bool) -> None:
-        """Take a worker as idle if it is there. Raises ChildProcessError where no new one ever is."""
-        try:
-            ray.get(answer)
-        except RayError as error:
-            self._warn(f"a worker has died: {first_line(error)}; another one is started")
-            self._stillborn += is_new
-            if self._stillborn >= ATTEMPTS * self._place.workers:
-                raise ChildProcessError(
-                    f"no worker starts: {first_line(error)}\nwhat is finished is kept: distill resume; Ray's own logs "
-                    "are in /tmp/ray of each node"
-                ) from None
-        else:
-            self._idle.append(worker)
-            self._stillborn = 0
 
     def _mourn(self, error: RayError, deaths: int) -> None:
         """Say that a worker has died of a part. Raises ChildProcessError where too many have."""

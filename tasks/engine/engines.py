@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tasks.engine.local import Engine
+from tasks.engine.local import Team
 from tasks.engine.settings import RuntimeSettings
 
 
 @contextmanager
-def engine_of(runtime: RuntimeSettings, root: Path, warn: Callable[[str], None]) -> Iterator[Engine | None]:
+def engine_of(runtime: RuntimeSettings, root: Path, warn: Callable[[str], None]) -> Iterator[Team | None]:
     """The engine that a run names, started, for a store at `root`; None for this process.
 
     Raises ValueError where it cannot be had.
@@ -19,6 +19,7 @@ def engine_of(runtime: RuntimeSettings, root: Path, warn: Callable[[str], None])
         yield None
         return
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # it would tell its makers of its use
+    os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"  # of several ranks that raise, one is heard
     try:
         from tasks.engine.cluster import started
     except ModuleNotFoundError as error:

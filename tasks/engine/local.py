@@ -21,6 +21,7 @@ function at the top of a module, or a `partial` of one.
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
+from tasks.engine.group import Work
 from tasks.engine.settings import RuntimeSettings
 
 T = TypeVar("T")
@@ -39,6 +40,16 @@ class Engine(Protocol):
 
     def map(self, opens: Opens[T, R], parts: Sequence[T], tell: Tell) -> Iterator[tuple[int, R]]:
         """Number and result of every part. Raises what `opens` or its work raises."""
+
+
+class Team(Engine, Protocol):
+    """Processes that can also do one thing together."""
+
+    def together(self, work: Work[T], tell: Callable[[T], None]) -> int:
+        """Let all run `work` at once, as the ranks of one group, and tell what they yield; returns how many do.
+
+        Raises what the work raises, and WorkerDiedError where one of them dies; all the others are ended then.
+        """
 
 
 class Local:

@@ -46,6 +46,10 @@ class Place:
     gpus: float
     nodes: Sequence[Node]  # that hold one at least
 
+    def room(self, found: Sequence[Node]) -> int:
+        """How many workers of this size fit on some nodes."""
+        return sum(node.holds(self.threads, self.gpus) for node in found)
+
 
 def nodes() -> list[Node]:
     """Those that are alive and have a CPU to offer."""

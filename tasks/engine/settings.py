@@ -18,7 +18,7 @@ class RuntimeSettings:
     gradient_checkpointing: bool = False  # students on pairs learn in less memory, a third slower: the same bytes
     cuda_graphs: bool = False  # decoder-only students on pairs write by CUDA graphs; nobody has measured it yet
     track: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()  # where else training logs go
-    engine: Literal["local", "ray"] = "local"  # ray: what is made in shards is shared out among processes
+    engine: Literal["local", "ray"] = "local"  # ray: processes share out shards, and train together
     workers: int | None = None  # of them; None = one for each GPU, or for each node where there is none
     address: str | None = None  # of a Ray that runs, HOST:PORT, or auto; None = one of our own, on this machine
     gpus_per_worker: float | None = None  # None = 1 where there are GPUs and `device` is not cpu, else 0

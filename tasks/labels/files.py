@@ -25,7 +25,7 @@ from kd_core.losses.head import Head
 from kd_core.losses.soft_targets import BucketLabels, HiddenLabels, Rows, SampledLabels, TeacherLabels, TopKLabels
 from kd_core.rollout.teacher_labels import LabelSettings, make_labels
 from tasks.store.artifacts import StoreError
-from tasks.store.shards import Writer
+from tasks.store.shards import Writer, wait_for
 from tasks.store.stage import Build
 
 READ_ROWS = 8192  # of a Parquet file, at a time
@@ -125,8 +125,10 @@ def widened(files: Iterable[Path]) -> bool:
     )
 
 
-def open_labels(files: Iterable[Path], scratch: Path, name: str, head: Head | None) -> TeacherLabels:
-    """Labels of all files, one after another, in arrays in `scratch`.
+def open_labels(
+    files: Iterable[Path], scratch: Path, name: str, head: Head | None, *, fill: bool = True
+) -> TeacherLabels:
+    """Labels of all files, one after another, in arrays in `scratch`; without `fill` another rank has put them there.
 
     `head` is the teacher's head, which hidden states need. Raises ValueError for files without labels.
     """
@@ -136,7 +138,7 @@ def open_labels(files: Iterable[Path], scratch: Path, name: str, head: Head | No
     schema = pq.read_schema(files[0])
 
     def stored(column: str, dtype: Any) -> Rows:
-        return _stored(files, column, dtype, scratch / f"{name}-{column}")
+        return _stored(files, column, dtype, scratch / f"{name}-{column}", fill=fill)
 
     if "hidden" in schema.names:
         if head is None:
@@ -176,9 +178,12 @@ def _ragged(values_MK: Any, kept_MK: Any, kind: pa.DataType) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(ends), pa.array(values_MK[kept_MK]).cast(kind))
 
 
-def _stored(files: Sequence[Path], column: str, dtype: Any, target: Path) -> StoredRows:
-    """A column of lists as a (M, K) array in a file; shorter lists are padded with 0."""
+def _stored(files: Sequence[Path], column: str, dtype: Any, target: Path, *, fill: bool) -> StoredRows:
+    """A column of lists as a (M, K) array in a file; shorter lists are padded with 0. Without `fill` it is there."""
     width = max(_longest(path, column) for path in files)
+    if not fill:
+        wait_for(target)
+        return StoredRows(target, dtype, width)
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("wb") as file:
         for lists in _lists(files, column):

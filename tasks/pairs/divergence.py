@@ -9,9 +9,10 @@ from tasks.compute.training import last_validation, mean_of_last_tenth, run_trai
 from tasks.pairs.inputs import Pair, both_read, read_sources, validation_sources, written_outputs
 from tasks.pairs.labels.reading import output_labels
 from tasks.store.artifacts import Artifact
-from tasks.store.stage import Build, stage
+from tasks.store.stage import Build, stage, trains
 
 
+@trains()
 @stage
 def divergence(
     build: Build,

@@ -19,7 +19,7 @@ from tasks.compute.served import ANSWERS
 from tasks.compute.training import last_validation, mean_of, mean_of_last_tenth, run_training
 from tasks.pairs.inputs import read_sources, read_split, validation_sources
 from tasks.store.artifacts import Artifact
-from tasks.store.stage import Build, stage
+from tasks.store.stage import Build, stage, trains
 
 LOGGED_ROLLOUTS = 4  # written down at each look: enough to read, little enough to keep
 TRUNCATED_ALARM = 0.5  # share of rollouts without an end above which the run says so
@@ -41,6 +41,7 @@ ROLLOUTS = pa.schema(
 )
 
 
+@trains()
 @stage
 def llmr(
     build: Build,

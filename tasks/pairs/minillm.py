@@ -7,9 +7,10 @@ from tasks.compute.models import load_pair
 from tasks.compute.training import last_validation, mean_of, run_training
 from tasks.pairs.inputs import read_sources, validation_sources
 from tasks.store.artifacts import Artifact
-from tasks.store.stage import Build, stage
+from tasks.store.stage import Build, stage, trains
 
 
+@trains()
 @stage
 def minillm(
     build: Build,

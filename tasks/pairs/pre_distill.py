@@ -20,9 +20,10 @@ from tasks.pairs.inputs import prompt_rows, read_split, reference_pairs, seqkd_p
 from tasks.pairs.labels.reading import output_labels
 from tasks.pairs.student import StudentSettings
 from tasks.store.artifacts import Artifact
-from tasks.store.stage import Build, stage
+from tasks.store.stage import Build, stage, trains
 
 
+@trains()
 @stage
 def pre_distill(
     build: Build,

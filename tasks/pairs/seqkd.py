@@ -13,7 +13,7 @@ from tasks.pairs.inputs import read_split, reference_pairs, seqkd_pairs
 from tasks.pairs.labels.reading import output_labels
 from tasks.settings import part_of
 from tasks.store.artifacts import Artifact
-from tasks.store.stage import Build, stage
+from tasks.store.stage import Build, stage, trains
 
 BARE = Prompts(PLACEHOLDER)
 
@@ -39,6 +39,7 @@ class SeqKDSettings(Budget):
         return part_of(self, SupervisedSettings, epochs=1, max_steps=self.steps, max_target_tokens=written)
 
 
+@trains()
 @stage
 def seqkd(
     build: Build,

@@ -16,6 +16,7 @@ from kd_core.models.prompts import PLACEHOLDER, Chat, Prompt, Prompts, check_pro
 from kd_core.models.shapes import build_model
 from kd_core.models.special_ids import special_ids
 from kd_core.models.tokenizer import train_tokenizer
+from kd_core.train.ranks import Ranks
 from kd_core.train.supervised import SupervisedSettings, num_updates, train_supervised
 from tasks.compute.completions import EndpointSettings
 from tasks.compute.device import device_of
@@ -25,7 +26,7 @@ from tasks.compute.served import tokenizer_content
 from tasks.compute.training import last_validation, run_training
 from tasks.pairs.inputs import read_split, reference_pairs
 from tasks.store.artifacts import Artifact
-from tasks.store.stage import Build, stage
+from tasks.store.stage import Build, stage, trains
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -83,6 +84,7 @@ class TeacherSettings(ModelSettings):
         return super().identity() | {"vocab_size": self.vocab_size, "fit": self.fit}
 
 
+@trains(when=lambda arguments: arguments["settings"].fit is not None)
 @stage
 def teacher(build: Build, corpus: Artifact, settings: TeacherSettings, seed: int) -> None:
     """Make `model/` (fitted, or out of a .gguf) or `reference.json` (named, or behind a server)."""
@@ -112,10 +114,11 @@ def teacher(build: Build, corpus: Artifact, settings: TeacherSettings, seed: int
 
 def corpus_tokenizer(build: Build, texts: list[str], vocab_size: int) -> Tokenizer:
     """A tokenizer trained on the corpus, kept as a shard, so that a resumed run goes on with the same one."""
-    if not build.shards.whole(*TOKENIZER_FILES):
-        build.progress(0, 1, "training the tokenizer")
-        with TemporaryDirectory() as directory:
-            train_tokenizer(texts, vocab_size).save_pretrained(directory)
-            for name in TOKENIZER_FILES:
-                build.shards.write(name, partial(shutil.copyfile, Path(directory, name)))
+    with Ranks.here().first_alone():
+        if not build.shards.whole(*TOKENIZER_FILES):
+            build.progress(0, 1, "training the tokenizer")
+            with TemporaryDirectory() as directory:
+                train_tokenizer(texts, vocab_size).save_pretrained(directory)
+                for name in TOKENIZER_FILES:
+                    build.shards.write(name, partial(shutil.copyfile, Path(directory, name)))
     return load_tokenizer(build.shards.dir)

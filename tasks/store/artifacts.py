@@ -200,7 +200,7 @@ class Store:
     def lock(self, artifact: Artifact, waiting: Callable[[str], None]) -> Iterator[bool]:
         """Hold a key's lock; yields whether it had to be waited for. `waiting` is told by whom it is held."""
         with self._lock_file(artifact) as file:
-            waited = not _take(file.fileno(), fcntl.LOCK_EX)
+            waited = not take(file.fileno(), fcntl.LOCK_EX)
             if waited:
                 file.seek(0)
                 waiting(file.read().strip() or "another process")
@@ -215,7 +215,7 @@ class Store:
     def try_lock(self, artifact: Artifact, *, shared: bool = False) -> Iterator[bool]:
         """Hold a key's lock if nobody else has it, alone or with others who only read; yields whether it is held."""
         with self._lock_file(artifact) as file:
-            yield _take(file.fileno(), fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+            yield take(file.fileno(), fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
 
     def _lock_file(self, artifact: Artifact) -> IO[str]:
         return (self.root / ".locks" / f"{artifact.stage}-{artifact.key}.lock").open("a+", encoding="utf-8")
@@ -260,7 +260,7 @@ def _read_stamps(memo: Path) -> dict[str, list[int]]:
         return {}
 
 
-def _take(descriptor: int, kind: int) -> bool:
+def take(descriptor: int, kind: int) -> bool:
     """Lock a file if that can be done at once. Raises StoreError where the file system has no locks."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)

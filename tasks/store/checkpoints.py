@@ -1,16 +1,19 @@
 """What a stage saves while it works, so that a kill costs seconds: whole or not there, the last two kept."""
 
+import fcntl
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from tasks.store.artifacts import Store, StoreError
+from tasks.store.artifacts import Store, StoreError, take
 from tasks.store.files import file_hash, read_json, sync, write_json
 
 HASHES = "hashes.json"
 INPUTS = "inputs.json"
 KEPT = 2
+SAY_SECONDS = 10.0  # that a process may take to die, before it is said
 
 
 class Checkpoints:
@@ -39,6 +42,18 @@ class Checkpoints:
             self._warn(f"what {self.dir.name} had was made of other inputs, or of damaged ones; moved to {moved}")
             self.dir.mkdir()
         write_json(self.dir / INPUTS, note)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold what is here against another process, which is waited for where it has not quite ended yet."""
+        begun, said = time.monotonic(), False
+        with (self.dir / "writer").open("w", encoding="utf-8") as file:
+            while not take(file.fileno(), fcntl.LOCK_EX):
+                if not said and time.monotonic() - begun > SAY_SECONDS:
+                    self._warn(f"a process of before still writes to {self.dir}; waiting for its end")
+                    said = True
+                time.sleep(0.05)
+            yield
 
     def due(self) -> bool:
         """Whether the time set for a checkpoint has passed since the last."""
@@ -69,6 +84,10 @@ class Checkpoints:
         for old in self._all()[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
         self._saved_at = time.monotonic()
+
+    def newest(self) -> int:
+        """Step of the newest checkpoint, whole or not; 0 if there is none."""
+        return max((int(path.name.removeprefix("step-")) for path in self._all()), default=0)
 
     def latest(self) -> tuple[int, Path] | None:
         """Step and directory of the newest checkpoint that is whole, or None if there never was one.

@@ -23,6 +23,7 @@ a function at the top of a module. Progress counts across all shards.
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,7 +48,7 @@ class Shards:
         self.dir = directory
         self._built, self._warn = built, warn
         self._known: dict[str, str] = {}  # name -> hash of what this process has written or checked
-        self._collected: dict[str, str] = {}
+        self.collected: dict[str, str] = {}  # name -> hash of what is among those of the artifact
 
     def whole(self, *names: str) -> bool:
         """Whether all these files are there as they were written. A damaged one is named and dropped."""
@@ -60,19 +61,19 @@ class Shards:
     def written(self, hashes: Mapping[str, str]) -> None:
         """Take note of files, name -> hash, that any process has written. Raises StoreError if they are not seen."""
         for name in hashes:
-            _wait_for(self.dir / name)
+            wait_for(self.dir / name)
         self._known |= hashes
 
     def collect(self, *names: str) -> int:
         """Put files among those of the artifact; returns their bytes."""
         for name in names:
             link_or_copy(self.dir / name, self._built / name)
-            self._collected[name] = self._known[name]
+            self.collected[name] = self._known[name]
         return sum((self._built / name).stat().st_size for name in names)
 
     def check(self, files: Mapping[str, FileRecord]) -> None:
         """Raise StoreError if a file has changed between its writing and the commit."""
-        for name, sha256 in self._collected.items():
+        for name, sha256 in self.collected.items():
             if files[name].sha256 != sha256:
                 raise StoreError(f"{self.dir / name} has changed since it was written\nrun again: it is made anew")
 
@@ -104,14 +105,16 @@ def write_whole(path: Path, writer: Writer) -> str:
     return sha256
 
 
-def _wait_for(path: Path) -> None:
+def wait_for(path: Path, size: int | None = None) -> None:
     """Wait until what another node has written is seen here. To list a folder makes NFS look at it anew."""
     until = time.monotonic() + SEEN_SECONDS
-    while not path.exists():
+    while not (path.exists() and size in (None, path.stat().st_size)):
         if time.monotonic() > until:
             raise StoreError(f"{path} is not seen here, though a worker has written it\nmount the store on every node")
         time.sleep(0.05)
-        list(path.parent.iterdir())
+        for folder in (path.parent.parent, path.parent):
+            with suppress(FileNotFoundError):  # it is not seen either
+                list(folder.iterdir())
 
 
 def _beside(path: Path) -> Path:

@@ -11,86 +11,31 @@ Under `planning=True` the same calls build nothing and say of each stage whether
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from tasks.engine.engines import engine_of
-from tasks.engine.local import Engine, Local
+from tasks.engine.group import WorkerDiedError
+from tasks.engine.local import Team
 from tasks.engine.machine import COMPUTING, machine, versions
 from tasks.engine.settings import RuntimeSettings
 from tasks.messages import first_line
 from tasks.store.artifacts import MANIFEST, Artifact, FileRecord, Manifest, Store, StoreError
-from tasks.store.checkpoints import Checkpoints
+from tasks.store.build import Build, Call, PlanRow, Run, run_rank
 from tasks.store.files import stamp
 from tasks.store.keys import KeyRecord, explain, in_short, inputs_of, key_of, key_record
 from tasks.store.prefect_task import as_prefect_task
 from tasks.store.progress import NullReporter, Reporter
 from tasks.store.quarantine import contents_of, make_room, problem_of
 from tasks.store.runs import DISTILL, RunRecord, StageRun, end_parts, utc_now
-from tasks.store.shards import Shards
 
+__all__ = ["Build", "PlanRow", "Run", "Stage", "current_run", "open_run", "stage", "trains"]
 
-@dataclass(frozen=True)
-class PlanRow:
-    """What would become of one stage: hit, miss or damaged, and why."""
-
-    stage: str
-    key: str
-    status: str
-    reasons: Sequence[str] = ()
-
-    @property
-    def why(self) -> str:
-        """The reasons in a line."""
-        return in_short(self.reasons)
-
-
-@dataclass
-class Run:
-    """One run under way (or planned): its store, its record, and whom it tells."""
-
-    store: Store
-    record: RunRecord
-    runtime: RuntimeSettings
-    reporter: Reporter
-    planning: bool = False
-    plan: list[PlanRow] = field(default_factory=list)
-    cell: str = ""  # of a comparison: which of its runs the stages now serve
-    untracked: set[str] = field(default_factory=set)  # trackers that have failed: said once, and not tried again
-    said: set[str] = field(default_factory=set)  # what was warned of for the whole run
-    claim: Callable[[RuntimeSettings], RuntimeSettings] = lambda runtime: runtime  # waits for a device before a build
-    engine: Engine | None = None  # that shares shards out; None = this process makes them
-
-    @property
-    def run_id(self) -> str:
-        """Names the run in runs/, in results.duckdb and in what is printed."""
-        return self.record.run_id
-
-    @contextmanager
-    def serving(self, cell: str) -> Iterator[None]:
-        """The stages that are called inside serve this cell of a comparison."""
-        before, self.cell = self.cell, cell
-        try:
-            yield
-        finally:
-            self.cell = before
-
-    def warn_once(self, text: str) -> None:
-        """Say something that must be read of this run, and of nothing that it makes: not for each stage again."""
-        if text not in self.said:
-            self.said.add(text)
-            self.reporter.warning(text)
-
-    @property
-    def stages(self) -> list[StageRun]:
-        """The stages so far."""
-        return self.record.stages
-
-
+ATTEMPTS = 3  # deaths without a new checkpoint between them, until a stage is given up
 _current: ContextVar[Run | None] = ContextVar("run", default=None)
 
 
@@ -154,43 +99,20 @@ def _save_end(run: Run) -> None:
         end_parts(run.store, run.run_id)
 
 
-class Build:
-    """What a stage's function is given: where to write, what to go on from, whom to tell."""
-
-    def __init__(self, run: Run, artifact: Artifact, directory: Path, name: str, settings: dict[str, Any]) -> None:
-        self.stage, self.settings = name, settings  # as it is shown, its label included; as its key has them
-        self.dir, self.run, self.runtime = directory, run, run.runtime
-        self.engine = run.engine or Local(run.runtime)
-        self.stats: dict[str, Any] = {}
-        self.store_root, self._reporter = run.store.root, run.reporter
-        where, seconds = run.store.checkpoint_dir(artifact), run.runtime.checkpoint_seconds
-        self.checkpoints = Checkpoints(run.store, where, seconds, run.reporter.warning)
-        self.shards = Shards(self.checkpoints.dir, self.dir, run.reporter.warning)
-
-    def progress(self, done: float, total: float, unit: str = "", **metrics: float) -> None:
-        """Tell how far the stage is, and its metrics as they stand."""
-        self._reporter.stage_progress(self.stage, done, total, unit, metrics)
-
-    def record(self, **stats: float | int | str | list[int] | list[float]) -> None:
-        """Write numbers down in the manifest."""
-        self.stats |= stats
-
-    def warn(self, text: str) -> None:
-        """Say something that must be read, now and in the manifest."""
-        self._reporter.warning(text)
-        self.stats.setdefault("warnings", []).append(text)
+Trains = Callable[[Mapping[str, Any]], bool]  # whether a stage that is called with these arguments trains
 
 
 class Stage:
     """A stage function over the store of the current run."""
 
-    def __init__(self, function: Callable[..., None], label: str = "") -> None:
+    def __init__(self, function: Callable[..., None], label: str = "", trains: Trains = lambda _: False) -> None:
         self.function, self.name, self.label, self.__doc__ = function, function.__name__, label, function.__doc__
+        self.trains = trains
         self.shown = f"{self.name}[{label}]" if label else self.name
 
     def labelled(self, label: str) -> "Stage":
         """The same stage, told apart from others of its kind in what is shown and recorded: the round, the system."""
-        return Stage(self.function, label)
+        return Stage(self.function, label, self.trains)
 
     def __call__(self, **arguments: Any) -> Artifact:
         """The stage's artifact for these arguments: found, waited for, or built. Raises RuntimeError outside a run."""
@@ -203,12 +125,14 @@ class Stage:
         return as_prefect_task(self.shown, lambda: self._resolve(run, artifact, record, arguments))
 
     def _plan(self, run: Run, artifact: Artifact, record: KeyRecord, arguments: dict[str, Any]) -> PlanRow:
+        problem = problem_of(run.store, artifact, inputs_of(arguments)) if artifact.path.exists() else None
         if not artifact.path.exists():
-            return PlanRow(self.shown, artifact.key, "miss", explain(run.store, self.name, record))
-        problem = problem_of(run.store, artifact, inputs_of(arguments))
-        if problem is not None:
-            return PlanRow(self.shown, artifact.key, "damaged", [problem])
-        return PlanRow(self.shown, artifact.key, "hit", _remarks(artifact.manifest()))
+            status, reasons = "miss", explain(run.store, self.name, record)
+        elif problem is not None:
+            status, reasons = "damaged", [problem]
+        else:
+            status, reasons = "hit", _remarks(artifact.manifest())
+        return PlanRow(self.shown, artifact.key, status, reasons, self.trains(arguments))
 
     def _resolve(self, run: Run, artifact: Artifact, record: KeyRecord, arguments: dict[str, Any]) -> Artifact:
         """Find it or build it. The key's lock is held until the use is recorded, so that nobody takes it away before.
@@ -254,7 +178,7 @@ class Stage:
             build.checkpoints.claim([each.key for each in inputs.values()], contents, suspect=suspect.exists())
             suspect.unlink(missing_ok=True)
             try:
-                self.function(build, **arguments)
+                made_by = self._make(build, arguments)
             except Exception:
                 contents_of(run.store, inputs)  # what a damaged input leads to is told as that
                 raise
@@ -274,11 +198,43 @@ class Stage:
                     seconds=time.monotonic() - begun,
                     created=utc_now(),
                     versions=versions(),
-                    machine=machine(run.runtime.device, run.runtime.threads) | build.engine.about,
+                    machine=machine(run.runtime.device, run.runtime.threads) | made_by,
                     inputs=contents,
                 )
 
             run.store.commit(artifact, staged, describe)
+
+    def _make(self, build: Build, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Run the function: here, or by all workers of a cluster. Returns what a manifest records of who that was."""
+        run, team = build.run, build.run.engine
+        if team is None or not self.trains(arguments):
+            self.function(build, **arguments)
+            return build.engine.about
+        where = self.function.__module__, self.name
+        call = Call(*where, arguments, run.travelling(), build.artifact, build.dir, self.shown, build.settings)
+        return team.about | {"workers": _together(build, team, call)}
+
+
+def _together(build: Build, team: Team, call: Call) -> int:
+    """Run a stage's function by all workers, from the last checkpoint on whenever one dies; returns how many they were.
+
+    Raises what the function raises, and ChildProcessError where too many have died without a new checkpoint.
+    """
+    deaths, newest = 0, build.checkpoints.newest()
+    while True:
+        try:
+            return team.together(partial(run_rank, replace(call, run=build.run.travelling())), build.hear)
+        except WorkerDiedError as error:
+            before, newest = newest, build.checkpoints.newest()
+            deaths = deaths + 1 if newest == before else 1
+            if deaths >= ATTEMPTS:
+                raise ChildProcessError(
+                    f"{build.stage} has lost {deaths} workers without a checkpoint between: {first_line(error)}\n"
+                    "what is finished is kept: distill resume; smaller batches take less memory, and a smaller "
+                    "runtime.checkpoint_seconds loses less"
+                ) from error
+            where = f"the checkpoint after step {newest}" if newest else "the start"
+            build.run.reporter.warning(f"a worker has died: {first_line(error)}; all go on from {where}")
 
 
 def _remarks(manifest: Manifest) -> list[str]:
@@ -291,3 +247,8 @@ def _remarks(manifest: Manifest) -> list[str]:
 def stage(function: Callable[..., None]) -> Stage:
     """Make a stage of a function whose first parameter is its `Build`."""
     return Stage(function)
+
+
+def trains(when: Trains = lambda _: True) -> Callable[[Stage], Stage]:
+    """Make of a stage one that trains: by all workers of a cluster together, where the run's engine is one."""
+    return lambda made: Stage(made.function, made.label, when)

@@ -16,11 +16,12 @@ from tasks.compute.teacher_check import STUDENT, warn_if_no_better
 from tasks.compute.training import run_training
 from tasks.labels.files import open_labels
 from tasks.store.artifacts import Artifact
-from tasks.store.stage import Build, stage
+from tasks.store.stage import Build, stage, trains
 from tasks.text.aggregated_files import aggregated_set
 from tasks.text.window_files import window_set
 
 
+@trains()
 @stage
 def dagger_train(
     build: Build,
@@ -38,7 +39,7 @@ def dagger_train(
     trunk_precision: TrunkPrecision = "float32",
 ) -> None:
     """Train one round by Eq. 5: model/ and training_log.parquet. Without labels (alpha 1) no teacher is needed."""
-    device = device_of(build.runtime)
+    device, ranks = device_of(build.runtime), Ranks.here()
     loaded = load_artifact(student, device)
     loaded.model.float()
     set_trainable(loaded.model, trainable)
@@ -51,7 +52,8 @@ def dagger_train(
         if labels is None or artifact is None:
             return None
         files, scratch = sorted(artifact.path.glob(f"{name}-*.parquet")), build.checkpoints.dir / "labels"
-        return open_labels(files, scratch, f"{artifact.key}-{name}", head)
+        with ranks.first_alone():
+            return open_labels(files, scratch, f"{artifact.key}-{name}", head, fill=ranks.is_first)
 
     train = [window_set(corpus, "train", windows, features, kept(labels, "train"), trunk_precision)]
     stored = features is not None
@@ -60,7 +62,6 @@ def dagger_train(
     ]
     held_out = window_set(corpus, "validation", windows, features, kept(labels, "validation"), trunk_precision)
     model, num_tokens = loaded.model, loaded.num_tokens
-    ranks = Ranks.here()
     before = window_loss(model, held_out, settings.alpha, num_tokens=num_tokens, ranks=ranks)
     run_training(
         build,

@@ -9,10 +9,11 @@ from tasks.compute.device import device_of
 from tasks.compute.models import load_artifact
 from tasks.compute.training import run_training
 from tasks.store.artifacts import Artifact
-from tasks.store.stage import Build, stage
+from tasks.store.stage import Build, stage, trains
 from tasks.text.window_files import window_set
 
 
+@trains()
 @stage
 def fine_tune(
     build: Build,

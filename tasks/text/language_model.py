@@ -14,7 +14,7 @@ from tasks.compute.reference import refer
 from tasks.compute.start import StartSettings
 from tasks.compute.training import last_validation, run_training
 from tasks.store.artifacts import Artifact
-from tasks.store.stage import Build, stage
+from tasks.store.stage import Build, stage, trains
 from tasks.text.tokens import Vocabulary, read_tokens
 
 
@@ -80,6 +80,7 @@ class StudentModelSettings(StartSettings, LanguageModelSettings):
             )
 
 
+@trains(when=lambda arguments: arguments["settings"].pretrain is not None)
 @stage
 def language_model(build: Build, corpus: Artifact, settings: LanguageModelSettings, seed: int) -> None:
     """Make `model/` (described) or `reference.json` (named). Raises ValueError if it reads other tokens."""

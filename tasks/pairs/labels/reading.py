@@ -2,6 +2,7 @@
 
 from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.teacher_labels import OutputLabels
+from kd_core.train.ranks import Ranks
 from tasks.compute.device import device_of
 from tasks.labels.files import HEAD, open_labels, read_head
 from tasks.pairs.inputs import output_columns
@@ -22,11 +23,14 @@ def output_labels(build: Build, labels: Artifact, outputs: Artifact, teacher: Ar
                 "make labels of these outputs by this teacher: call label_outputs with both"
             )
     head = labels.path / HEAD
-    kept = open_labels(
-        sorted(labels.path.glob("labels-*.parquet")),
-        build.checkpoints.dir / "labels",
-        labels.key,
-        read_head(head, device_of(build.runtime)) if head.exists() else None,
-    )
+    ranks = Ranks.here()
+    with ranks.first_alone():
+        kept = open_labels(
+            sorted(labels.path.glob("labels-*.parquet")),
+            build.checkpoints.dir / "labels",
+            labels.key,
+            read_head(head, device_of(build.runtime)) if head.exists() else None,
+            fill=ranks.is_first,
+        )
     written = TokenRows.of(output_columns(outputs, "token_ids")["token_ids"].to_pylist())
     return OutputLabels(kept, written.offset_R1[:-1])
