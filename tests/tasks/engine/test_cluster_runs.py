@@ -1,19 +1,22 @@
-"""Whole runs with their shards on workers: the same bytes as in one process, whoever is killed meanwhile.
+"""Whole runs on workers: what is made in shards is as in one process, what is trained to a float's last digits.
 
-Needs Ray: `make test-ray`.
+For one number of workers all is the same, byte for byte, whoever is killed meanwhile. Needs Ray: `make test-ray`.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from data.reading.specs import DatasetSettings
@@ -33,21 +36,25 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 
 PROJECT = Path(__file__).parents[3]
 RECIPES = PROJECT / "tests" / "e2e" / "prefect.yaml"
-CHANGES = ("score.shard_rows=8",)
-TEXT_CHANGES = ("method.rounds=2", "method.trajectory_stride=8", "evaluation.rounds=false")
+CHANGES = (
+    "score.shard_rows=8",
+    "runtime.checkpoint_seconds=0",
+    "method.steps=20",  # enough to be killed in
+    "method.validate_every=10",
+)
+TEXT_CHANGES = ("method.rounds=2", "method.trajectory_stride=8", "evaluation.rounds=false", CHANGES[1])
 
 
 class Ear(NullReporter):
-    """Hears warnings, and calls `then` at the first sign that a stage is under way."""
+    """Hears warnings, and calls what is given at the first sign that a stage is under way."""
 
-    def __init__(self, stage: str = "", then: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, **then: Callable[[], object]) -> None:
         self.warnings: list[str] = []
-        self._stage, self._then, self._called = stage, then, False
+        self._then = then
 
     def stage_progress(self, stage: str, done: float, total: float, unit: str, metrics: Mapping[str, float]) -> None:
-        if stage == self._stage and 0 < done < total and not self._called:
-            self._called = True
-            self._then()
+        if 1 < done < total and stage in self._then:  # one step is in a checkpoint
+            self._then.pop(stage)()
 
     def warning(self, text: str) -> None:
         self.warnings.append(text)
@@ -72,35 +79,79 @@ def files(store: Store) -> dict[str, dict[str, str]]:
     }
 
 
+def logs(store: Store) -> dict[tuple[str, int, str], float]:
+    """What every stage that trains has logged: artifact, step and metric -> value."""
+    return {
+        (f"{each.stage}/{each.key}", row["step"], row["metric"]): row["value"]
+        for each in store.artifacts()
+        if (each.path / "training_log.parquet").exists()
+        for row in pq.read_table(each.path / "training_log.parquet").to_pylist()
+    }
+
+
+def assert_trained_alike(one: Store, other: Store, within: float) -> None:
+    ours, theirs = logs(one), logs(other)
+    assert ours.keys() == theirs.keys()
+    assert {where: (value, theirs[where]) for where, value in ours.items() if abs(value - theirs[where]) > within} == {}
+
+
 def workers_of(node: Any) -> list[int]:
     """The processes of a node that are workers of ours."""
     raylet = node.all_processes["raylet"][0].process.pid
-    return [pid for pid in children(raylet) if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::Worker")]
+    return list(filter(is_worker, children(raylet)))
+
+
+def is_worker(pid: int) -> bool:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::Worker")
 
 
 def children(pid: int) -> list[int]:
     return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def kill_worker(cluster: Any) -> None:
+    os.kill(next(pid for node in cluster.list_all_nodes() for pid in workers_of(node)), signal.SIGKILL)
+
+
+def kill_node(cluster: Any) -> None:
+    """One that has a worker; not the first, which holds the cluster together."""
+    cluster.remove_node(next(filter(workers_of, cluster.list_all_nodes()[1:])), allow_graceful=False)
+    wait_for(lambda: sum(each["Alive"] for each in ray.nodes()) == len(cluster.list_all_nodes()))
+
+
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """What one process makes of the tiny run."""
-    return files(run_pairs(tmp_path_factory.mktemp("alone"), Ear()))
+    return run_pairs(tmp_path_factory.mktemp("alone"), Ear())
 
 
-def test_a_worker_that_is_killed_in_scoring_changes_no_byte(
-    alone: dict[str, dict[str, str]], cluster: Any, tmp_path: Path
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory, cluster: Any) -> Store:
+    """What two workers make of it, undisturbed."""
+    return run_pairs(tmp_path_factory.mktemp("together"), Ear(), *on_workers(cluster))
+
+
+def test_two_workers_make_what_one_process_does(alone: Store, together: Store) -> None:
+    assert files(together).keys() == files(alone).keys()
+    assert_trained_alike(alone, together, 1e-6)
+    for stage in ("score", "pre_distill", "llmr"):
+        (artifact,) = together.artifacts(stage)
+        manifest = artifact.manifest()
+        assert (manifest.machine["engine"], manifest.machine["workers"]) == ("ray", 2)
+    assert manifest.stats.keys() == next(alone.artifacts("llmr")).manifest().stats.keys()
+
+
+def test_workers_that_are_killed_in_scoring_and_in_training_change_no_byte(
+    together: Store, cluster: Any, tmp_path: Path
 ) -> None:
-    def kill() -> None:
-        os.kill(workers_of(cluster.list_all_nodes()[0])[0], signal.SIGKILL)
-
-    ear = Ear("score", kill)
+    ear = Ear(score=lambda: kill_worker(cluster), llmr=lambda: kill_worker(cluster))
     store = run_pairs(tmp_path, ear, *on_workers(cluster))
-    assert any(text.startswith("a worker has died") for text in ear.warnings)
-    assert files(store) == alone
+    died = [text.rpartition("; ")[2] for text in ear.warnings if text.startswith("a worker has died")]
+    assert "its part is made anew by another" in died
+    assert any(text.startswith("all go on from the checkpoint after step") for text in died)
+    assert files(store) == files(together)
     (scored,) = store.artifacts("score")
     assert scored.manifest().stats["tokens_per_second"] > 0
-    assert scored.manifest().machine["workers"] == 2
 
 
 def test_the_search_for_overlap_is_the_same_though_a_worker_is_killed(
@@ -118,40 +169,33 @@ def test_the_search_for_overlap_is_the_same_though_a_worker_is_killed(
             prepare(dataset=dataset, seed=0, limit=None)
         return files(store)
 
-    def kill() -> None:
-        os.kill(workers_of(cluster.list_all_nodes()[0])[0], signal.SIGKILL)
-
     alone = prepared(tmp_path / "alone", Ear(), RuntimeSettings())
     monkeypatch.setattr("data.cleaning.split_overlap.PART_BYTES", 1000)
-    ear = Ear("prepare", kill)
+    ear = Ear(prepare=lambda: kill_worker(cluster))
     runtime = RuntimeSettings(engine="ray", workers=2, address=cluster.address, device="cpu", threads=1)
     assert prepared(tmp_path / "shared", ear, runtime) == alone
     assert any(text.startswith("a worker has died") for text in ear.warnings)
 
 
-def test_running_text_is_the_same_though_a_node_is_killed(cluster: Any, tmp_path: Path) -> None:
-    for name in ("alone", "shared"):
-        (tmp_path / name).mkdir()
-    alone, shared = Store(tmp_path / "alone"), Store(tmp_path / "shared")
-    run_text(alone, *TEXT_CHANGES)
-    node = cluster.add_node(num_cpus=1)
-
-    def kill() -> None:
-        cluster.remove_node(node, allow_graceful=False)
-        wait_for(lambda: sum(each["Alive"] for each in ray.nodes()) == len(cluster.list_all_nodes()))
-
-    ear = Ear("dagger_aggregate[1]", kill)
-    run_text(shared, *TEXT_CHANGES, *on_workers(cluster), "runtime.workers=3", reporter=ear)
-    assert files(shared) == files(alone)
-    assert any(text.startswith("a worker has died") for text in ear.warnings)
+def test_running_text_is_the_same_though_nodes_are_killed(cluster: Any, tmp_path: Path) -> None:
+    stores = {name: Store(tmp_path / name) for name in ("alone", "together", "disturbed")}
+    run_text(stores["alone"], *TEXT_CHANGES)
+    run_text(stores["together"], *TEXT_CHANGES, *on_workers(cluster))
+    assert files(stores["together"]).keys() == files(stores["alone"]).keys()
+    assert_trained_alike(stores["alone"], stores["together"], 2e-5)  # labels are float16, and are rounded the other way
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)  # so that there is room after a death
+    ear = Ear(**{"dagger_aggregate[1]": lambda: kill_node(cluster), "dagger_train[2]": lambda: kill_node(cluster)})
+    run_text(stores["disturbed"], *TEXT_CHANGES, *on_workers(cluster), reporter=ear)
+    assert files(stores["disturbed"]) == files(stores["together"])
+    assert sum(text.startswith("a worker has died") for text in ear.warnings) >= 2
 
 
 def test_judging_is_the_same_though_a_worker_is_killed_and_asks_with_the_keys_of_the_workers(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stores = {name: tmp_path / name for name in ("alone", "shared")}
-    for root in stores.values():
-        root.mkdir()
+    stores["alone"].mkdir()
     monkeypatch.setenv("OPENAI_API_KEY", "the-drivers")
     monkeypatch.setattr("tasks.text.g_eval.SHARD_REQUESTS", 3)
 
@@ -159,15 +203,15 @@ def test_judging_is_the_same_though_a_worker_is_killed_and_asks_with_the_keys_of
         time.sleep(0.05)
         return says(f"Score: {1 + len(asked.text) % 5}")
 
-    def kill() -> None:
-        os.kill(workers_of(cluster.list_all_nodes()[0])[0], signal.SIGKILL)
-
     judged = (*TEXT_CHANGES, "evaluation.judge.criteria=papers", "evaluation.judge.requests_in_flight=2")
     with chat_server(judge) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)  # the driver has it, the workers do not
         run_text(Store(stores["alone"]), *judged)
         alone = list(server.asked)
-        ear = Ear("g_eval[teacher]", kill)
+        shutil.copytree(stores["alone"], stores["shared"])  # with what was trained: workers would not to the same byte
+        for judged_before in ("artifacts/g_eval", "judgements"):
+            shutil.rmtree(stores["shared"] / judged_before)
+        ear = Ear(**{"g_eval[teacher]": lambda: kill_worker(cluster)})
         run_text(Store(stores["shared"]), *judged, *on_workers(cluster), reporter=ear)
         shared = server.asked[len(alone) :]
     assert files(Store(stores["shared"])) == files(Store(stores["alone"]))
@@ -179,20 +223,31 @@ def test_judging_is_the_same_though_a_worker_is_killed_and_asks_with_the_keys_of
 
 
 def test_a_driver_that_is_killed_leaves_nobody_behind_and_is_gone_on_with(
-    alone: dict[str, dict[str, str]], tmp_path: Path
+    together: Store, cluster: Any, tmp_path: Path
 ) -> None:
+    families = [kill_driver(tmp_path, sign) for sign in ("score-*/outputs-*.parquet", "llmr-*/step-*")]
+    store = run_pairs(tmp_path, Ear(), *on_workers(cluster))
+    assert files(store) == files(together)
+    wait_for(lambda: not any(map(is_alive, chain(*families))))  # Ray's own take a minute to miss their node
+
+
+def kill_driver(home: Path, sign: str) -> list[int]:
+    """Start the run in a process of its own, with a Ray of its own, and kill it once a checkpoint is there.
+
+    Its workers are dead soon. Returns it and all that it has started.
+    """
     options = [word for change in CHANGES for word in ("--set", change)]
     command = [sys.executable, "-m", "flows.cli.main", "run", "tiny", "--prefect-file", str(RECIPES), *options]
-    environment = os.environ | {"DISTILL_HOME": str(tmp_path), "PYTHONPATH": str(PROJECT)}
+    environment = os.environ | {"DISTILL_HOME": str(home), "PYTHONPATH": str(PROJECT)}
     driver = subprocess.Popen([*command, "--engine", "ray", "--workers", "2"], cwd=PROJECT, env=environment)
-    wait_for(lambda: list((tmp_path / ".checkpoints").glob("score-*/outputs-*.parquet")) != [])
+    wait_for(lambda: list((home / ".checkpoints").glob(sign)) != [])
     family = descendants(driver.pid)
-    assert len(family) > 3
+    workers = list(filter(is_worker, family))
+    assert len(workers) == 2
     driver.kill()
     driver.wait()
-    wait_for(lambda: not any(map(is_alive, family)))
-    store = run_pairs(tmp_path, Ear())
-    assert files(store) == alone
+    wait_for(lambda: not any(map(is_alive, workers)), 20)
+    return family
 
 
 def descendants(pid: int) -> list[int]:
@@ -205,7 +260,7 @@ def descendants(pid: int) -> list[int]:
 def is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # before it is read, or just then
         return False
 
 

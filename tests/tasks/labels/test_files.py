@@ -60,6 +60,19 @@ def test_what_is_read_is_what_was_written_across_files(tmp_path: Path, kind: str
     assert torch.equal(found.of(chosen).probabilities(slice(0, 3), log_q[:3]), expected)
 
 
+def test_ranks_read_what_the_first_has_put_there(tmp_path: Path) -> None:
+    labels, head = made("topk", 1.0, tokens=300, rows=50)
+    write_labels(tmp_path / "labels.parquet", labels, place(50), 300)  # type: ignore[arg-type]
+    first = open_labels([tmp_path / "labels.parquet"], tmp_path / "scratch", "x", head)
+    stored = {path: path.stat().st_mtime_ns for path in (tmp_path / "scratch").iterdir()}
+    other = open_labels([tmp_path / "labels.parquet"], tmp_path / "scratch", "x", head, fill=False)
+    assert isinstance(first, TopKLabels)
+    assert isinstance(other, TopKLabels)
+    assert torch.equal(other.ids_MK[:], first.ids_MK[:])
+    assert torch.equal(other.log_prob_MK[:], first.log_prob_MK[:])
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "scratch").iterdir()} == stored
+
+
 def test_labels_of_one_kind_follow_one_another() -> None:
     for kind, expected in (("topk", TopKLabels), ("sampled", SampledLabels), ("hidden", HiddenLabels)):
         labels, _ = made(kind, 1.0, tokens=50, rows=9)  # type: ignore[arg-type]

@@ -1,7 +1,9 @@
 """Checkpoints: whole or not there, the last two kept, a corrupt one told and passed over."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -38,6 +40,34 @@ def test_the_newest_is_found_and_two_are_kept(make: Callable[[float], Checkpoint
     assert latest[0] == 10
     assert (latest[1] / "state.txt").read_text() == "step 10"
     assert [path.name for path in sorted(checkpoints.dir.iterdir())] == ["step-0000000002", "step-0000000010"]
+
+
+def test_a_process_that_still_writes_is_waited_for_and_told_of(
+    make: Callable[[float], Checkpoints], warnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.store.checkpoints.SAY_SECONDS", 0.1)
+    done: list[str] = []
+
+    def end() -> None:
+        done.append("the one of before")
+        before.close()
+
+    with ExitStack() as before:
+        before.enter_context(make(0).alone())
+        Timer(0.5, end).start()
+        with make(0).alone():
+            done.append("the next")
+    assert done == ["the one of before", "the next"]
+    assert [text.partition(" to ")[0] for text in warnings] == ["a process of before still writes"]
+
+
+def test_the_newest_is_known_without_a_look_inside(make: Callable[[float], Checkpoints]) -> None:
+    checkpoints = make(0)
+    assert checkpoints.newest() == 0
+    for step in (9, 10):
+        save(checkpoints, step)
+    (checkpoints.dir / "step-0000000010" / "state.txt").write_text("other")
+    assert checkpoints.newest() == 10
 
 
 def test_a_failed_write_leaves_the_ones_before(make: Callable[[float], Checkpoints]) -> None:
