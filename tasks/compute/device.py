@@ -49,4 +49,5 @@ def _device_of(runtime: RuntimeSettings) -> torch.device:
         return device
     if torch.cuda.is_available():
         return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    is_alone = runtime.engine == "local"  # processes that train together have no way to exchange what is on mps
+    return torch.device("mps" if torch.backends.mps.is_available() and is_alone else "cpu")

@@ -47,6 +47,8 @@ class RuntimeSettings:
         return self.sharded in (role, "both")
 
     def _check_ray(self) -> None:
+        if self.device.startswith("mps"):
+            raise ValueError("device mps cannot be shared by the processes of engine ray\nset device to cpu or cuda")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers must be at least 1, got {self.workers}")
         if self.gpus_per_worker is not None and self.gpus_per_worker < 0:

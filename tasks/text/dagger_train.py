@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping
 
+import torch
+
+from kd_core.losses.head import Head
 from kd_core.losses.soft_targets import TeacherLabels
 from kd_core.models.policy import laid_out
 from kd_core.rollout.sampling import mixed_seed
@@ -14,7 +17,7 @@ from tasks.compute.device import device_of
 from tasks.compute.models import load_artifact, lone_head
 from tasks.compute.teacher_check import STUDENT, warn_if_no_better
 from tasks.compute.training import run_training
-from tasks.labels.files import open_labels
+from tasks.labels.files import HEAD, open_labels, read_head
 from tasks.store.artifacts import Artifact
 from tasks.store.stage import Build, stage, trains
 from tasks.text.aggregated_files import aggregated_set
@@ -38,12 +41,15 @@ def dagger_train(
     seed: int,
     trunk_precision: TrunkPrecision = "float32",
 ) -> None:
-    """Train one round by Eq. 5: model/ and training_log.parquet. Without labels (alpha 1) no teacher is needed."""
+    """Train one round by Eq. 5: model/ and training_log.parquet.
+
+    No teacher is loaded: `teacher` is given where labels are hidden states, and its head lies beside those.
+    """
     device, ranks = device_of(build.runtime), Ranks.here()
     loaded = load_artifact(student, device)
     loaded.model.float()
     set_trainable(loaded.model, trainable)
-    head = None if teacher is None or labels is None else lone_head(teacher, device, loaded.num_tokens)
+    head = None if teacher is None or labels is None else _head(labels, teacher, device, loaded.num_tokens)
     is_rounded = trunk_precision == "bfloat16"  # else products stay as they always were, to the last digit
     if head is not None and is_rounded:
         head = laid_out(head)
@@ -85,3 +91,9 @@ def dagger_train(
         teacher_nll = float(labels.manifest().stats["validation_loss"])
         build.record(teacher_validation_nll=teacher_nll)
         warn_if_no_better(build, teacher_nll, {STUDENT: min(before["nll"], after["nll"])}, "validation text")
+
+
+def _head(labels: Artifact, teacher: Artifact, device: torch.device, num_tokens: int) -> Head:
+    """The teacher's head: beside the labels, or, where these were made before that was so, taken from the teacher."""
+    kept = labels.path / HEAD
+    return read_head(kept, device) if kept.is_file() else lone_head(teacher, device, num_tokens)

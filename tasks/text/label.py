@@ -19,7 +19,7 @@ from kd_core.windows.trunk import TrunkPrecision
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_artifact
 from tasks.engine.settings import RuntimeSettings
-from tasks.labels.files import collect, drawn_labels, labels_writer
+from tasks.labels.files import HEAD, collect, drawn_labels, head_writer, labels_writer
 from tasks.store.artifacts import Artifact
 from tasks.store.files import read_json, write_json
 from tasks.store.shards import Making, Shard, Sharded, Writer
@@ -43,18 +43,20 @@ def label(
     seed: int,
     trunk_precision: TrunkPrecision = "float32",
 ) -> None:
-    """Write train- and validation-*.parquet, a row a prediction; finished shards survive a kill.
+    """Write train- and validation-*.parquet, a row a prediction, and the head that hidden states need.
 
+    Finished shards survive a kill.
     `features` are those of the teacher where only its last block was fine-tuned: its frozen part is not run again.
     """
     counts = {split: len(windows.targets(len(read_tokens(corpus, split)))) for split in SPLITS}
     parts = [
-        Shard(_files(split, number), (split, index), len(index))
+        Shard(_files(split, number, settings), (split, index), len(index))
         for split, count in counts.items()
         for number, index in enumerate(torch.arange(count).split(SHARD_WINDOWS))
     ]
     shards = Sharded(build, "windows", parts)
     shards.make(partial(_opens, corpus, teacher, features, windows, settings, seed, trunk_precision))
+    build.shards.collect(*(name for name in shards.files if name == HEAD))
     collect(build, [name for name in shards.files if name.endswith(".parquet")], shards.size * windows.width)
     build.record(windows=shards.size)
     measured = [read_json(build.shards.dir / name) for name in shards.files if name.endswith(".json")]
@@ -93,6 +95,8 @@ def _opens(
                 held_out = hidden_ME[: HELD_OUT_WINDOWS * windows.width]
                 measured |= _lost(held_out, head, settings, mixed_seed(seed, len(SPLITS)))
             writers.append(partial(write_json, record=measured))
+        elif index[0] == 0 and settings.kind == "hidden":
+            writers.append(head_writer(head))
         return writers
 
     return work
@@ -115,7 +119,9 @@ def _lost(hidden_ME: Tensor, head: Head, settings: LabelSettings, seed: int) -> 
     return {"kl_to_dense": error.divergence, "mass_elsewhere": error.missed}
 
 
-def _files(split: str, number: int) -> tuple[str, ...]:
+def _files(split: str, number: int, settings: LabelSettings) -> tuple[str, ...]:
     """The files of a shard; of the validation split also what is measured there, which is no part of the artifact."""
     labels = f"{split}-{number:05d}.parquet"
-    return (labels, f"{split}-{number:05d}.json") if split == "validation" else (labels,)
+    if split == "validation":
+        return labels, f"{split}-{number:05d}.json"
+    return (labels, HEAD) if number == 0 and settings.kind == "hidden" else (labels,)

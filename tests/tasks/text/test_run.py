@@ -18,7 +18,9 @@ from kd_core.windows.cutting import contexts, window_targets
 from kd_core.windows.dad_dagger import Aggregated, aggregate
 from kd_core.windows.last_block import next_hidden, trunk
 from tasks.catalog.database import query
+from tasks.compute.models import lone_head
 from tasks.export.export import export_run
+from tasks.labels.files import HEAD, read_head
 from tasks.store.artifacts import Artifact, Store
 from tasks.store.progress import NullReporter
 from tasks.store.stage import Run
@@ -126,6 +128,20 @@ def test_every_choice_runs_to_its_metrics(own: Store, changes: Sequence[str]) ->
     values = {(row["system"], row["metric"]): row["value"] for row in rows}
     assert values["dad_dagger", "perplexity"] > 1
     assert values["dad_dagger", "free_running_ce"] != values["student", "free_running_ce"]
+
+
+def test_hidden_labels_bring_their_head_and_training_loads_no_teacher(
+    own: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*arguments: object) -> None:
+        raise AssertionError("the teacher was loaded")
+
+    monkeypatch.setattr("tasks.text.dagger_train.lone_head", refused)
+    run, _ = run_text(own, "method.kind=next_token", "labels.kind=hidden")
+    keys = {stage.name: stage.key for stage in run.stages}
+    head = read_head(own.artifact("label", keys["label"]).path / HEAD, torch.device("cpu"))
+    teacher = lone_head(own.artifact("fine_tune", keys["fine_tune"]), torch.device("cpu"), len(head))
+    assert torch.equal(head.weight_VD, teacher.weight_VD)
 
 
 def test_features_that_are_not_kept_change_nothing_but_a_rounding(own: Store) -> None:
