@@ -103,7 +103,7 @@ def updates(bench: Bench, settings: LLMRSettings) -> tuple[Callable[[], Any], Ca
     state = TrainState.start(copy.deepcopy(bench.student), settings.optimizer)
     student = copy.deepcopy(bench.student)
     optimizer = torch.optim.Adam(student.parameters(), lr=settings.optimizer.learning_rate, fused=True)
-    seen: list[Experience] = []
+    seen: dict[int, Experience] = {}
     both = Sources(sources, sources)
     loop = train_llmr(state, bench.teacher, both, both, settings, SEED, observe=seen)
     next(loop)  # the look at the validation set before any update

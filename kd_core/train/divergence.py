@@ -174,8 +174,8 @@ def train_divergence(
         # act: a term is taken on what the student writes now, or on what the teacher has written
         written = [
             pair.write(mine, terms, mixed_seed(seed, state.step, micro))
-            for micro, mine in enumerate(map(ranks.mine, micro_batches))
-            if len(mine)
+            for micro, rows_B in enumerate(micro_batches)
+            if len(mine := ranks.mine(rows_B, micro))
         ]
         values = summary(written, terms, ranks)
         count = int(sum(values[f"{term.writer}_tokens"] for term in terms))

@@ -25,9 +25,10 @@ from kd_core.rollout.scoring import Judgement, judge
 from kd_core.train.batches import Sources, updates
 from kd_core.train.best import ran_out, restore
 from kd_core.train.budget import Budget
+from kd_core.train.in_flight import pack, unpack
 from kd_core.train.passes import act, counted, lengths, teacher_states
 from kd_core.train.ranks import ALONE, Ranks
-from kd_core.train.state import StepMetrics, TrainState, autocast, fetched, pack, unpack
+from kd_core.train.state import StepMetrics, TrainState, autocast, fetched
 from kd_core.train.validation import Validation
 
 
@@ -108,13 +109,14 @@ def train_llmr(
     *,
     start: Model | None = None,
     num_tokens: int | None = None,
-    observe: list[Experience] | None = None,
+    observe: dict[int, Experience] | None = None,
 ) -> Iterator[StepMetrics]:
     """Maximise E_{y ~ q_theta}[sum of rewards] by REINFORCE.
 
     Yields one row a step, before them a row 0 of the student as it starts, and goes on from `state`, rollouts in flight
-    included. `start` is that student, never trained: `start_kl` needs it. `observe`, if given, holds the judged
-    rollouts of the step just yielded. Source: LLMR Eq. 1 to 4 and the gradient under Eq. 4.
+    included. `start` is that student, never trained: `start_kl` needs it. `observe`, if given, holds this
+    rank's judged rollouts of the step just yielded, by micro-batch. Source: LLMR Eq. 1 to 4 and the
+    gradient under Eq. 4.
     """
     student, ranks = state.model, state.ranks
     reuse, times = settings.updates_per_rollout, settings.rollouts_per_source
@@ -129,9 +131,9 @@ def train_llmr(
     while state.step < settings.steps and not ran_out(state, settings.patience):
         uses = state.step % reuse  # updates that these rollouts have served
         if uses == 0:
-            experience = []
+            experience = {}
             for micro, rows_B in enumerate(next(batches)):
-                mine = ranks.mine(rows_B)
+                mine = ranks.mine(rows_B, micro)
                 if not len(mine):
                     continue
                 # act: the student writes, from states of its own; no gradient
@@ -153,15 +155,16 @@ def train_llmr(
                 gain_BT = reward_to_go(judged.reward_BT, judged.mask_BT)
                 source_B = mine.rows_B.repeat_interleave(times)
                 part = Experience.of(source_B, rollout, judged, gain_BT, memory)
-                experience.append(counted(part, mine))
+                experience[micro] = counted(part, mine)
         # learn: up the mean over tokens of advantage_t * log q(y_t | s_t)
-        values = summary(experience, ranks) | {"staleness": float(uses)}
+        parts = list(experience.values())
+        values = summary(parts, ranks) | {"staleness": float(uses)}
         num_kept = int(values.pop("tokens"))
         values |= {"loss": 0.0, "grad_norm": 0.0, "tokens": float(num_kept)}
         if num_kept > 0:  # else every rollout was cut off and dropped: there is nothing to learn from
             weighted = settings.importance == "always" or (settings.importance == "reused" and uses > 0)
             losses, ratios = [], []
-            for part, advantage_BT in zip(experience, advantages(experience, settings.reward, ranks), strict=True):
+            for part, advantage_BT in zip(parts, advantages(parts, settings.reward, ranks), strict=True):
                 with autocast(student.device, settings.optimizer.precision):
                     loss, ratio = policy_gradient_loss(  # minus that, of this micro-batch
                         student,
@@ -186,7 +189,8 @@ def train_llmr(
         state.step += 1
         state.in_flight = pack(experience) if state.step % reuse else {}
         if observe is not None:
-            observe[:] = experience
+            observe.clear()
+            observe.update(experience)
         if settings.validates_at(state.step):
             values |= held_out.look(state)
         yield StepMetrics(state.step, values)

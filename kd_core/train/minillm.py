@@ -38,9 +38,10 @@ from kd_core.rollout.sampling import mixed_seed
 from kd_core.train.batches import Sources, updates
 from kd_core.train.best import ran_out, restore
 from kd_core.train.budget import Budget
+from kd_core.train.in_flight import pack, unpack
 from kd_core.train.passes import act, counted, lengths, teacher_states
 from kd_core.train.ranks import Mine
-from kd_core.train.state import StepMetrics, TrainState, autocast, pack, unpack
+from kd_core.train.state import StepMetrics, TrainState, autocast
 from kd_core.train.validation import Validation
 
 
@@ -123,15 +124,15 @@ def train_minillm(
     while state.step < settings.steps and not ran_out(state, settings.patience):
         if state.step % reuse == 0:
             # act: the student writes, or the two of them mixed
-            experience = [
-                pair.write(mine, mixed_seed(seed, state.step // reuse, micro))
-                for micro, mine in enumerate(map(ranks.mine, next(batches)))
-                if len(mine)
-            ]
-        values = {"staleness": float(state.step % reuse)} | lengths(experience, ranks)
+            experience = {
+                micro: pair.write(mine, mixed_seed(seed, state.step // reuse, micro))
+                for micro, rows_B in enumerate(next(batches))
+                if len(mine := ranks.mine(rows_B, micro))
+            }
+        values = {"staleness": float(state.step % reuse)} | lengths(list(experience.values()), ranks)
         count = int(values["tokens"])
         seen: dict[str, list[Tensor]] = {name: [] for name in ("loss", "reward", "reverse_kl", "clipped", "max_ratio")}
-        for part in experience:
+        for part in experience.values():
             # judge and learn: -sum_t w_t R_{t+1} log q(y_t | s_t), and sum_t w_t KL(q || p) of the steps themselves
             with autocast(student.device, settings.optimizer.precision):
                 objective, of_part = pair.loss(part, count)

@@ -16,8 +16,9 @@ from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.responses import Responses, Rollout
 from kd_core.rollout.sampling import sample
 from kd_core.train.budget import Budget
+from kd_core.train.in_flight import blank
 from kd_core.train.ranks import ALONE, Mine, Ranks
-from kd_core.train.state import autocast, blank, fetched
+from kd_core.train.state import autocast, fetched
 
 R = TypeVar("R", bound=Responses)
 

@@ -60,15 +60,20 @@ class Ranks:
         """Whether this is the rank that writes."""
         return self.rank == 0
 
-    def mine(self, rows_B: Tensor) -> Mine:
-        """This rank's rows of a batch, which are neighbours.
+    def mine(self, rows_B: Tensor, micro_batch: int = 0) -> Mine:
+        """This rank's rows of a batch, which are neighbours; those of an update's micro-batches go round.
 
         Where there are fewer rows than ranks it is none, or, in step, one that does not count.
         """
-        first, end = (len(rows_B) * rank // self.size for rank in (self.rank, self.rank + 1))
+        place = (self.rank - micro_batch) % self.size
+        first, end = (len(rows_B) * each // self.size for each in (place, place + 1))
         if self.in_step and first == end:
             return Mine(rows_B[:1], 0, len(rows_B), counts=False)
         return Mine(rows_B[first:end], first, len(rows_B))
+
+    def in_order(self, micro_batch: int) -> list[int]:
+        """The ranks, in the order of their rows of a micro-batch."""
+        return [(place + micro_batch) % self.size for place in range(self.size)]
 
     def gather(self, own: T) -> list[T]:
         """What each rank has, in their order. It travels pickled: small things, or tensors that are on the CPU."""
@@ -115,10 +120,16 @@ class Ranks:
         distributed.all_reduce(has, distributed.ReduceOp.MAX)
         wanted = [x for x, any_rank in zip(parameters, has.tolist(), strict=True) if any_rank]
         for bucket in _buckets(wanted):
-            flat = torch.cat([(torch.zeros_like(x) if x.grad is None else x.grad).flatten() for x in bucket])
-            distributed.all_reduce(flat)
-            for x, summed in zip(bucket, flat.split([x.numel() for x in bucket]), strict=True):
-                x.grad = summed.view_as(x).clone()
+            gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in bucket]
+            if len(bucket) == 1 and gradients[0].is_contiguous():  # the largest ones, without a copy
+                distributed.all_reduce(gradients[0])
+            else:
+                flat = torch.cat([gradient.flatten() for gradient in gradients])
+                distributed.all_reduce(flat)
+                for gradient, summed in zip(gradients, flat.split([x.numel() for x in bucket]), strict=True):
+                    gradient.copy_(summed.view_as(gradient))
+            for x, gradient in zip(bucket, gradients, strict=True):
+                x.grad = gradient
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:

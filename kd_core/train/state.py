@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -19,9 +19,9 @@ from torch.utils.hooks import RemovableHandle
 from kd_core.models.backends.sharded import cut, gradient_of, is_part, joined, own_parameters, part_of
 from kd_core.rollout.responses import NotFiniteError
 from kd_core.rollout.sampling import mixed_seed
+from kd_core.train.in_flight import dealt, whole
 from kd_core.train.ranks import ALONE, Ranks
 
-Part = TypeVar("Part")
 PRECISIONS = "set bfloat16 (weights and optimizer state are shared out in float32), or float32"
 
 
@@ -132,13 +132,13 @@ class TrainState:
 
     def _sum_gradients(self) -> Tensor:
         """Give what is trained its gradient over all ranks; returns the norm of the whole model's."""
-        whole, parts = list[Tensor](), list[Tensor]()
+        same, parts = list[Tensor](), list[Tensor]()  # on every rank, and of its own
         for name, x in self.trained.items():
-            (parts if is_part(self.parameters[name]) else whole).append(x)
+            (parts if is_part(self.parameters[name]) else same).append(x)
             if is_part(self.parameters[name]):  # summed on the way back
                 x.grad = gradient_of(self.parameters[name])
-        self.ranks.add_gradients(whole)
-        norm, of_parts = (get_total_norm([x.grad for x in each if x.grad is not None]) for each in (whole, parts))
+        self.ranks.add_gradients(same)
+        norm, of_parts = (get_total_norm([x.grad for x in each if x.grad is not None]) for each in (same, parts))
         return (norm**2 + self.ranks.total(of_parts**2)).sqrt() if parts else norm
 
     @torch.no_grad()
@@ -169,23 +169,12 @@ class TrainState:
         found = {}
         for key, (name, tensor) in own.items():
             if name in self.parameters and is_part(self.parameters[name]):
-                whole = joined(tensor, self.parameters[name])
-                tensor = whole.cpu() if self.ranks.is_first else tensor
+                all_of_it = joined(tensor, self.parameters[name])
+                tensor = all_of_it.cpu() if self.ranks.is_first else tensor
             found[key] = tensor
-        return found | {f"in_flight.{name}": tensor.clone() for name, tensor in self._all_in_flight().items()}
-
-    def _all_in_flight(self) -> dict[str, Tensor]:
-        if self.ranks.size == 1:
-            return self.in_flight
-        own = {name: tensor.cpu() for name, tensor in self.in_flight.items()}
-        return _numbered([part for each in self.ranks.gather(own) for part in _parts(each)])
-
-    def _dealt(self, parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """This rank's of the parts in flight; ranks that keep step have equally many."""
-        mine = parts[self.ranks.rank :: self.ranks.size]
-        if self.ranks.in_step and len(mine) * self.ranks.size < len(parts):
-            mine.append(blank(parts[0]))
-        return _numbered(mine)
+        return found | {
+            f"in_flight.{name}": tensor.clone() for name, tensor in whole(self.in_flight, self.ranks).items()
+        }
 
     def save(self, directory: Path, log: list[StepMetrics], tensors: Mapping[str, Tensor] | None = None) -> None:
         """Write a checkpoint and the log so far, without pickle, in which nothing says how many ranks there were.
@@ -218,8 +207,7 @@ class TrainState:
         for name, like in self.parameters.items():
             if f"weights.{name}" in self.best:
                 self.best[f"weights.{name}"] = cut(self.best[f"weights.{name}"], like)
-        if self.ranks.size > 1:
-            self.in_flight = self._dealt(_parts(self.in_flight))
+        self.in_flight = dealt(self.in_flight, self.ranks)
         self.round()
         return [StepMetrics(int(row.pop("step")), row) for row in record["log"]]
 
@@ -249,34 +237,6 @@ def fetched(seen: Mapping[str, Sequence[Tensor]]) -> dict[str, list[float]]:
     dtype = reduce(torch.promote_types, (x.dtype for x in flat), torch.float32)
     numbers = iter(torch.stack([x.to(dtype) for x in flat]).tolist())
     return {name: [next(numbers) for _ in parts] for name, parts in seen.items()}
-
-
-def pack(parts: Sequence[object]) -> dict[str, Tensor]:
-    """Dataclasses of tensors as `TrainState.in_flight` holds them: each tensor under its part's number and its name."""
-    return _numbered([{name: x for name, x in vars(part).items() if x is not None} for part in parts])
-
-
-def unpack(kind: type[Part], in_flight: Mapping[str, Tensor]) -> list[Part]:
-    """What `pack` was given, parts of one `kind`."""
-    return [kind(**part) for part in _parts(in_flight)]
-
-
-def blank(part: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same rows of a data set with nothing that counts: no token, no reward. For a rank that keeps step by them."""
-    return {name: tensor if name == "source_B" else torch.zeros_like(tensor) for name, tensor in part.items()}
-
-
-def _numbered(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {f"{i}.{name}": tensor for i, part in enumerate(parts) for name, tensor in part.items()}
-
-
-def _parts(in_flight: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """The tensors of each part by name, in the parts' order."""
-    parts: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in in_flight.items():
-        number, name = key.split(".")
-        parts.setdefault(int(number), {})[name] = tensor
-    return [parts[number] for number in sorted(parts)]
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:

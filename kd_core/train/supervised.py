@@ -101,7 +101,7 @@ def train_supervised(
         gathered: list[dict[str, Tensor]] = []
         model.train()
         for micro, rows in enumerate(micro_batches):
-            mine = ranks.mine(rows)
+            mine = ranks.mine(rows, micro)
             if not len(mine):
                 continue
             dropout = dropout_rng(seed, state.step, micro, ranks.rank)

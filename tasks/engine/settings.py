@@ -53,6 +53,10 @@ class RuntimeSettings:
             raise ValueError(f"workers must be at least 1, got {self.workers}")
         if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
             raise ValueError(f"gpus_per_worker must be 0 or more, got {self.gpus_per_worker}")
+        if self.sharded != "none" and 0 < (self.gpus_per_worker or 0) < 1:
+            raise ValueError(
+                f"sharded={self.sharded} needs a GPU for each worker, and gpus_per_worker is {self.gpus_per_worker}"
+            )
         host, _, port = (self.address or "auto").rpartition(":")
         if self.address not in (None, "auto") and (not host or "/" in host or not port.isdigit()):
             raise ValueError(

@@ -61,7 +61,7 @@ def llmr(
     train = read_sources(corpus, "train", pair, prompt, limit)
     validation = validation_sources(corpus, pair, prompt, settings)
     start = start_of(build, student, student_model, settings) if settings.start_kl > 0 else None
-    seen: list[Experience] = []
+    seen: dict[int, Experience] = {}
     log = run_training(
         build,
         student_model,
@@ -135,10 +135,10 @@ def first_rollouts(part: Experience) -> list[tuple[int, dict[str, list[Any]]]]:
 class RolloutLog:
     """A few rollouts of each look at the validation set, token by token: what the teacher rewarded.
 
-    `seen` holds this rank's rows of the last update, micro-batch by micro-batch.
+    `seen` holds this rank's rows of the last update, by micro-batch.
     """
 
-    def __init__(self, student: LoadedModel, ids: list[int], seen: list[Experience]) -> None:
+    def __init__(self, student: LoadedModel, ids: list[int], seen: dict[int, Experience]) -> None:
         self._student, self._ids, self._seen = student, ids, seen
         self._rows: list[dict[str, Any]] = []
 
@@ -146,7 +146,7 @@ class RolloutLog:
         """Note the first few rollouts of an update after which the validation set was looked at."""
         if "validation_reward" not in row.values or row.step == 0:
             return
-        first = [rollout for part in self._seen[:1] for rollout in first_rollouts(part)]
+        first = [rollout for part in [self._seen.get(0)] if part for rollout in first_rollouts(part)]
         rollouts = [rollout for each in Ranks.here().gather(first) for rollout in each]
         for i, (source, columns) in enumerate(rollouts[:LOGGED_ROLLOUTS]):
             names = token_names(self._student.tokenizer, columns["token_id"])

@@ -9,6 +9,7 @@ from kd_core.models.loading import check_same_tokenizer, load_model, load_tokeni
 from kd_core.models.prompts import Prompts
 from kd_core.models.shapes import build_model
 from kd_core.models.special_ids import also_ends, special_ids, vocabulary_size
+from kd_core.train.ranks import Ranks
 from kd_core.train.supervised import Pairs, SupervisedSettings, cross_entropy, num_updates, train_supervised
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_artifact, model_location, shared_out
@@ -51,7 +52,7 @@ def pre_distill(
     validation = reference_pairs(loaded, prompt, held_out, settings)
     losses: dict[str, float] = {}
     if student.name is not None or start is not None:  # it may be as good as its teacher already; a shape is random
-        before = cross_entropy(loaded.model, validation, settings.validation_rows)
+        before = cross_entropy(loaded.model, validation, settings.validation_rows, Ranks.here())
         build.record(validation_loss_before=before)
         losses[f"{STUDENT} (before it was taught anything)"] = before
     log = run_training(
@@ -65,7 +66,8 @@ def pre_distill(
     answers, in_parts = build.checkpoints.dir / ANSWERS, runtime.shares_out("teacher")
     teacher_model = load_artifact(teacher, device, beside=loaded, answers=answers, sharded=in_parts)
     prompted = prompt_rows(teacher_model, prompt.teacher, held_out["source"], settings.max_source_tokens)
-    teacher_nll = cross_entropy(teacher_model.model, Pairs(prompted, validation.target), settings.validation_rows)
+    told = Pairs(prompted, validation.target)
+    teacher_nll = cross_entropy(teacher_model.model, told, settings.validation_rows, Ranks.here())
     parameters = loaded.model.num_parameters()
     if student.lora is not None:
         build.record(trained_parameters=loaded.model.num_parameters(only_trainable=True))

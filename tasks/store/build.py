@@ -10,7 +10,7 @@ import importlib
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -174,15 +174,15 @@ def run_rank(call: Call, runtime: RuntimeSettings, seat: Seat) -> Iterator[News]
             run = replace(call.run, runtime=replace(runtime, track=()))
             directory = Path(held.enter_context(TemporaryDirectory()))
         build = Build(run, call.artifact, directory, call.shown, call.settings)
-        if is_first:
-            held.enter_context(build.checkpoints.alone())  # a first rank of before may not have died yet
-            for left in directory.iterdir():  # by that one
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
         function = getattr(importlib.import_module(call.module), call.name).function
 
         def work() -> None:
             try:
-                function(build, **call.arguments)
+                # a first rank of before may not have died yet
+                with build.checkpoints.alone() if is_first else nullcontext():
+                    for left in directory.iterdir():  # by that one
+                        shutil.rmtree(left) if left.is_dir() else left.unlink()
+                    function(build, **call.arguments)
             except BaseException as error:
                 failures.append(error)
 

@@ -12,7 +12,7 @@ Under `planning=True` the same calls build nothing and say of each stage whether
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
@@ -208,7 +208,9 @@ class Stage:
         """Run the function: here, or by all workers of a cluster. Returns what a manifest records of who that was."""
         run, team = build.run, build.run.engine
         if team is None or not self.trains(arguments):
-            self.function(build, **arguments)
+            # a first rank whose driver was killed may not have died yet
+            with build.checkpoints.alone() if self.trains(arguments) else nullcontext():
+                self.function(build, **arguments)
             return build.engine.about
         where = self.function.__module__, self.name
         call = Call(*where, arguments, run.travelling(), build.artifact, build.dir, self.shown, build.settings)
@@ -220,13 +222,13 @@ def _together(build: Build, team: Team, call: Call) -> int:
 
     Raises what the function raises, and ChildProcessError where too many have died without a new checkpoint.
     """
-    deaths, newest = 0, build.checkpoints.newest()
+    deaths, in_all, newest = 0, 0, build.checkpoints.newest()
     while True:
         try:
             return team.together(partial(run_rank, replace(call, run=build.run.travelling())), build.hear)
         except WorkerDiedError as error:
             before, newest = newest, build.checkpoints.newest()
-            deaths = deaths + 1 if newest == before else 1
+            deaths, in_all = deaths + 1 if newest == before else 1, in_all + 1
             if deaths >= ATTEMPTS:
                 raise ChildProcessError(
                     f"{build.stage} has lost {deaths} workers without a checkpoint between: {first_line(error)}\n"
@@ -234,7 +236,8 @@ def _together(build: Build, team: Team, call: Call) -> int:
                     "runtime.checkpoint_seconds loses less"
                 ) from error
             where = f"the checkpoint after step {newest}" if newest else "the start"
-            build.run.reporter.warning(f"a worker has died: {first_line(error)}; all go on from {where}")
+            count = f" (the {in_all}th time)" if in_all > 3 else ""
+            build.run.reporter.warning(f"a worker has died{count}: {first_line(error)}; all go on from {where}")
 
 
 def _remarks(manifest: Manifest) -> list[str]:

@@ -14,8 +14,9 @@ from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.sampling import SamplingSettings, mixed_seed
 from kd_core.rollout.teacher_labels import OutputLabels
 from kd_core.train.batches import BatchSettings, Sources
+from kd_core.train.in_flight import pack, unpack
 from kd_core.train.llmr import LLMRSettings, train_llmr
-from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState, pack, unpack
+from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState
 from kd_core.train.supervised import (
     Pairs,
     SupervisedSettings,
@@ -179,11 +180,11 @@ def test_resumed_training_is_byte_identical(make_t5: Make, tmp_path: Path, kind:
 
 def test_rollouts_in_flight_are_named_by_number_and_field_and_come_back_in_order() -> None:
     parts = [Pairs(torch.tensor([i]), torch.tensor([-i])) for i in range(11)]  # type: ignore[arg-type]
-    packed = pack(parts)
+    packed = pack(dict(enumerate(parts)))
     assert packed["10.source"].item() == 10  # names of a checkpoint: one that was saved before must be read
     assert len(packed) == 22
     found = unpack(Pairs, dict(sorted(packed.items(), reverse=True)))  # as strings, 10 comes before 2
-    assert [(part.source.item(), part.target.item()) for part in found] == [(i, -i) for i in range(11)]  # type: ignore[attr-defined]
+    assert [(part.source.item(), part.target.item()) for part in found.values()] == [(i, -i) for i in range(11)]  # type: ignore[attr-defined]
 
 
 def test_rollouts_are_reused_and_weighted(make_t5: Make) -> None:

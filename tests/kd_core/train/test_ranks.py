@@ -129,7 +129,7 @@ KINDS = ("supervised", "soft labels", "reverse_kl", "js", "gkd", "minillm", "win
 
 def trained(kind: str, dtype: torch.dtype, steps: int) -> Trained:
     """A whole training by the ranks that are here."""
-    model, seen = student_of(kind, dtype), list[Experience]()
+    model, seen = student_of(kind, dtype), dict[int, Experience]()
     state = TrainState.start(model, adam(steps), Ranks.here())
     found = Trained([], {})
     for row in loop_of(kind, model, dtype, steps)(state, seen):
@@ -137,7 +137,7 @@ def trained(kind: str, dtype: torch.dtype, steps: int) -> Trained:
         found.rollouts.append(
             [
                 (int(source), tokens[mask].tolist())
-                for part in seen
+                for part in seen.values()
                 for source, tokens, mask in zip(part.source_B, part.tokens_BT, part.mask_BT, strict=True)
             ]
         )
@@ -206,9 +206,9 @@ def test_rollouts_are_those_of_one_process_token_by_token(exactly: list[dict[str
 
 def stopped(folder: Path, step: int) -> list[StepMetrics]:
     """LLMR until rollouts are in flight, saved by the first rank; its log."""
-    model, ranks = student_of("reused", torch.float64), Ranks.here()
+    model, ranks = student_of("reused", torch.float32), Ranks.here()
     state, log = TrainState.start(model, adam(SHORT), ranks), list[StepMetrics]()
-    for row in loop_of("reused", model, torch.float64, SHORT)(state, []):
+    for row in loop_of("reused", model, torch.float32, SHORT)(state, {}):
         log.append(row)
         if row.step == step:
             break
@@ -221,10 +221,10 @@ def stopped(folder: Path, step: int) -> list[StepMetrics]:
 
 
 def resumed(folder: Path) -> Trained:
-    model = student_of("reused", torch.float64)
+    model = student_of("reused", torch.float32)
     state = TrainState.start(model, adam(SHORT), Ranks.here())
     log = state.load(folder)
-    log += loop_of("reused", model, torch.float64, SHORT)(state, [])
+    log += loop_of("reused", model, torch.float32, SHORT)(state, {})
     return Trained(log, {name: x.detach().clone() for name, x in model.named_parameters()})
 
 
@@ -235,11 +235,24 @@ def test_a_training_goes_on_with_another_number_of_ranks(tmp_path: Path, before:
         (tmp_path / name).mkdir()
     folder = tmp_path / "checkpoint"
     together(stopped, before, tmp_path / "first", folder, 4)
-    expected = alone("reused", torch.float64, SHORT)
+    expected = alone("reused", torch.float32, SHORT)
     for rank in together(resumed, after, tmp_path / "second", folder):
-        assert_same(rank, expected, 1e-7)
+        assert_same(rank, expected, 2e-4)
         for name, weight in expected.weights.items():
-            torch.testing.assert_close(rank.weights[name], weight, atol=1e-7, rtol=1e-7)
+            torch.testing.assert_close(rank.weights[name], weight, atol=1e-5, rtol=1e-5)
+
+
+def test_a_training_that_as_many_ranks_go_on_with_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    """In float32: of its rollouts each rank has those again that it had before."""
+    for name in ("first", "second", "checkpoint", "unbroken"):
+        (tmp_path / name).mkdir()
+    together(stopped, 3, tmp_path / "first", tmp_path / "checkpoint", 4)
+    found = together(resumed, 3, tmp_path / "second", tmp_path / "checkpoint")
+    unbroken = together(trained, 3, tmp_path / "unbroken", "reused", torch.float32, SHORT)
+    for rank, expected in zip(found, unbroken, strict=True):
+        assert rank.log == expected.log
+        for name, weight in expected.weights.items():
+            assert torch.equal(rank.weights[name], weight), name
 
 
 def test_alone_nothing_is_asked_of_anybody() -> None:
@@ -252,8 +265,16 @@ def test_alone_nothing_is_asked_of_anybody() -> None:
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 5, 8])
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
-def test_every_row_of_a_batch_is_one_ranks(rows: int, size: int) -> None:
-    parts = [Ranks(rank, size).mine(torch.arange(rows)) for rank in range(size)]
+@pytest.mark.parametrize("micro_batch", [0, 1, 9])
+def test_every_row_of_a_batch_is_one_ranks(rows: int, size: int, micro_batch: int) -> None:
+    order = Ranks(0, size).in_order(micro_batch)
+    parts = [Ranks(rank, size).mine(torch.arange(rows), micro_batch) for rank in order]
     assert [row for part in parts for row in part.rows_B.tolist()] == list(range(rows))
     assert [part.first for part in parts if len(part)] == [int(part.rows_B[0]) for part in parts if len(part)]
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_short_micro_batches_go_round() -> None:
+    """Of four micro-batches of two rows, eight ranks have one row each."""
+    counts = [sum(len(Ranks(rank, 8).mine(torch.arange(2), micro)) for micro in range(4)) for rank in range(8)]
+    assert counts == [1] * 8

@@ -6,17 +6,24 @@ from tasks.engine.settings import RuntimeSettings
 from tasks.preflight.ranks import idle_workers
 
 PARAMETERS = {
-    "method": {"batch": {"micro_batch_rows": 8, "micro_batches": 4}},
-    "teacher": {"fit": {"batch": {"micro_batch_rows": 64}}},
+    "method": {
+        "batch": {"micro_batch_rows": 64, "micro_batch_tokens": 2048, "micro_batches": 4},
+        "max_source_tokens": 1024,
+    },
+    "teacher": {"fit": {"batch": {"micro_batch_rows": 3, "micro_batch_tokens": 2048, "micro_batches": 3}}},
     "score": {"batch_rows": 2},
 }
 
 
-def test_a_batch_that_some_workers_get_no_row_of_is_named() -> None:
+def test_an_update_that_some_workers_get_no_row_of_is_named() -> None:
+    """Four micro-batches of two sources of 1,024 tokens are eight rows; three of three rows are nine."""
     assert idle_workers(RuntimeSettings(engine="ray", workers=16), PARAMETERS) == (
-        "of 16 workers some have nothing to train on, for a batch is shared out row by row: "
-        "method.batch.micro_batch_rows is 8"
+        "of 16 workers some have nothing to train on: an update may have no more rows than 8 by method.batch, "
+        "9 by teacher.fit.batch"
     )
+    said = idle_workers(RuntimeSettings(engine="ray", workers=9), PARAMETERS)
+    assert said is not None
+    assert said.endswith("than 8 by method.batch")
 
 
 def test_as_many_workers_as_rows_and_a_number_that_is_not_known_yet_are_fine() -> None:
