@@ -48,13 +48,14 @@ def pipeline(
         sweep: a setting that is varied for every variant, such as method.alpha
         values: what sweep is set to, one after another
         settings: what differs from the named run in all variants, by dotted name
-        workers: cells that are computed side by side, each on its share of the CPUs
+        workers: cells that are computed side by side, each on its share of the CPUs; with engine ray one
+            at a time, by all of its workers
         catalogue: the file that names the run; by default the prefect.yaml of the project
     """
     outline, tasks = _tasks(run, variants, seeds, sweep, values, settings, workers, catalogue)
     current = current_run()
     current.record.dataset = jsonable(tasks[0].parameters)["dataset"]
-    if workers > 1 and not current.planning:
+    if workers > 1 and not current.planning and current.runtime.engine == "local":
         build_cells(current, outline.entrypoint, [(task.cell.name, task.parameters) for task in tasks], workers)
     results = {}
     for task in tasks:

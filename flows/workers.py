@@ -28,12 +28,8 @@ def build_cells(run: Run, entrypoint: str, cells: Sequence[tuple[str, dict[str, 
 
     Where the others are there already, there is nothing to wait for a device for.
 
-    Raises what a cell raised; the cells that are done are kept. Raises ValueError for an engine that shares out itself.
+    Raises what a cell raised; the cells that are done are kept.
     """
-    if run.runtime.engine == "ray":
-        raise ValueError(
-            "cells side by side would each want all of Ray's workers\nlet it be one cell at a time: --set workers=1"
-        )
     numbers = count()
 
     def tell() -> None:

@@ -105,7 +105,8 @@ def resume(arguments: argparse.Namespace) -> int:
     if record.status == "running":
         raise ValueError(f"{record.run_id} is still running, as process {record.pid}\nwait for it, or end it first")
     print(f"going on with {record.run_id}")
-    return _run(record.flow, record.name, override(record.parameters, _runtime_assignments(arguments)))
+    parameters = _without_ray(record.parameters) if arguments.engine == "local" else record.parameters
+    return _run(record.flow, record.name, override(parameters, _runtime_assignments(arguments)))
 
 
 def sql(arguments: argparse.Namespace) -> int:
@@ -237,6 +238,12 @@ def _assignments(arguments: argparse.Namespace) -> list[str]:
 def _runtime_assignments(arguments: argparse.Namespace) -> list[str]:
     names = ("device", "threads", "engine", "workers", "address")
     return [f"runtime.{name}={value}" for name in names if (value := getattr(arguments, name)) is not None]
+
+
+def _without_ray(parameters: dict[str, Any]) -> dict[str, Any]:
+    """A run's parameters without what is for Ray alone, and goes with it."""
+    of_ray = ("workers", "address", "gpus_per_worker", "sharded")
+    return parameters | {"runtime": {name: x for name, x in parameters["runtime"].items() if name not in of_ray}}
 
 
 def _is_done(record: RunRecord, later: list[RunRecord]) -> bool:

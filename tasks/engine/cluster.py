@@ -97,7 +97,7 @@ class Cluster:
         try:
             address = ray.get(ranks[0].meet.remote())
         except RayError as error:
-            raise WorkerDiedError(first_line(error)) from None
+            raise WorkerDiedError(first_line(error).rstrip(".")) from None
         backend = "cpu:gloo,cuda:nccl" if self._place.gpus >= 1 else "gloo"  # NCCL wants a GPU for each
         seats = [Seat(rank, len(ranks), address, backend) for rank in range(len(ranks))]
         telling = [worker.join.remote(work, seat) for worker, seat in zip(ranks, seats, strict=True)]
@@ -115,7 +115,7 @@ class Cluster:
                         raise raised from None
                     lost = lost or (raised, time.monotonic())  # by whose death, another answer will tell
                 except RayError as error:
-                    raise WorkerDiedError(first_line(error)) from None
+                    raise WorkerDiedError(first_line(error).rstrip(".")) from None
                 else:
                     tell(news)
             if lost is not None and (not telling or time.monotonic() - lost[1] > LOST_SECONDS):
@@ -133,7 +133,7 @@ class Cluster:
                 f"{deaths} workers have died, one after another, of one part: {first_line(error)}\n"
                 "what is finished is kept: distill resume; smaller batches, or fewer workers, take less memory"
             )
-        self._warn(f"a worker has died: {first_line(error)}; its part is made anew by another")
+        self._warn(f"a worker has died: {first_line(error).rstrip('.')}; its part is made anew by another")
 
 
 def _what_it_raised(error: RayTaskError) -> BaseException:

@@ -135,7 +135,7 @@ class Workers:
         try:
             self._node[worker] = ray.get(answer)
         except RayError as error:
-            self._warn(f"a worker has died: {first_line(error)}; another one is started")
+            self._warn(f"a worker has died: {first_line(error).rstrip('.')}; another one is started")
             self._stillborn += is_new
             if self._stillborn >= ATTEMPTS * self._place.workers:
                 raise ChildProcessError(

@@ -12,12 +12,6 @@ import yaml
 
 from flows.cli import main as cli
 from flows.compare_outline import named
-from flows.workers import build_cells
-from tasks.engine.settings import RuntimeSettings
-from tasks.store.artifacts import Store
-from tasks.store.progress import NullReporter
-from tasks.store.runs import RunRecord
-from tasks.store.stage import Run
 from tests.tasks.tiny_texts import PARAMETERS, write_texts
 
 GRID: dict[str, Any] = {
@@ -130,9 +124,3 @@ def test_cells_side_by_side_make_the_artifacts_that_cells_one_after_another_do(
     assert tables[0] == tables[1]
     tracked = {path.parent.name for path in (tmp_path / "home-0" / "track" / "tensorboard").glob("*/*/dagger_train*")}
     assert {name.rpartition("-")[2] for name in tracked} == {"seed=0", "seed=1"}
-
-
-def test_cells_side_by_side_and_workers_of_ray_are_refused_together(tmp_path: Path) -> None:
-    run = Run(Store(tmp_path), RunRecord.start("it", {}), RuntimeSettings(engine="ray"), NullReporter())
-    with pytest.raises(ValueError, match=r"would each want all of Ray's workers\nlet it be one cell at a time"):
-        build_cells(run, "flows/distill.py:distill", [("a", {}), ("b", {})], workers=2)

@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from flows.cli import commands
 from flows.cli import main as cli
+from tasks.engine.settings import RuntimeSettings
 from tasks.store.runs import RunRecord
 
 HEAVY = {"torch", "transformers", "prefect", "pydantic", "duckdb", "pyarrow", "rich", "yaml", "matplotlib", "numpy"}
@@ -183,6 +185,13 @@ def test_a_run_is_done_once_a_later_version_has_resumed_it() -> None:
     for later, left in ((other, True), (resumed, False)):
         later.end("completed")
         assert commands._is_done(started, [started, later]) is not left
+
+
+def test_what_is_for_ray_alone_is_not_gone_on_with_in_one_process() -> None:
+    recorded = asdict(RuntimeSettings(engine="ray", workers=2, address="auto", gpus_per_worker=1.0, sharded="both"))
+    kept = commands._without_ray({"runtime": recorded, "seed": 0})
+    assert kept["seed"] == 0
+    assert RuntimeSettings(**(kept["runtime"] | {"engine": "local"})) == RuntimeSettings()
 
 
 def test_unknown_runs_and_settings_name_the_nearest(capsys: pytest.CaptureFixture[str], home: Path) -> None:
