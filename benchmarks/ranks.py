@@ -71,7 +71,9 @@ def run() -> Iterator[dict[str, Any]]:
     sizes = {"rows": ROWS, "max_new_tokens": LIMIT, "layers": [SMOLLM2_135M["num_hidden_layers"], STUDENT_LAYERS]}
     for found, ranks in ((alone, 1), (together, 2)):
         parts = {name: round(found[name], 3) for name in ("waiting", "exchange", "adam")}
-        yield line("ranks", found["update"], alone["update"], "s/update", **sizes, ranks=ranks, of_which=parts)
+        yield line(
+            "ranks", found["update"], alone["update"], "s/update", **sizes, threads=1, ranks=ranks, of_which=parts
+        )
 
 
 def by_ranks(size: int, folder: Path) -> dict[str, Any]:
