@@ -26,8 +26,7 @@ def engine_of(runtime: RuntimeSettings, root: Path, warn: Callable[[str], None])
         if error.name != "ray":
             raise
         raise ValueError(
-            "runtime.engine ray needs Ray, which is not installed\n"
-            "install it with: pip install -c constraints.txt -e '.[ray]'"
+            "runtime.engine ray needs Ray, which is not installed\ninstall it with: pip install 'distill-llm[ray]'"
         ) from None
     with started(runtime, root, warn) as cluster:
         yield cluster
