@@ -22,6 +22,7 @@ from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.sampling import SamplingSettings
 from kd_core.train.batches import Sources
 from kd_core.train.divergence import ForwardKLSettings, Pair, Term, Transfer
+from kd_core.train.ranks import ALONE
 
 VOCABULARY, ROWS, SOURCE, LENGTH = 32_128, 64, 24, 24
 SHAPES = {  # the demo's, and heads as wide as T5-small's student under a T5-base teacher
@@ -62,7 +63,7 @@ class Case:
         settings = ForwardKLSettings(sampling=SamplingSettings(max_new_tokens=int(self.outputs.lengths.max())))
         pair = Pair(self.student, self.teacher, transfer, settings, None)
         rows, terms = torch.arange(len(self.outputs)), [Term("teacher", Divergence(kind, BETA))]
-        part, count = pair.write(rows, terms, 0), int(self.outputs.lengths.sum())
+        part, count = pair.write(ALONE.mine(rows), terms, 0), int(self.outputs.lengths.sum())
         source, source_mask = self.sources.batch(rows, 0)
         tokens, mask = self.outputs.batch(rows, 0)
 

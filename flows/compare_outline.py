@@ -48,8 +48,7 @@ def pipeline(
         sweep: a setting that is varied for every variant, such as method.alpha
         values: what sweep is set to, one after another
         settings: what differs from the named run in all variants, by dotted name
-        workers: cells that are computed side by side, each on its share of the CPUs; with engine ray one
-            at a time, by all of its workers
+        workers: cells that are computed side by side, each on its share of the CPUs; one at a time with Ray
         catalogue: the file that names the run; by default the prefect.yaml of the project
     """
     outline, tasks = _tasks(run, variants, seeds, sweep, values, settings, workers, catalogue)

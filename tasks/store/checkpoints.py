@@ -47,7 +47,7 @@ class Checkpoints:
     def alone(self) -> Iterator[None]:
         """Hold what is here against another process, which is waited for where it has not quite ended yet."""
         begun, said = time.monotonic(), False
-        with (self.dir / "writer").open("w", encoding="utf-8") as file:
+        with (self._store.root / ".locks" / f"writer-{self.dir.name}.lock").open("w", encoding="utf-8") as file:
             while not take(file.fileno(), fcntl.LOCK_EX):
                 if not said and time.monotonic() - begun > SAY_SECONDS:
                     self._warn(f"a process of before still writes to {self.dir}; waiting for its end")

@@ -28,7 +28,7 @@ def by_hand(
         text: what it is done to
         method: how
         limit: how much of it
-        runtime: device, threads, checkpoints, trackers, who makes the shards; changes no result
+        runtime: device, threads, checkpoints, trackers, who makes shards and trains; changes no result
     """
 
 
