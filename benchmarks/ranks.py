@@ -47,8 +47,12 @@ class Timed(Ranks):
         """What a function returns."""
         begun = time.perf_counter()
         found = function()
-        self.seconds[name] += time.perf_counter() - begun
+        self.count(name, begun)
         return found
+
+    def count(self, name: str, begun: float) -> None:
+        """Add what has passed since then."""
+        self.seconds[name] += time.perf_counter() - begun
 
     def gather(self, own: Any) -> Any:
         """See `Ranks`."""
@@ -107,8 +111,9 @@ def updates(ranks: Timed) -> dict[str, Any]:
         optimizer=OptimizerSettings(learning_rate=1e-5),
     )
     state = TrainState.start(student, settings.optimizer, ranks)
-    step: dict[str, Callable[[], Any]] = {"adam": state.optimizer.step}
-    state.optimizer.step = lambda: ranks.timed("adam", step["adam"])  # type: ignore[method-assign, assignment]
+    adam = {"begun": 0.0}
+    state.optimizer.register_step_pre_hook(lambda *_: adam.update(begun=time.perf_counter()))
+    state.optimizer.register_step_post_hook(lambda *_: ranks.count("adam", adam["begun"]))
     losses, times, begun = [], list[float](), 0.0
     for row in train_llmr(state, teacher, sources, sources, settings, 0):
         if 1 < row.step <= UPDATES + 1:

@@ -41,7 +41,7 @@ ADAPTER, BASE = "adapter", "base.json"
 UNSHARDED = "leave it out of runtime.sharded"
 NOT_SHARDED = (
     "a model of type {!r} cannot be sharded: that takes layers that run on packed rows (Llama, Qwen, Gemma, …)\n"
-    + (UNSHARDED)
+    + UNSHARDED
 )
 
 

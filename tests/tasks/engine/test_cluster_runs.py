@@ -16,7 +16,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
 from data.reading.specs import DatasetSettings
@@ -28,6 +27,7 @@ from tasks.pairs.prepare import prepare
 from tasks.store.artifacts import Store
 from tasks.store.progress import NullReporter
 from tasks.store.stage import open_run
+from tests.tasks.engine.training_logs import logs
 from tests.tasks.judge.chat_server import Answer, Asked, chat_server, says
 from tests.tasks.tiny_texts import run_text
 
@@ -76,16 +76,6 @@ def files(store: Store) -> dict[str, dict[str, str]]:
     return {
         f"{each.stage}/{each.key}": {name: record.sha256 for name, record in each.manifest().files.items()}
         for each in store.artifacts()
-    }
-
-
-def logs(store: Store) -> dict[tuple[str, int, str], float]:
-    """What every stage that trains has logged: artifact, step and metric -> value."""
-    return {
-        (f"{each.stage}/{each.key}", row["step"], row["metric"]): row["value"]
-        for each in store.artifacts()
-        if (each.path / "training_log.parquet").exists()
-        for row in pq.read_table(each.path / "training_log.parquet").to_pylist()
     }
 
 

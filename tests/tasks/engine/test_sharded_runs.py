@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
 from flows.catalogue import load_catalogue, override
@@ -13,6 +12,7 @@ from flows.outlines import execute, outline_of
 from flows.settings import validate
 from tasks.store.artifacts import Store
 from tasks.store.progress import NullReporter
+from tests.tasks.engine.training_logs import logs
 from tests.tasks.tiny_models import write_llama
 
 ray = pytest.importorskip("ray")
@@ -31,16 +31,6 @@ def run_llamas(home: Path, models: Path, *changes: str) -> Store:
     given = override(parameters | llamas, [*HELD, "runtime.checkpoint_seconds=0", *changes])
     execute(outline, store, "tiny", validate(outline.parameters, given), NullReporter())
     return store
-
-
-def logs(store: Store) -> dict[tuple[str, int, str], float]:
-    """What every stage that trains has logged: artifact, step and metric -> value."""
-    return {
-        (f"{each.stage}/{each.key}", row["step"], row["metric"]): row["value"]
-        for each in store.artifacts()
-        if (each.path / "training_log.parquet").exists()
-        for row in pq.read_table(each.path / "training_log.parquet").to_pylist()
-    }
 
 
 def test_sharded_models_make_the_run_of_one_process(cluster: Any, tmp_path: Path) -> None:

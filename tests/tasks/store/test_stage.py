@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -20,7 +21,7 @@ from tasks.store.artifacts import MANIFEST, Artifact, Store, StoreError
 from tasks.store.keys import difference, key_record
 from tasks.store.progress import NullReporter
 from tasks.store.runs import RunRecord, StageRun, read_runs
-from tasks.store.stage import Build, Run, open_run, stage
+from tasks.store.stage import Build, Run, open_run, stage, trains
 
 BUILT: list[str] = []
 
@@ -315,3 +316,36 @@ def test_runtime_settings_are_checked_and_in_no_key(store: Store) -> None:
 
 def test_store_errors_are_a_users_mistakes() -> None:
     assert issubclass(StoreError, ValueError)
+
+
+@trains()
+@stage
+def trained(build: Build, log: str) -> None:
+    Path(log).write_text(str(time.monotonic()), encoding="utf-8")
+
+
+def test_a_stage_that_trains_waits_for_whoever_still_writes_its_checkpoints(store: Store, tmp_path: Path) -> None:
+    """The first rank of a run whose driver was killed: its key is free, and it has not quite ended."""
+    log = tmp_path / "began"
+    with open_run(store, name="plan", planning=True) as plan:
+        artifact = trained(log=str(log))
+    assert plan.plan[0].trains
+    until = 0.0
+    with open_run(store, name="dead") as dead:
+        checkpoints = Build(dead, artifact, tmp_path, "trained", {}).checkpoints
+    taken = threading.Event()
+
+    def write_on() -> None:
+        nonlocal until
+        with checkpoints.alone():
+            taken.set()
+            time.sleep(0.4)
+            until = time.monotonic()
+
+    writer = threading.Thread(target=write_on)
+    writer.start()
+    taken.wait()
+    with open_run(store, name="next"):
+        trained(log=str(log))
+    writer.join()
+    assert float(log.read_text(encoding="utf-8")) >= until > 0
