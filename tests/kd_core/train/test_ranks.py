@@ -15,6 +15,7 @@ from kd_core.rollout.sampling import SamplingSettings
 from kd_core.rollout.teacher_labels import OutputLabels
 from kd_core.train.batches import BatchSettings
 from kd_core.train.divergence import GKDSettings, JSSettings, ReverseKLSettings, Transfer, train_divergence
+from kd_core.train.in_flight import dealt, whole
 from kd_core.train.language_model import PretrainSettings, train_language_model
 from kd_core.train.llmr import Experience, train_llmr
 from kd_core.train.minillm import MiniLLMSettings, train_minillm
@@ -204,8 +205,8 @@ def test_rollouts_are_those_of_one_process_token_by_token(exactly: list[dict[str
     assert len(expected.rollouts[-1]) >= 10
 
 
-def stopped(folder: Path, step: int) -> list[StepMetrics]:
-    """LLMR until rollouts are in flight, saved by the first rank; its log."""
+def stopped(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    """LLMR until rollouts are in flight, saved by the first rank; what this rank has of them."""
     model, ranks = student_of("reused", torch.float32), Ranks.here()
     state, log = TrainState.start(model, adam(SHORT), ranks), list[StepMetrics]()
     for row in loop_of("reused", model, torch.float32, SHORT)(state, {}):
@@ -217,7 +218,27 @@ def stopped(folder: Path, step: int) -> list[StepMetrics]:
     if ranks.is_first:
         state.save(folder, log, tensors)
     ranks.barrier()
-    return log
+    return state.in_flight
+
+
+def taken_again(folder: Path) -> dict[str, torch.Tensor]:
+    """What this rank has in flight when it goes on."""
+    state = TrainState.start(student_of("reused", torch.float32), adam(SHORT), Ranks.here())
+    state.load(folder)
+    return state.in_flight
+
+
+def there_and_back() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Two rollouts of each of two sources a micro-batch, as long as their rank: a rank's, everybody's, the rank's."""
+    ranks, own = Ranks.here(), {}
+    for micro in range(3):
+        source_B = ranks.mine(torch.tensor([9, 7]), micro).rows_B.repeat_interleave(2)
+        tokens_BT = 10 * micro + source_B[:, None].expand(-1, ranks.rank + 1)
+        if len(source_B):
+            own |= {f"{micro}.source_B": source_B, f"{micro}.tokens_BT": tokens_BT.clone()}
+            own[f"{micro}.mask_BT"] = torch.ones_like(tokens_BT, dtype=torch.bool)
+    everybodys = whole(own, ranks)
+    return own, everybodys, dealt(everybodys, ranks)
 
 
 def resumed(folder: Path) -> Trained:
@@ -246,13 +267,28 @@ def test_a_training_that_as_many_ranks_go_on_with_ends_with_the_same_bytes(tmp_p
     """In float32: of its rollouts each rank has those again that it had before."""
     for name in ("first", "second", "checkpoint", "unbroken"):
         (tmp_path / name).mkdir()
-    together(stopped, 3, tmp_path / "first", tmp_path / "checkpoint", 4)
+    before = together(stopped, 3, tmp_path / "first", tmp_path / "checkpoint", 4)
+    (tmp_path / "again").mkdir()
+    for had, has in zip(before, together(taken_again, 3, tmp_path / "again", tmp_path / "checkpoint"), strict=True):
+        assert had.keys() == has.keys()
+        assert all(torch.equal(had[name], has[name]) for name in had)
     found = together(resumed, 3, tmp_path / "second", tmp_path / "checkpoint")
     unbroken = together(trained, 3, tmp_path / "unbroken", "reused", torch.float32, SHORT)
     for rank, expected in zip(found, unbroken, strict=True):
         assert rank.log == expected.log
         for name, weight in expected.weights.items():
             assert torch.equal(rank.weights[name], weight), name
+
+
+def test_rollouts_in_flight_are_joined_as_one_process_has_them_and_each_rank_has_its_own_again(tmp_path: Path) -> None:
+    """Of three ranks one has none in each micro-batch, another one each time."""
+    found = together(there_and_back, 3, tmp_path)
+    for own, everybodys, again in found:
+        assert own.keys() == again.keys()
+        assert all(torch.equal(own[name], again[name]) for name in own)
+        assert [everybodys[f"{micro}.source_B"].tolist() for micro in range(3)] == [[9, 9, 7, 7]] * 3
+        assert all(everybodys[f"{micro}.mask_BT"].shape == everybodys[f"{micro}.tokens_BT"].shape for micro in range(3))
+    assert {len(own) for own, _, _ in found} == {6}
 
 
 def test_alone_nothing_is_asked_of_anybody() -> None:
