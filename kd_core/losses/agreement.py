@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_core.losses.divergence_head import PARTS, TeacherStates
+from kd_core.losses.exponential import exp, exp_
 from kd_core.losses.head import Head, full_precision
 from kd_core.losses.lm_head import chunk_rows
 
@@ -53,7 +54,7 @@ def agreement(teacher: TeacherStates, target_M: Tensor, student: tuple[Tensor, H
     for rows in chunk_rows(len(target_M), PARTS * len(teacher.head), target_M.device):
         log_p_CV = F.log_softmax(teacher.head.logits(teacher.hidden_ME[rows]), dim=1, dtype=dtype)
         log_prob_M[rows] = log_p_CV.gather(1, target_M[rows, None]).squeeze(1)
-        p_CV = log_p_CV.exp()
+        p_CV = exp(log_p_CV)
         entropy_M[rows] = -torch.linalg.vecdot(p_CV, log_p_CV)
         if student is None:
             continue
@@ -62,7 +63,7 @@ def agreement(teacher: TeacherStates, target_M: Tensor, student: tuple[Tensor, H
         overlap_M[rows] = top_overlap(log_p_CV, log_q_CV).to(dtype)
         log_ratio_CV = log_q_CV - log_p_CV
         forward_M[rows] = -torch.linalg.vecdot(p_CV, log_ratio_CV)
-        reverse_M[rows] = torch.linalg.vecdot(log_q_CV.exp_(), log_ratio_CV)
+        reverse_M[rows] = torch.linalg.vecdot(exp_(log_q_CV), log_ratio_CV)
     if student is None:
         return Agreement(log_prob_M, entropy_M)
     return Agreement(log_prob_M, entropy_M, forward_M, reverse_M, overlap_M)

@@ -7,7 +7,6 @@ Rewards need the logit of one token and a summary over V; the policy gradient ne
 plain full-logit versions are the oracle in tests/kd_core/losses/test_lm_head.py and the reference in benchmarks/.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,10 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from kd_core.losses.exponential import exp_below
 from kd_core.losses.head import Head, HeadGradients, full_precision
 
 CHUNK_NUMBERS = 4 * 1024 * 1024  # float32 numbers of one chunk of logits: 16 MiB, about a large cache
 CUDA_CHUNKS = 128  # chunks that a CUDA device's memory would hold: its products want many rows, and a loss holds a few
+LEAST_LOGIT = -1.0e30  # nothing that a model says, and 0 after exp beside anything else
 BLOCK_NUMBERS, BLOCK_ROWS = 256 * 1024, 512  # of a block, 1 MiB: about the cache of one core
 
 
@@ -100,12 +101,13 @@ def _summary(logits_CW: Tensor, value: ValueKind) -> tuple[Tensor, Tensor]:
     largest_C = logits_CW.amax(dim=1)
     if value == "max":
         return largest_C, largest_C
-    p_CW = logits_CW.softmax(dim=1)
-    # at the largest logit p is 1 / sum exp(logit - largest); nan where the whole block is -inf
-    logsumexp_C = (largest_C - p_CW.amax(dim=1).log_()).masked_fill_(largest_C == -math.inf, -math.inf)
+    largest_C.clamp_(min=LEAST_LOGIT)  # a block that is -inf throughout has a sum of 0, and no nan
+    weight_CW = exp_below(logits_CW, largest_C[:, None])
+    sum_C = weight_CW.sum(dim=1)
+    logsumexp_C = largest_C.add_(sum_C.log())
     if value == "logsumexp":
         return logsumexp_C, logsumexp_C
-    return p_CW.mul_(logits_CW).sum(dim=1), logsumexp_C
+    return torch.linalg.vecdot(weight_CW, logits_CW).div_(sum_C), logsumexp_C
 
 
 def _of_blocks(value_KC: Tensor, logsumexp_KC: Tensor, value: ValueKind) -> Tensor:
@@ -157,9 +159,9 @@ class _WeightedNLL(torch.autograd.Function):
         entropy_M = torch.zeros_like(log_prob_M)
         for rows in chunk_rows(hidden_MD.shape[0], len(head), hidden_MD.device):
             logits_CV = gradients.logits(rows)
-            below_CV = logits_CV.sub_(logits_CV.amax(dim=1, keepdim=True))
-            log_prob_C1 = below_CV.gather(1, target_M[rows, None])
-            grad_CV = below_CV.exp() if entropy_coefficient else below_CV.exp_()
+            largest_C1 = logits_CV.amax(dim=1, keepdim=True)
+            log_prob_C1 = logits_CV.gather(1, target_M[rows, None]) - largest_C1
+            grad_CV = exp_below(logits_CV, largest_C1, out=None if entropy_coefficient else logits_CV)
             sum_C1 = grad_CV.sum(dim=1, keepdim=True)
             log_prob_C1 -= sum_C1.log()
             log_prob_M[rows] = log_prob_C1.squeeze(1)
@@ -167,7 +169,7 @@ class _WeightedNLL(torch.autograd.Function):
                 continue
             if entropy_coefficient:
                 grad_CV /= sum_C1
-                log_q_CV = below_CV.sub_(sum_C1.log())
+                log_q_CV = logits_CV.sub_(largest_C1 + sum_C1.log())
                 entropy_M[rows] = -torch.linalg.vecdot(grad_CV, log_q_CV)
                 # d(-c H)/d logit_j = c q_j (log q_j + H), beside the likelihood's w q_j
                 factor_CV = log_q_CV.add_(entropy_M[rows, None]).mul_(entropy_coefficient)

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_core.losses.exponential import exp_
 from kd_core.losses.head import Head, HeadGradients, full_precision
 from kd_core.losses.lm_head import chunk_rows
 
@@ -215,7 +216,7 @@ class _Distillation(torch.autograd.Function):
                 grad_CV = p_CV.mul_(alpha - 1)
             if not gradients.wanted:
                 continue
-            q_CV = log_q_CV.exp_()
+            q_CV = exp_(log_q_CV)
             grad_CV = q_CV if grad_CV is None else q_CV.add_(grad_CV)
             grad_CV.scatter_add_(1, target_M[rows, None], grad_CV.new_full((len(grad_CV), 1), -alpha)).div_(num)
             gradients.add(rows, grad_CV)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kd_core.lengths import check_lengths, target_length
+from kd_core.losses.exponential import exp_below
 from kd_core.losses.head import full_precision
 from kd_core.models.backends.sharded import whole
 from kd_core.models.policy import Memory, Model, start_tokens, step_decoder, step_head
@@ -132,7 +133,7 @@ def draw(logits_RV: Tensor, uniform_R: Tensor, settings: SamplingSettings) -> tu
     """
     logits_RC, ids_RC = reshape_logits(logits_RV, settings)
     largest_R1 = logits_RC.amax(dim=1, keepdim=True)
-    weight_RC = (logits_RC - largest_R1).exp_()
+    weight_RC = exp_below(logits_RC, largest_R1)
     candidates = weight_RC.shape[1]
     whole, rest = divmod(candidates, BLOCK)
     sum_RN = weight_RC[:, : whole * BLOCK].unflatten(1, (whole, BLOCK)).sum(dim=2)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_core.losses.exponential import exp, exp_
 from kd_core.losses.head import Head, full_precision
 from kd_core.losses.lm_head import chunk_rows
 from kd_core.losses.soft_targets import BucketLabels, HiddenLabels, SampledLabels, TeacherLabels, TopKLabels
@@ -78,7 +79,7 @@ def make_labels(hidden_ME: Tensor, head: Head, settings: LabelSettings, uniform_
         if settings.kind == "topk":
             value_MK[rows], ids_MK[rows] = _best(log_p_CV, num_kept)
         else:
-            value_MK[rows], ids_MK[rows] = _drawn(log_p_CV.exp_(), uniform_MN[rows, :num_kept])
+            value_MK[rows], ids_MK[rows] = _drawn(exp_(log_p_CV), uniform_MN[rows, :num_kept])
     if settings.kind == "topk":
         return (BucketLabels if settings.tail == "bucket" else TopKLabels)(ids_MK, value_MK.half())
     return SampledLabels(ids_MK, value_MK.to(torch.uint8))
@@ -121,7 +122,7 @@ def label_error(labels: TeacherLabels, hidden_ME: Tensor, head: Head) -> LabelEr
         log_p_CV = F.log_softmax(full_precision(head.logits(hidden_ME[rows])), dim=1)
         kept_CV = full_precision(labels.probabilities(rows, log_p_CV))
         divergence += float((torch.xlogy(kept_CV, kept_CV) - kept_CV * log_p_CV).sum())
-        missed += float((kept_CV - log_p_CV.exp()).abs().sum()) / 2
+        missed += float((kept_CV - exp(log_p_CV)).abs().sum()) / 2
     return LabelError(divergence / len(hidden_ME), missed / len(hidden_ME))
 
 
