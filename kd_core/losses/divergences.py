@@ -23,7 +23,6 @@ Half precision is raised to float32 before any softmax; float64 stays. The train
 which computes the same numbers without a (B, T, V) tensor.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -101,7 +100,7 @@ def log_ratios(log_p: Tensor, log_q: Tensor, beta: float) -> tuple[Tensor, Tenso
     if not 0 < beta < 1:
         raise ValueError(f"beta must be in (0, 1), got {beta}")
     log_p_over_q = log_p - log_q
-    # the weight of the smaller: 1 - beta where p is larger, beta where q is (torch.where takes longer than all else here)
+    # the weight of the smaller: 1 - beta where p is larger, beta where q is (torch.where: longer than all the rest)
     weight = 0.5 if beta == 0.5 else log_p_over_q.detach().sign().mul_(0.5 - beta).add_(0.5)
     log_larger_over_m = -(weight * log_p_over_q.abs().neg().expm1()).log1p()
     return log_larger_over_m - F.relu(-log_p_over_q), log_larger_over_m - F.relu(log_p_over_q)

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_core.models.backends.pairs import Memory, check_fits, last_tokens
+from kd_core.models.backends.prepacked import gelu_product
 from kd_core.models.backends.recomputing import run_block
 from kd_core.models.packing import Layout, additive_mask, dropout, unflatten
 
@@ -80,11 +81,18 @@ def finish(block: Any, x: Tensor, attended: Tensor) -> Tensor:
     attention, mlp = block.attn.attention, block.mlp
     mixed = F.linear(attended, attention.out_proj.weight, attention.out_proj.bias)
     x = x + dropout(mixed, attention.resid_dropout)
-    inner = F.linear(layer_norm(x, block.ln_2), mlp.c_fc.weight, mlp.c_fc.bias)
-    # the stock "gelu_new" is this formula in eight passes over memory
-    is_tanh = attention.config.activation_function == "gelu_new"
-    inner = F.gelu(inner, approximate="tanh") if is_tanh else mlp.act(inner)
+    inner = _inner(block, layer_norm(x, block.ln_2))
     return x + dropout(F.linear(inner, mlp.c_proj.weight, mlp.c_proj.bias), mlp.dropout)
+
+
+def _inner(block: Any, normed: Tensor) -> Tensor:
+    """The feed-forward layer up to its activation. Shapes: (..., D) -> (..., 4 D)."""
+    c_fc, is_tanh = block.mlp.c_fc, block.attn.attention.config.activation_function == "gelu_new"
+    if is_tanh and (fused := gelu_product(normed, c_fc)) is not None:
+        return fused
+    inner = F.linear(normed, c_fc.weight, c_fc.bias)
+    # the stock "gelu_new" is this formula in eight passes over memory
+    return F.gelu(inner, approximate="tanh") if is_tanh else block.mlp.act(inner)
 
 
 def unpadded_states(model: Model, ids_BL: Tensor, num_blocks: int) -> Tensor:

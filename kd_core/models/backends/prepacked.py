@@ -44,6 +44,21 @@ def _known(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def gelu_product(x: Tensor, layer: nn.Module) -> Tensor | None:
+    """A linear layer's output and its GELU (tanh) in one pass, under a CPU's autocast to bfloat16, without a gradient.
+
+    The stock operations write the layer's bias, its output and the GELU of that one after another. None where they are
+    needed. Shapes: (..., D) -> (..., 4 D). Differs by one rounding less, that between the two.
+    """
+    recorded = torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad)
+    rounded = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    if recorded or not rounded or x.device.type != "cpu" or not _known(torch.bfloat16):
+        return None
+    low, weight, bias = (each.to(torch.bfloat16) for each in (x, layer.weight, layer.bias))
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(low, weight, bias, "gelu", [], "tanh")
+    return out
+
+
 def prepacked_layers(model: nn.Module) -> dict[nn.Module, Product]:
     """The products of a model's linear layers, of those that gain by it."""
     linear = [x for x in model.modules() if type(x) is nn.Linear and "forward" not in vars(x) and not is_part(x.weight)]

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from kd_core.models.backends import prepacked
-from kd_core.models.backends.prepacked import prepacked_layers, prepacked_product, standing_in
+from kd_core.models.backends.prepacked import gelu_product, prepacked_layers, prepacked_product, standing_in
 from kd_core.models.policy import decode, encode, head_of, start_tokens, step_decoder, step_head
 from tests.kd_core.models.backends.families import ragged, tiny
 
@@ -100,6 +100,23 @@ def test_steps_and_their_head_use_them(dtype: torch.dtype, monkeypatch: pytest.M
     assert counted.calls == 4 * (2 * 5 + 1)  # q, o, gate, up and down of each layer, and the head; k and v are small
     within = 1e-4 if dtype == torch.float32 else 0.1
     torch.testing.assert_close(layout.pack(logits), head_of(model).logits(hidden), atol=within, rtol=within)
+
+
+@pytest.mark.skipif(HALF not in KNOWN, reason="this processor does not multiply bfloat16")
+def test_a_layer_and_its_gelu_are_one_product_where_nothing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = nn.Linear(64, 256), torch.randn(3, 5, 64)
+    exact = F.gelu(layer(x), approximate="tanh")
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", counted := Counted())
+    with torch.autocast("cpu", HALF):
+        assert gelu_product(x, layer) is None  # its gradient is wanted
+        layer.requires_grad_(False)
+        fused = gelu_product(x, layer)
+        assert gelu_product(x.clone().requires_grad_(), layer) is None
+    assert counted.calls == 1
+    assert gelu_product(x, layer) is None  # in float32 nothing is done
+    assert fused is not None
+    assert fused.dtype == HALF
+    torch.testing.assert_close(fused.float(), exact, atol=2e-2, rtol=2e-2)
 
 
 class Counted:
