@@ -150,7 +150,8 @@ def check_plan(parameters: Mapping[str, Any], plan: Sequence[PlanRow]) -> str | 
 
 def _endpoints(parameters: Mapping[str, Any]) -> str:
     """What a run would ask, as text: cells that ask the same are checked once."""
-    return repr([getattr(parameters.get("teacher"), "endpoint", None), parameters.get("evaluation")])
+    endpoint, kind = (getattr(parameters.get(x), y, None) for x, y in (("teacher", "endpoint"), ("method", "kind")))
+    return repr([endpoint, kind, parameters.get("labels"), parameters.get("evaluation")])
 
 
 OUTLINE = Outline("flows/compare.py:compare", pipeline, check, asks, check_plan)

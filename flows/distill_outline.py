@@ -110,7 +110,8 @@ def pipeline(
             start=start,
             labels=kept if pre_distill.alpha < 1 else None,
         )
-        distilled = train(method, corpus, teacher_model, outputs, pre_distilled, prompt, seed, kept)
+        top_k = labels.top_k if labels is not None and teacher.endpoint is not None else 0
+        distilled = train(method, corpus, teacher_model, outputs, pre_distilled, prompt, seed, kept, top_k)
         systems |= {"pre_distilled": System(pre_distilled), method.kind: System(distilled)}
 
     if exposure is not None:
@@ -157,7 +158,8 @@ def check(settings: Mapping[str, Any]) -> list[str]:
     pre_distill = lengths.fill(settings.get("pre_distill", SupervisedSettings()))
     method = lengths.fill(settings.get("method", LLMRSettings()))
     read = lengths.fill(settings.get("score", ScoreSettings())).max_source_tokens
-    return remarks + check_labels(settings.get("labels"), pre_distill, method, read)
+    served = teacher.endpoint is not None
+    return remarks + check_labels(settings.get("labels"), pre_distill, method, read, served=served)
 
 
 def asks(settings: Mapping[str, Any]) -> bool:
@@ -167,7 +169,7 @@ def asks(settings: Mapping[str, Any]) -> bool:
 
 def check_plan(settings: Mapping[str, Any], plan: Sequence[PlanRow]) -> None:
     """A server that is to be asked is there, and is the one that is meant."""
-    check_reached(settings["teacher"], plan)
+    check_reached(settings["teacher"], plan, settings.get("labels"), settings.get("method"))
 
 
 OUTLINE = Outline("flows/distill.py:distill", pipeline, check, asks, check_plan)

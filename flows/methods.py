@@ -64,8 +64,12 @@ def train(
     prompt: Prompts,
     seed: int,
     labels: Artifact | None = None,
+    top_k: int = 0,
 ) -> Artifact:
-    """Train the pre-distilled student by the method; with labels of the teacher's outputs, where it reads any."""
+    """Train the pre-distilled student by the method; with labels of the teacher's outputs, where it reads any.
+
+    top_k: how many of its likeliest tokens a teacher behind a server is asked for, of what the student writes.
+    """
     match method:
         case LLMRSettings():
             return llmr(corpus=corpus, teacher=teacher, student=student, prompt=prompt, settings=method, seed=seed)
@@ -91,6 +95,7 @@ def train(
                 settings=method,
                 seed=seed,
                 labels=labels if reads_labels(method) else None,
+                top_k=top_k if isinstance(method, DivergenceSettings) and student_writes(method) else 0,
             )
 
 
@@ -102,12 +107,17 @@ def reads_labels(method: Method) -> bool:
 
 
 def check_labels(
-    labels: LabelSettings | None, pre_distill: SupervisedSettings, method: Method, max_source_tokens: int
+    labels: LabelSettings | None,
+    pre_distill: SupervisedSettings,
+    method: Method,
+    max_source_tokens: int,
+    *,
+    served: bool = False,
 ) -> list[str]:
     """Labels are there where they are wanted, and are of use. Returns a remark where nothing reads any.
 
-    max_source_tokens: how much of a source the teacher read, of whose outputs they are. Raises ValueError, with what to
-    do in a second line.
+    max_source_tokens: how much of a source the teacher read, of whose outputs they are. served: whether it is behind a
+    server, which divergences ask for labels as they go. Raises ValueError, with what to do in a second line.
     """
     for name, alpha in (("pre_distill", pre_distill.alpha), ("method", getattr(method, "alpha", 1.0))):
         if alpha < 1 and labels is None:
@@ -129,7 +139,8 @@ def check_labels(
             )
     if not reads_labels(method):
         unread = [f"labels are not made: neither method {method.kind} nor pre_distill with alpha 1 would read them"]
-        return unread if pre_distill.alpha == 1 else []
+        asked = served and isinstance(method, DivergenceSettings)
+        return unread if pre_distill.alpha == 1 and not asked else []
     if isinstance(method, JSSettings | GKDSettings) and labels.kind == "sampled":
         raise ValueError(f"{method.kind} is not linear in p: sampled labels bias it\nset labels.kind=hidden or topk")
     if isinstance(method, GKDSettings) and method.beta == 1 and labels.kind == "topk":

@@ -107,20 +107,29 @@ class _RowByRow(_Dense):
 
 @dataclass(frozen=True)
 class TopKLabels(_RowByRow):
-    """The K most probable tokens of each prediction; what they leave of 1 is spread evenly over the others."""
+    """The K most probable tokens of each prediction; what they leave of 1 is spread evenly over the others.
+
+    Where fewer than K are known, places are empty: log p is -inf there, and the id another one's.
+    """
 
     log_prob_MK: Rows  # nats, not renormalised
 
     def probabilities(self, rows: slice, log_q_CV: Tensor) -> Tensor:
         """See `TeacherLabels`."""
         ids_CK, top_CK, tail_C1 = self._parts(rows)
-        others = max(log_q_CV.shape[1] - top_CK.shape[1], 1)
-        return (tail_C1 / others).repeat(1, log_q_CV.shape[1]).scatter_(1, ids_CK, top_CK)
+        kept_C1 = (self.log_prob_MK[rows] > float("-inf")).sum(dim=1, keepdim=True)
+        others_C1 = (log_q_CV.shape[1] - kept_C1).clamp(min=1)
+        return _put(top_CK, ids_CK, (tail_C1 / others_C1).repeat(1, log_q_CV.shape[1]))
 
     def _parts(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Ids and probabilities of what is kept, (C, K), and what they leave of 1, (C, 1)."""
         top_CK = full_precision(self.log_prob_MK[rows]).exp()
         return self.ids_MK[rows].long(), top_CK, (1 - top_CK.sum(dim=1, keepdim=True)).clamp(min=0)
+
+
+def _put(top_CK: Tensor, ids_CK: Tensor, others_CV: Tensor) -> Tensor:
+    """What is kept in its places among the others, which it overwrites; an empty place adds 0 to another's."""
+    return others_CV.scatter_(1, ids_CK, 0.0).scatter_add_(1, ids_CK, top_CK)
 
 
 @dataclass(frozen=True)
@@ -136,7 +145,7 @@ class BucketLabels(TopKLabels):
         """See `TeacherLabels`."""
         ids_CK, top_CK, tail_C1 = self._parts(rows)
         share_CV = log_q_CV.scatter(1, ids_CK, float("-inf")).softmax(dim=1)  # of the others; no number if K is V
-        return share_CV.mul_(tail_C1).scatter_(1, ids_CK, top_CK.to(share_CV.dtype))
+        return _put(top_CK.to(share_CV.dtype), ids_CK, share_CV.mul_(tail_C1))
 
     def cross_entropy(self, rows: slice, p_CV: Tensor, log_q_CV: Tensor) -> Tensor:
         """See `TeacherLabels`: of the K + 1 outcomes, for a cross-entropy is no divergence."""

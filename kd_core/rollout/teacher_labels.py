@@ -7,7 +7,7 @@ The readers are in kd_core/losses/soft_targets.py. What each kind loses is measu
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,12 @@ from kd_core.losses.exponential import exp, exp_
 from kd_core.losses.head import Head, full_precision
 from kd_core.losses.lm_head import chunk_rows
 from kd_core.losses.soft_targets import BucketLabels, HiddenLabels, SampledLabels, TeacherLabels, TopKLabels
+from kd_core.models.backends.remote import RemoteModel, ragged
 from kd_core.rollout.responses import NotFiniteError
 from kd_core.rollout.sampling import first_above
 
 LabelKind = Literal["hidden", "topk", "sampled"]
+Tail = Literal["even", "bucket"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class LabelSettings:
     draws: int = 16
     batch_rows: int = 64  # windows, or outputs, that the teacher reads at a time
     # of topk, what becomes of the rest: even = spread over all other tokens (biased); bucket = one more outcome
-    tail: Literal["even", "bucket"] = field(default="even", metadata={"later": True})
+    tail: Tail = field(default="even", metadata={"later": True})
 
     def __post_init__(self) -> None:
         if self.kind not in ("hidden", "topk", "sampled"):
@@ -83,6 +85,19 @@ def make_labels(hidden_ME: Tensor, head: Head, settings: LabelSettings, uniform_
     if settings.kind == "topk":
         return (BucketLabels if settings.tail == "bucket" else TopKLabels)(ids_MK, value_MK.half())
     return SampledLabels(ids_MK, value_MK.to(torch.uint8))
+
+
+def asked_labels(
+    model: RemoteModel, memory: Any, tokens_BT: Tensor, mask_BT: Tensor, top_k: int, tail: Tail
+) -> TopKLabels:
+    """The labels of kind topk of every real token of given outputs, by a teacher behind a server, in its precision.
+
+    Shapes: a `RemoteMemory` of B prompts, (B, T) tokens, (B, T) mask -> labels of M, on the tokens' device.
+    """
+    told = model.likeliest(memory.prompts, ragged(tokens_BT, mask_BT), top_k)
+    parts = [each.ids_TK for each in told], [each.log_prob_TK for each in told]
+    ids_MK, log_prob_MK = (torch.cat(part).to(tokens_BT.device) for part in parts)
+    return (BucketLabels if tail == "bucket" else TopKLabels)(ids_MK, log_prob_MK)
 
 
 def _best(log_p_CV: Tensor, num_kept: int) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,8 @@ The divergence at a step is exact, a sum over the vocabulary; the gradient goes 
 sampling of y. The student reads the raw source, the teacher the prompted one.
 
 Where labels of the teacher's outputs are kept, they stand for the teacher there; a method whose student never writes
-needs no teacher then.
+needs no teacher then. A teacher behind a server is asked for its likeliest tokens of what the student writes, and D is
+that of these and one more outcome, all others together: see `teacher_top_k` for what that cannot see.
 
 Dropout is off throughout: the student that samples and the one that learns are then the same function. [ours]
 """
@@ -23,7 +24,9 @@ from torch import Tensor
 
 from kd_core.lengths import require_length
 from kd_core.losses.divergence_head import Divergence, TeacherStates, as_teacher, divergence_loss
+from kd_core.losses.rewards import RewardSettings
 from kd_core.losses.soft_targets import TeacherLabels
+from kd_core.models.backends.remote import RemoteModel
 from kd_core.models.policy import Memory, Model, encode_rows, head_of, padded_rows, target_states
 from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.responses import Responses, truncated_rows
@@ -32,7 +35,7 @@ from kd_core.rollout.teacher_labels import OutputLabels
 from kd_core.train.batches import Sources, updates
 from kd_core.train.best import ran_out, restore
 from kd_core.train.budget import Budget
-from kd_core.train.passes import act, counted, lengths, teacher_states
+from kd_core.train.passes import act, counted, lengths, teacher_states, teacher_top_k
 from kd_core.train.ranks import ALONE, Mine, Ranks
 from kd_core.train.state import StepMetrics, TrainState, autocast
 from kd_core.train.validation import Validation
@@ -134,6 +137,7 @@ class Transfer:
     sources: Sources
     outputs: TokenRows | None
     labels: OutputLabels | None = None  # of every token of the outputs, in place of the teacher there
+    top_k: int = 0  # how many of its likeliest tokens a teacher behind a server is asked for
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,8 @@ def train_divergence(
     student, ranks = state.model, state.ranks
     student.eval()
     pair = Pair(student, teacher, train, settings, num_tokens)
-    held_out = Validation(teacher, validation, settings, num_tokens=num_tokens, ranks=ranks)
+    reward = RewardSettings(centre="log_probs" if isinstance(teacher, RemoteModel) else True)
+    held_out = Validation(teacher, validation, settings, reward, num_tokens=num_tokens, ranks=ranks)
     if state.step == 0:
         yield StepMetrics(0, held_out.look(state))
     for micro_batches in updates(train.sources.student.lengths.numpy(), settings.batch, seed, start=state.step):
@@ -246,12 +251,18 @@ class Pair:
                 seen = as_teacher(kept, len(head))
             else:
                 assert teacher_memory is not None
-                seen = teacher_states(self.teacher, teacher_memory, each, self.num_tokens)
+                seen = self._judged(teacher_memory, each, len(head))
             ones_M = torch.ones(len(hidden_MD), device=hidden_MD.device)
             loss, divergence_M = divergence_loss(hidden_MD, head, seen, ones_M, term.divergence)
             losses.append(loss / count)
             sums[f"{term.writer}_term"] = divergence_M.sum()
         return torch.stack(losses).sum(), sums
+
+    def _judged(self, memory: Memory, written: Responses, num_tokens: int) -> TeacherStates | TeacherLabels:
+        """The teacher's view of what is written."""
+        if isinstance(self.teacher, RemoteModel):
+            return teacher_top_k(self.teacher, memory, written, self.train.top_k, num_tokens)
+        return teacher_states(self.teacher, memory, written, self.num_tokens)
 
 
 def summary(written: list[Written], terms: list[Term], ranks: Ranks = ALONE) -> dict[str, float]:

@@ -11,16 +11,20 @@ import torch
 from torch import Tensor
 
 from kd_core.losses.divergence_head import TeacherStates
+from kd_core.losses.soft_targets import BucketLabels, TopKLabels
+from kd_core.models.backends.remote import RemoteModel
 from kd_core.models.policy import Memory, Model, encode_rows, head_of, target_states
 from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.responses import Responses, Rollout
 from kd_core.rollout.sampling import sample
+from kd_core.rollout.teacher_labels import asked_labels
 from kd_core.train.budget import Budget
 from kd_core.train.in_flight import blank
 from kd_core.train.ranks import ALONE, Mine, Ranks
 from kd_core.train.state import autocast, fetched
 
 R = TypeVar("R", bound=Responses)
+LEAST_REST = 1e-6  # of the mass of all others: less cannot be told from 0 by log-probabilities in float32
 
 
 def act(
@@ -64,6 +68,22 @@ def teacher_states(teacher: Model, memory: Memory, responses: Responses, num_tok
     """
     hidden_ME, _ = target_states(teacher, memory, responses.tokens_BT, responses.mask_BT)
     return TeacherStates(hidden_ME, head_of(teacher, num_tokens))
+
+
+def teacher_top_k(
+    teacher: RemoteModel, memory: Memory, responses: Responses, top_k: int, num_tokens: int
+) -> TopKLabels:
+    """The likeliest tokens of a teacher behind a server at every real token of given outputs, the others a bucket.
+
+    Shapes: a `RemoteMemory` of B prompts, (B, T) responses -> labels of M tokens in float64. The bucket keeps at least
+    LEAST_REST: the reverse KL divides by it. A divergence from it is of K + 1 outcomes, and no more than the one of all
+    V (data-processing inequality): of what the student does among the others only their sum is seen. [ours]
+    """
+    told = asked_labels(teacher, memory, responses.tokens_BT, responses.mask_BT, top_k, "bucket")
+    log_prob_MK = told.log_prob_MK[:].double()
+    if top_k < num_tokens:
+        log_prob_MK -= (log_prob_MK.exp().sum(dim=1, keepdim=True) / (1 - LEAST_REST)).clamp(min=1).log()
+    return BucketLabels(told.ids_MK, log_prob_MK)
 
 
 def lengths(responses: Sequence[Responses], ranks: Ranks = ALONE) -> dict[str, float]:

@@ -9,6 +9,9 @@ Two ways of asking for the log-probabilities of given tokens, both with the larg
 
 llama.cpp's server has neither (its log-probabilities are of what it writes). One token is always written, so that the
 state after the last given token has its largest log-probability too.
+
+The likeliest tokens of each position are told by prompt_logprobs alone: echo names tokens by their text, which some
+share. vLLM tells as many as `--max-logprobs` allows, 20 where nothing is said.
 """
 
 import math
@@ -70,7 +73,8 @@ class EndpointSettings:
             model="teacher.endpoint.model",
             key=self.key_env,
             parameters="it must take token ids as prompt, and tell their log-probabilities: vLLM and SGLang do; where "
-            "it says that a context is too long, lower lengths.source or lengths.target",
+            "it says that a context is too long, lower lengths.source or lengths.target; where it allows fewer "
+            "log-probabilities than are asked for, start it with more (vLLM: --max-logprobs), or lower labels.top_k",
             other="vLLM answers so, and SGLang under teacher.endpoint.log_probs=echo; llama.cpp's server does not",
         )
 
@@ -106,6 +110,29 @@ def read_scored(payload: Any, prompt: Sequence[int], target: Sequence[int]) -> S
     except (LookupError, TypeError, AttributeError):
         raise ValueError("no log-probabilities of a prompt") from None
     return Scored(_numbers(own), _numbers(largest))
+
+
+def likeliest_body(settings: EndpointSettings, prompt: Sequence[int], target: Sequence[int], top_k: int) -> Any:
+    """The request for the likeliest tokens at each position of a target after its prompt."""
+    return score_body(settings, prompt, target) | {"prompt_logprobs": top_k}
+
+
+def read_likeliest(payload: Any, prompt: Sequence[int], target: Sequence[int]) -> list[list[tuple[int, float]]]:
+    """What a completion names at each position of the target: tokens with log-probabilities, the likeliest first.
+
+    Raises ValueError if it does not tell of all that was sent.
+    """
+    try:
+        entries = payload["choices"][0]["prompt_logprobs"]
+        if len(entries) != len(prompt) + len(target):
+            raise ValueError("not as many as tokens")
+        told = [{int(number): each["logprob"] for number, each in entry.items()} for entry in entries[len(prompt) :]]
+    except (LookupError, TypeError, AttributeError):
+        raise ValueError("no log-probabilities of a prompt") from None
+    if any(number not in row for number, row in zip(target, told, strict=True)):
+        raise ValueError("of other tokens than were sent")
+    rows = [zip(row, _numbers(list(row.values())), strict=True) for row in told]
+    return [sorted(row, key=lambda pair: -pair[1]) for row in rows]
 
 
 def write_body(settings: EndpointSettings, prompt: Sequence[int], how: Writing, ends: Sequence[int], row: int) -> Any:

@@ -8,8 +8,10 @@ They are written down with the artifact, for a few known tokens, and whoever ask
 it still gives the same ones, within TOLERANCE.
 """
 
+import base64
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -17,11 +19,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kd_core.models.backends.remote import RemoteConfig, RemoteModel, Scored, Writing, Written
+import numpy as np
+import torch
+from torch import Tensor
+
+from kd_core.models.backends.remote import Likeliest, RemoteConfig, RemoteModel, Scored, Writing, Written
 from kd_core.models.loading import Tokenizer, load_tokenizer, read_configs
 from kd_core.models.special_ids import special_ids, vocabulary_size
 from tasks.compute.completions import (
     EndpointSettings,
+    likeliest_body,
+    read_likeliest,
     read_scored,
     read_written,
     score_body,
@@ -79,6 +87,34 @@ class ServedModel(RemoteModel):
             return asdict(endpoint.ask("/completions", body, read, "a completion in tokens of teacher.tokenizer"))
 
         return [Written(**each) for each in self._ask(asked, write_one)]
+
+    def likeliest(
+        self, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], top_k: int
+    ) -> list[Likeliest]:
+        top_k = min(top_k, self._num_tokens)
+        pairs = [(list(prompt), list(target)) for prompt, target in zip(prompts, targets, strict=True)]
+        asked = [{"prompt": prompt, "target": target, "top_k": top_k} for prompt, target in pairs]
+
+        def ask_one(endpoint: Endpoint, each: Mapping[str, Any]) -> dict[str, Any]:
+            told = ask_likeliest(endpoint, self._settings, each["prompt"], each["target"], top_k)
+            rows = [self._named(row, top_k) for row in told]
+            ids, log_probs = ([[pair[part] for pair in row] for row in rows] for part in (0, 1))
+            return {"ids": _packed(ids, "<i4"), "log_probs": _packed(log_probs, "<f4")}
+
+        return [
+            Likeliest(_unpacked(each["ids"], "<i4", top_k), _unpacked(each["log_probs"], "<f4", top_k))
+            for each in self._ask(asked, ask_one)
+        ]
+
+    def _named(self, row: list[tuple[int, float]], width: int) -> list[tuple[int, float]]:
+        """Without rows of a padded embedding, which a teacher that is here leaves out too; their places are empty."""
+        named = [pair for pair in row if pair[0] < self._num_tokens]
+        if not named:
+            raise EndpointError(
+                f"the likeliest of {self._settings.model} at a position is {row[0][0]}, and teacher.tokenizer has "
+                f"{self._num_tokens} tokens\nname the tokenizer of the model that is served"
+            )
+        return named + [(named[0][0], -math.inf)] * (width - len(named))
 
     def _score_one(self, endpoint: Endpoint, asked: Mapping[str, Any]) -> dict[str, Any]:
         return asdict(ask_score(endpoint, self._settings, asked["prompt"], asked["target"]))
@@ -139,10 +175,16 @@ def open_endpoint(settings: EndpointSettings, retries: int) -> Endpoint:
     )
 
 
-def probe_once(settings: EndpointSettings, tokenizer: Tokenizer, *, retries: int | None = None) -> list[float]:
-    """`probe`, over a connection of its own."""
+def probe_once(
+    settings: EndpointSettings, tokenizer: Tokenizer, *, retries: int | None = None, top_k: int = 0
+) -> list[float]:
+    """`probe`, over a connection of its own; with `top_k`, that many likeliest tokens are asked for as well."""
     with closing(open_endpoint(settings, settings.retries if retries is None else retries)) as endpoint:
-        return probe(endpoint, settings, tokenizer)
+        found = probe(endpoint, settings, tokenizer)
+        if top_k:
+            ids = _probe_ids(tokenizer)
+            ask_likeliest(endpoint, settings, ids[:1], ids[1:], min(top_k, vocabulary_size(tokenizer)))
+        return found
 
 
 def probe(endpoint: Endpoint, settings: EndpointSettings, tokenizer: Tokenizer) -> list[float]:
@@ -166,8 +208,12 @@ def probe(endpoint: Endpoint, settings: EndpointSettings, tokenizer: Tokenizer) 
             f"the teacher at {endpoint.base_url} has another tokenizer: token {place} of a text is {other} there, and "
             f"{shown} by teacher.tokenizer\nname the tokenizer of the model that is served, and a student that has it"
         )
-    ids = tokenizer(PROBE, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = _probe_ids(tokenizer)
     return list(ask_score(endpoint, settings, ids[:1], ids[1:]).log_probs)
+
+
+def _probe_ids(tokenizer: Tokenizer) -> list[int]:
+    return list(tokenizer(PROBE, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def ask_score(endpoint: Endpoint, settings: EndpointSettings, prompt: list[int], target: list[int]) -> Scored:
@@ -175,6 +221,22 @@ def ask_score(endpoint: Endpoint, settings: EndpointSettings, prompt: list[int],
     what = f"log-probabilities of all {len(prompt) + len(target)} tokens that it was sent"
     body = score_body(settings, prompt, target)
     return endpoint.ask("/completions", body, lambda payload: read_scored(payload, prompt, target), what)
+
+
+def ask_likeliest(
+    endpoint: Endpoint, settings: EndpointSettings, prompt: list[int], target: list[int], top_k: int
+) -> list[list[tuple[int, float]]]:
+    """The `top_k` likeliest tokens at each position of a target. Raises EndpointError if the server names fewer."""
+    what = f"the likeliest tokens at each of the {len(prompt) + len(target)} positions that it was sent"
+    body = likeliest_body(settings, prompt, target, top_k)
+    told = endpoint.ask("/completions", body, lambda payload: read_likeliest(payload, prompt, target), what)
+    fewest = min(map(len, told), default=top_k)
+    if fewest < top_k:
+        raise EndpointError(
+            f"the teacher at {endpoint.base_url} tells {fewest} log-probabilities of a position, not the {top_k} that "
+            f"it was asked for\nstart it with more (vLLM: --max-logprobs={top_k}), or set labels.top_k={fewest}"
+        )
+    return [row[:top_k] for row in told]
 
 
 def vocabulary_text(tokenizer: Tokenizer) -> str:
@@ -191,6 +253,16 @@ def tokenizer_content(tokenizer: Tokenizer) -> str:
         state = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
     text = json.dumps([state, tokenizer.eos_token, tokenizer.chat_template], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _packed(rows: Sequence[Sequence[float]], dtype: str) -> str:
+    """Numbers as text that is short and exact: there are many."""
+    return base64.b64encode(np.array(rows, dtype).tobytes()).decode("ascii")
+
+
+def _unpacked(text: str, dtype: str, width: int) -> Tensor:
+    """Shapes: -> (T, width)."""
+    return torch.from_numpy(np.frombuffer(base64.b64decode(text), dtype).reshape(-1, width).copy())
 
 
 def _tokens(payload: Any) -> list[Any]:

@@ -5,6 +5,7 @@ from kd_core.models.token_rows import TokenRows
 from kd_core.train.divergence import DivergenceSettings, Transfer, reads_outputs, student_writes, train_divergence
 from tasks.compute.device import device_of
 from tasks.compute.models import load_alone, load_pair
+from tasks.compute.served import ANSWERS
 from tasks.compute.training import last_validation, mean_of_last_tenth, run_training
 from tasks.pairs.inputs import Pair, both_read, read_sources, validation_sources, written_outputs
 from tasks.pairs.labels.reading import output_labels
@@ -24,23 +25,25 @@ def divergence(
     settings: DivergenceSettings,
     seed: int,
     labels: Artifact | None = None,
+    top_k: int = 0,
 ) -> None:
     """Train the pre-distilled student to the teacher's distributions: model/ and training_log.parquet.
 
-    labels: the teacher's of its outputs, or none. A teacher of whom nothing else is wanted is never loaded.
+    labels: the teacher's of its outputs, or none. A teacher of whom nothing else is wanted is never loaded. top_k: how
+    many of its likeliest tokens a teacher behind a server is asked for, of what the student writes.
     """
     device, limit = device_of(build.runtime), settings.max_source_tokens
     kept = None if labels is None else output_labels(build, labels, outputs, teacher)
     pair: Pair
     if kept is None or student_writes(settings):
-        pair = load_pair(teacher, student, device, sharded=build.runtime.sharded)
+        pair = load_pair(teacher, student, device, build.checkpoints.dir / ANSWERS, build.runtime.sharded)
     else:
         pair = None, load_alone(student, teacher, device, build.runtime.sharded)
     if reads_outputs(settings):
         texts, written = written_outputs(corpus, outputs)
-        train = Transfer(both_read(pair, prompt, texts, limit), TokenRows.of(written), kept)
+        train = Transfer(both_read(pair, prompt, texts, limit), TokenRows.of(written), kept, top_k)
     else:
-        train = Transfer(read_sources(corpus, "train", pair, prompt, limit), None)
+        train = Transfer(read_sources(corpus, "train", pair, prompt, limit), None, top_k=top_k)
     validation = validation_sources(corpus, pair, prompt, settings)
     student_model, num_tokens = pair[1], pair[1].num_tokens
     judge = None if pair[0] is None else pair[0].model

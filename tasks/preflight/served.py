@@ -9,6 +9,8 @@ from kd_core.models.loading import ModelSettings, Tokenizer, check_same_tokenize
 from kd_core.models.prompts import Chat, rendered
 from kd_core.rollout.beam_search import BeamSettings
 from kd_core.rollout.scoring import beyond_log_probs
+from kd_core.rollout.teacher_labels import LabelSettings
+from kd_core.train.divergence import DivergenceSettings, student_writes
 from kd_core.train.llmr import LLMRSettings
 from tasks.compute.served import probe_once
 from tasks.pairs.prompting_student import PromptingStudentSettings
@@ -17,7 +19,7 @@ from tasks.pairs.teacher import TeacherSettings
 from tasks.preflight.models import is_encoder_decoder
 from tasks.store.stage import PlanRow
 
-ASKING = ("teacher", "score", "pre_distill", "llmr", "decode")  # the stages that ask the teacher something
+ASKING = ("teacher", "score", "label_outputs", "pre_distill", "llmr", "decode")  # stages that ask it something
 
 
 def check_served(settings: Mapping[str, Any]) -> None:
@@ -40,13 +42,23 @@ def check_served(settings: Mapping[str, Any]) -> None:
         check_same_tokenizer(tokenizer, load_tokenizer(student.path))
 
 
-def check_reached(teacher: TeacherSettings, plan: Sequence[PlanRow]) -> None:
+def check_reached(
+    teacher: TeacherSettings, plan: Sequence[PlanRow], labels: LabelSettings | None = None, method: Any = None
+) -> None:
     """The server answers, by the tokenizer that is named, if anything is to be asked. Raises ValueError if it does not.
 
-    Tried twice, not more.
+    It tells as many likeliest tokens as labels or divergences ask for, where they do. Tried twice, not more.
     """
-    if teacher.endpoint is not None and any(row.stage.split("[")[0] in ASKING and row.status != "hit" for row in plan):
-        probe_once(teacher.endpoint, tokenizer_of(teacher), retries=min(teacher.endpoint.retries, 1))
+    if teacher.endpoint is None:
+        return
+    wanted = {row.stage.split("[")[0] for row in plan if row.status != "hit"}
+    asks_top_k = {"label_outputs"}
+    if isinstance(method, DivergenceSettings) and student_writes(method):
+        asks_top_k.add("divergence")
+    top_k = labels.top_k if labels is not None and wanted & asks_top_k else 0
+    if top_k or wanted.intersection(ASKING):
+        retries = min(teacher.endpoint.retries, 1)
+        probe_once(teacher.endpoint, tokenizer_of(teacher), retries=retries, top_k=top_k)
 
 
 def tokenizer_of(teacher: TeacherSettings) -> Tokenizer:
@@ -69,18 +81,47 @@ def _problems(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if method.keep == "reverse_kl":
             yield "method.keep reverse_kl takes its whole distribution", "keep by reward, or the last"
         yield from _reward("method.reward", method.reward)
+    elif isinstance(method, DivergenceSettings):
+        yield from _divergence(method, settings.get("labels"))
     elif method is not None and not isinstance(method, SeqKDSettings | PromptingStudentSettings):
-        yield f"{method.kind} learns from its whole distribution", "take method.kind llmr or seqkd"
+        yield f"{method.kind} learns from its whole distribution", "take method.kind llmr, seqkd or a divergence"
     if score is not None:
         yield from _beams("score.beam", score.beam)
-    if settings.get("labels") is not None:
-        yield "labels take its whole distribution", "set labels=null"
+    yield from _labels(settings.get("labels"), settings["teacher"])
     if evaluation is not None:
         if evaluation.sampling is None:
             yield from _beams("evaluation.decoding", evaluation.decoding)
         yield from _reward("evaluation.reward", evaluation.reward)
     if exposure is not None:
         yield "exposure takes its whole distribution", "set exposure=null"
+
+
+def _divergence(method: DivergenceSettings, labels: LabelSettings | None) -> Iterator[tuple[str, str]]:
+    if method.keep == "reverse_kl":
+        yield "method.keep reverse_kl takes its whole distribution", "keep by reward, or the last"
+    if labels is None:
+        yield (
+            f"{method.kind} learns from its distributions",
+            "learn from its likeliest tokens: --set labels.kind=topk --set labels.top_k=20 --set labels.tail=bucket",
+        )
+    elif student_writes(method) and labels.kind == "topk" and labels.tail != "bucket":
+        yield (
+            f"{method.kind} asks for its likeliest tokens after what the student writes",
+            "the others are one more outcome there: set labels.tail=bucket",
+        )
+
+
+def _labels(labels: LabelSettings | None, teacher: TeacherSettings) -> Iterator[tuple[str, str]]:
+    if labels is None:
+        return
+    if labels.kind != "topk":
+        what = "its states" if labels.kind == "hidden" else "its whole distribution"
+        yield f"labels of kind {labels.kind} take {what}", "set labels.kind=topk"
+    if teacher.endpoint is not None and teacher.endpoint.log_probs == "echo":
+        yield (
+            "labels take token ids, and log_probs echo tells tokens by their text",
+            "serve it by vLLM, and set teacher.endpoint.log_probs=prompt_logprobs; or set labels=null",
+        )
 
 
 def _beams(name: str, beam: BeamSettings) -> Iterator[tuple[str, str]]:

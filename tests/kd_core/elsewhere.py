@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kd_core.models.backends.remote import RemoteConfig, RemoteModel, Scored, Writing, Written
+from kd_core.models.backends.remote import Likeliest, RemoteConfig, RemoteModel, Scored, Writing, Written
 
 
 class Elsewhere(RemoteModel):
@@ -28,6 +28,15 @@ class Elsewhere(RemoteModel):
             log_p = self._log_probs([*prompt, *target])[len(prompt) - 1 :]
             own = [float(log_p[t, token]) for t, token in enumerate(target)]
             found.append(Scored(own, log_p.amax(1).tolist()))
+        return found
+
+    def likeliest(
+        self, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], top_k: int
+    ) -> list[Likeliest]:
+        found = []
+        for prompt, target in zip(prompts, targets, strict=True):
+            best, ids = self._log_probs([*prompt, *target])[len(prompt) - 1 : -1].topk(top_k, dim=1)
+            found.append(Likeliest(ids.int(), best))
         return found
 
     def write(self, prompts: Sequence[Sequence[int]], how: Writing) -> list[Written]:

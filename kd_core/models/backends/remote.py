@@ -1,10 +1,11 @@
 """A causal model that runs elsewhere: what it makes of given tokens, and what it writes. It has no weights here.
 
-Shape legend: B rows, T target positions, U = T + 1 with the state after the last.
+Shape legend: B rows, T target positions, U = T + 1 with the state after the last, K tokens told of a state.
 
 All that is known of it are log-probabilities. They are logits with one constant of each state taken off, which is why
 LLMR can be taught by them: under `centre: log_probs` they are the q-values themselves, and in a gain less its baseline
-V(s_t) the constants cancel, whichever they are.
+V(s_t) the constants cancel, whichever they are. Divergences take the K likeliest tokens of each state, with the mass of
+all others as one more outcome.
 """
 
 from abc import ABC, abstractmethod
@@ -24,6 +25,17 @@ class Scored:
 
     log_probs: Sequence[float]  # log p(y_t | s_t), T of them
     largest: Sequence[float]  # max_y log p(y | s_t), T + 1 of them: of the state after the last token too
+
+
+@dataclass(frozen=True)
+class Likeliest:
+    """What it says of the T states before a target's tokens: the K likeliest tokens of each, and their log p in nats.
+
+    A place that is empty, of a row of its embedding that stands for no token, has log p -inf and the first token's id.
+    """
+
+    ids_TK: Tensor
+    log_prob_TK: Tensor
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,12 @@ class RemoteModel(ABC):
     @abstractmethod
     def score(self, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> list[Scored]:
         """What it makes of each target after its prompt."""
+
+    @abstractmethod
+    def likeliest(
+        self, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], top_k: int
+    ) -> list[Likeliest]:
+        """The `top_k` likeliest tokens (all, where there are fewer) at each position of a target after its prompt."""
 
     @abstractmethod
     def write(self, prompts: Sequence[Sequence[int]], how: Writing) -> list[Written]:

@@ -1,21 +1,25 @@
 """The stage `label_outputs`: the teacher's distribution at every token that it wrote, and the error of that form."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from kd_core.losses.soft_targets import TeacherLabels
-from kd_core.models.policy import head_of
+from kd_core.losses.soft_targets import TeacherLabels, TopKLabels
+from kd_core.models.backends.remote import RemoteModel
+from kd_core.models.policy import encode_rows, head_of
 from kd_core.models.prompts import Prompt
 from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.sampling import mixed_seed
-from kd_core.rollout.teacher_labels import LabelSettings, label_error, make_labels, token_places
+from kd_core.rollout.teacher_labels import LabelSettings, asked_labels, label_error, make_labels, token_places
 from kd_core.train.supervised import Pairs, pair_states
 from tasks.compute.device import device_of
 from tasks.compute.models import LoadedModel, load_artifact
+from tasks.compute.served import ANSWERS
 from tasks.engine.settings import RuntimeSettings
 from tasks.labels.files import HEAD, collect, drawn_labels, head_writer, uniform_numbers, write_labels
 from tasks.pairs.inputs import output_columns, prompt_rows, written_outputs
@@ -42,7 +46,8 @@ def label_outputs(
 ) -> None:
     """Write labels-*.parquet, a row a token, and the head that hidden states need; finished shards survive a kill.
 
-    The teacher reads its sources as it did when it wrote: `prompt` and `max_source_tokens` are those of `score`.
+    The teacher reads its sources as it did when it wrote: `prompt` and `max_source_tokens` are those of `score`. One
+    behind a server tells its likeliest tokens, which are labels of kind topk, and of no other.
     """
     written = written_outputs(corpus, outputs)[1]
     beside = (MEASURED, HEAD) if settings.kind == "hidden" else (MEASURED,)  # files of the first shard
@@ -51,7 +56,8 @@ def label_outputs(
         for number, index in enumerate(torch.arange(len(written)).split(SHARD_OUTPUTS))
     )
     shards = Sharded(build, "outputs", parts)
-    shards.make(partial(_opens, corpus, teacher, outputs, prompt, max_source_tokens, settings, seed))
+    answers = build.checkpoints.dir / ANSWERS
+    shards.make(partial(_opens, corpus, teacher, outputs, prompt, max_source_tokens, settings, seed, answers))
     build.shards.collect(*(name for name in shards.files if name == HEAD))
     tokens = sum(map(len, written))
     collect(build, [name for name in shards.files if name.endswith(".parquet")], tokens)
@@ -66,11 +72,11 @@ def _opens(
     max_source_tokens: int,
     settings: LabelSettings,
     seed: int,
+    answers: Path,
     runtime: RuntimeSettings,
 ) -> Callable[[Tensor], Making]:
     """The teacher and what it reads again, opened once a process; then what makes the labels of some outputs."""
-    loaded = load_artifact(teacher, device_of(runtime))
-    head = head_of(loaded.model, loaded.num_tokens)
+    loaded = load_artifact(teacher, device_of(runtime), answers=answers)
     texts, written = written_outputs(corpus, outputs)
     pairs = Pairs(prompt_rows(loaded, prompt, texts, max_source_tokens), TokenRows.of(written))
     ids = torch.tensor(output_columns(outputs, "id")["id"].to_pylist())
@@ -78,13 +84,17 @@ def _opens(
     @torch.no_grad()
     def work(index: Tensor) -> Making:
         yield 0
-        labels = _labels(loaded, pairs, index, settings, mixed_seed(seed, int(index[0])))
+        asks = isinstance(loaded.model, RemoteModel)
+        drawn_by = mixed_seed(seed, int(index[0]))
+        labels = _told(loaded, pairs, index, settings) if asks else _labels(loaded, pairs, index, settings, drawn_by)
         place = _place(ids[index], pairs.target.lengths[index])
-        writers: list[Writer] = [partial(write_labels, labels=labels, place=place, vocab_size=len(head))]
+        writers: list[Writer] = [partial(write_labels, labels=labels, place=place, vocab_size=loaded.num_tokens)]
         if index[0] == 0:
-            measured = _lost(loaded, pairs, settings, mixed_seed(seed, len(written)))
+            drawn_by = mixed_seed(seed, len(written))
+            measured = _untold(labels) if asks else _lost(loaded, pairs, settings, drawn_by)
             writers += [partial(write_json, record=measured)]
-            writers += [head_writer(head)] if settings.kind == "hidden" else []
+            if settings.kind == "hidden":
+                writers += [head_writer(head_of(loaded.model, loaded.num_tokens))]
         return writers
 
     return work
@@ -97,6 +107,22 @@ def _lost(teacher: LoadedModel, pairs: Pairs, settings: LabelSettings, seed: int
     hidden_ME, _ = pair_states(teacher.model, pairs, first)
     error = label_error(drawn_labels(hidden_ME, head, settings, seed), hidden_ME, head)
     return {"kl_to_dense": error.divergence, "mass_elsewhere": error.missed}
+
+
+def _told(teacher: LoadedModel, pairs: Pairs, index: Tensor, settings: LabelSettings) -> TopKLabels:
+    """The labels of some consecutive outputs by a teacher behind a server, rounded as those of one that is here."""
+    if settings.kind != "topk":
+        raise ValueError(f"labels of kind {settings.kind} need the teacher here, not behind a server\nset kind=topk")
+    memory, (tokens_BT, mask_BT) = encode_rows(teacher.model, pairs.source, index), pairs.target.batch(index, 0)
+    labels = asked_labels(teacher.model, memory, tokens_BT, mask_BT, settings.top_k, settings.tail)
+    return replace(labels, log_prob_MK=labels.log_prob_MK[:].half())
+
+
+def _untold(labels: TeacherLabels) -> dict[str, float]:
+    """What labels leave open: the mean mass of the tokens that the server did not name."""
+    assert isinstance(labels, TopKLabels)  # no other kind is told
+    kept_M = labels.log_prob_MK[:].double().exp().sum(dim=1)
+    return {"mass_untold": float((1 - kept_M).clamp(min=0).mean())}
 
 
 def _labels(teacher: LoadedModel, pairs: Pairs, index: Tensor, settings: LabelSettings, seed: int) -> TeacherLabels:
