@@ -1,6 +1,7 @@
 """Eq. 5 in chunks against autograd on dense distributions; what each kind of label gets right, and what not."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -133,6 +134,18 @@ def test_a_bucket_that_the_student_leaves_empty_stays_finite() -> None:
     assert float(terms.kd_M) == pytest.approx(300 - 0.5 * math.log(2))  # 0.5 * (600 - log 2) nats
     assert hidden.grad is not None
     assert float(hidden.grad) == pytest.approx(300)  # (q - p) W: 0.5 * 300 + 2 * -0.25 * -300
+
+
+@pytest.mark.parametrize("kind", [TopKLabels, BucketLabels])
+def test_an_empty_place_is_as_if_it_were_not_there(kind: Any) -> None:
+    three = top_k(3)
+    ids = torch.cat([three.ids_MK, three.ids_MK[:, :1], three.ids_MK[:, 1:2]], dim=1)
+    empty = torch.full((M, 2), float("-inf"), dtype=torch.float64)
+    padded, plain = kind(ids, torch.cat([three.log_prob_MK, empty], dim=1)), kind(*vars(three).values())
+    ours, theirs = (distillation_loss(HIDDEN, Head(WEIGHT), TARGET, each, 0.3) for each in (padded, plain))
+    torch.testing.assert_close(ours[0], theirs[0], atol=0, rtol=1e-15)
+    log_q = F.log_softmax(HIDDEN @ WEIGHT.T, 1)
+    assert torch.equal(*(each.probabilities(slice(0, M), log_q) for each in (padded, plain)))
 
 
 def test_sampled_labels_are_unbiased() -> None:

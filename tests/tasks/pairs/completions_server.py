@@ -79,7 +79,8 @@ class Served:
         before = self._log_probs(prompt)[:-1]
         if body.get("prompt_logprobs"):
             pairs = zip(prompt[1:], before, strict=True)
-            choice["prompt_logprobs"] = [None, *(self._entry(token, log_p) for token, log_p in pairs)]
+            top = body["prompt_logprobs"]
+            choice["prompt_logprobs"] = [None, *(self._entry(token, log_p, top) for token, log_p in pairs)]
         if body.get("echo"):
             whole = self._logprobs([*zip(prompt[1:], before, strict=True), *rows], top=1)
             whole["token_logprobs"].insert(0, None)
@@ -89,9 +90,9 @@ class Served:
             choice |= {"token_ids": written, "prompt_token_ids": prompt}
         return {"id": "cmpl-1", "object": "text_completion", "model": body["model"], "choices": [choice]}
 
-    def _entry(self, token: int, log_p: torch.Tensor) -> Body:
+    def _entry(self, token: int, log_p: torch.Tensor, top: int) -> Body:
         """vLLM's: the token's own, and the likeliest."""
-        ids = dict.fromkeys([token, int(log_p.argmax())])
+        ids = dict.fromkeys([token, *log_p.topk(top).indices.tolist()])
         rank = {number: 1 + int((log_p > log_p[number]).sum()) for number in ids}
         return {
             str(number): {

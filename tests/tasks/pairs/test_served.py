@@ -399,8 +399,13 @@ def test_what_is_told_of_a_teacher_must_fit_together(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"method": {"kind": "reverse_kl"}}, "reverse_kl learns from its whole distribution"),
-        ({"method": {"kind": "gkd"}}, "gkd learns from its whole distribution"),
+        ({"method": {"kind": "reverse_kl"}}, "reverse_kl learns from its distributions"),
+        ({"method": {"kind": "forward_kl"}}, "forward_kl learns from its distributions"),
+        ({"method": {"kind": "gkd"}, "labels": {"kind": "topk"}}, "gkd asks for its likeliest tokens after what"),
+        (
+            {"method": {"kind": "js", "keep": "reverse_kl"}, "labels": {"kind": "topk", "tail": "bucket"}},
+            "method.keep reverse_kl takes its whole distribution",
+        ),
         ({"method": {"kind": "minillm"}}, "minillm learns from its whole distribution"),
         ({"method": replace(METHOD, reward=REWARD, reverse_kl=0.1)}, "method.reverse_kl takes"),
         ({"method": replace(METHOD, reward=REWARD, keep="reverse_kl")}, "method.keep reverse_kl takes"),
@@ -408,7 +413,8 @@ def test_what_is_told_of_a_teacher_must_fit_together(directory: Path) -> None:
         ({"evaluation": tiny_runs.EVALUATION}, "evaluation.reward takes more than log-probabilities"),
         ({"evaluation": {"reward": REWARD, "decoding": {"num_beams": 4}}}, "evaluation.decoding asks for beam search"),
         ({"score": tiny_runs.SCORE}, "score.beam asks for beam search or a ban on repeats"),
-        ({"labels": {"kind": "topk"}}, "labels take its whole distribution"),
+        ({"labels": {"kind": "hidden"}}, "labels of kind hidden take its states"),
+        ({"labels": {"kind": "sampled"}}, "labels of kind sampled take its whole distribution"),
         ({"exposure": {}}, "exposure takes its whole distribution"),
         ({"student": {"from": "teacher", "layers": 1}}, "a student from: teacher is made of its weights"),
         ({"student": {"shape": {"d_model": 16}}}, "an encoder–decoder's teacher is one too"),
@@ -424,6 +430,14 @@ def test_what_takes_more_than_a_server_gives_is_refused_before_it_is_asked(
     assert first.endswith(", and the teacher is behind a server")
     assert second
     assert list((tmp_path / "artifacts").iterdir()) == []
+
+
+def test_labels_are_not_told_by_text(tmp_path: Path, directory: Path) -> None:
+    """Which some tokens share."""
+    teacher = served("http://127.0.0.1:9/v1", directory, log_probs="echo")
+    problem = r"^labels take token ids, and log_probs echo tells tokens by their text, and .*\nserve it by vLLM"
+    with pytest.raises(ValueError, match=problem):
+        run(Store(tmp_path), teacher, labels={"kind": "topk"}, method={"kind": "forward_kl"})
 
 
 def test_a_student_with_another_tokenizer_is_refused(tmp_path: Path, directory: Path) -> None:
