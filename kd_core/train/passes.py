@@ -77,7 +77,8 @@ def teacher_top_k(
 
     Shapes: a `RemoteMemory` of B prompts, (B, T) responses -> labels of M tokens in float64. The bucket keeps at least
     LEAST_REST: the reverse KL divides by it. A divergence from it is of K + 1 outcomes, and no more than the one of all
-    V (data-processing inequality): of what the student does among the others only their sum is seen. [ours]
+    V (data-processing inequality). Of what the student does among the others only their sum is seen: next to nothing is
+    lost to forward KL, much to reverse KL, if q is not where p is (docs/methods/divergences.md has numbers). [ours]
     """
     told = asked_labels(teacher, memory, responses.tokens_BT, responses.mask_BT, top_k, "bucket")
     log_prob_MK = told.log_prob_MK[:].double()
