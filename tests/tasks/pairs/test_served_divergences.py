@@ -253,7 +253,7 @@ def test_rows_that_stand_for_no_token_leave_their_places_empty(tmp_path: Path, d
     with completions_server(padded) as server:
         asks = asking(tmp_path, server, directory)
         (told,) = asks.likeliest([prompt], [target], 6)
-        (again,) = asks.likeliest([prompt], [target], 6)
+        again, nothing = asks.likeliest([prompt, prompt], [target, []], 6)  # a rank that only keeps step asks for none
     assert told.ids_TK.shape == (2, 6)
     assert told.ids_TK.max() < V
     empty = told.log_prob_TK.isinf()
@@ -265,4 +265,5 @@ def test_rows_that_stand_for_no_token_leave_their_places_empty(tmp_path: Path, d
     assert V + 1 in best
     assert told.ids_TK[0, :5].tolist() == [each for each in best if each < V]
     torch.testing.assert_close(told.log_prob_TK[0, :5], log_p[0, told.ids_TK[0, :5].long()], atol=1e-5, rtol=0)
+    assert nothing.ids_TK.shape == nothing.log_prob_TK.shape == (0, 6)
     assert torch.equal(again.log_prob_TK, told.log_prob_TK), "what lies in the store is what was told"
