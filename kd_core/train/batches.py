@@ -26,6 +26,10 @@ class Sources:
     teacher: TokenRows
     text: TokenRows | None = None  # the data set's own outputs for them; only validation looks at these
 
+    def tokens(self, written: int | Tensor, index_B: Tensor | slice = slice(None)) -> Tensor:
+        """What both models pass over for each row, where so many tokens are written for it. Shapes: (B,) -> (B,)."""
+        return self.student.lengths[index_B] + self.teacher.lengths[index_B] + 2 * written
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSettings:

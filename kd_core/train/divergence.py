@@ -180,7 +180,7 @@ def train_divergence(
         written = [
             pair.write(mine, terms, mixed_seed(seed, state.step, micro))
             for micro, rows_B in enumerate(micro_batches)
-            if len(mine := ranks.mine(rows_B, micro))
+            if len(mine := ranks.mine(rows_B, micro, pair.tokens(rows_B, terms)))
         ]
         values = summary(written, terms, ranks)
         count = int(sum(values[f"{term.writer}_tokens"] for term in terms))
@@ -211,6 +211,13 @@ class Pair:
     train: Transfer
     settings: DivergenceSettings
     num_tokens: int | None
+
+    def tokens(self, rows_B: Tensor, terms: list[Term]) -> Tensor:
+        """What rows of a micro-batch cost, as far as it is known before: the student may write up to the limit."""
+        limit, outputs = self.settings.sampling.max_new_tokens, self.train.outputs
+        given = outputs.lengths[rows_B].clamp(max=limit) if outputs is not None else limit
+        written = [given if term.writer == "teacher" else limit for term in terms]
+        return self.train.sources.tokens(sum(written), rows_B)
 
     def write(self, mine: Mine, terms: list[Term], seed: int) -> Written:
         """The sequences of this rank's rows of a micro-batch. If that is the only one, its encoder states are kept."""

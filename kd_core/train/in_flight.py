@@ -46,14 +46,17 @@ def whole(in_flight: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
     return _named(joined)
 
 
-def dealt(in_flight: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
-    """This rank's of what is in flight, as it was before `whole`, were there as many ranks then."""
+def dealt(in_flight: Mapping[str, Tensor], ranks: Ranks, tokens_R: Tensor) -> dict[str, Tensor]:
+    """This rank's of what is in flight, as it was before `whole`, were there as many ranks then.
+
+    `tokens_R`: what each row of the data set costs, by which batches were shared out.
+    """
     if ranks.size == 1:
         return dict(in_flight)
     found = {}
     for micro, part in _parts(in_flight).items():
         source_B, times_B = part["source_B"].unique_consecutive(return_counts=True)
-        mine = ranks.mine(torch.arange(len(source_B)), micro)
+        mine = ranks.mine(torch.arange(len(source_B)), micro, tokens_R[source_B.cpu()])
         if len(mine):
             end_B = times_B.cumsum(0).tolist()
             first, last = int(mine.rows_B[0]), int(mine.rows_B[-1])

@@ -25,7 +25,7 @@ from kd_core.rollout.scoring import Judgement, judge
 from kd_core.train.batches import Sources, updates
 from kd_core.train.best import ran_out, restore
 from kd_core.train.budget import Budget
-from kd_core.train.in_flight import pack, unpack
+from kd_core.train.in_flight import dealt, pack, unpack
 from kd_core.train.passes import act, counted, lengths, teacher_states
 from kd_core.train.ranks import ALONE, Ranks
 from kd_core.train.state import StepMetrics, TrainState, autocast, fetched
@@ -127,13 +127,17 @@ def train_llmr(
         yield StepMetrics(0, held_out.look(state))
     read_once = reuse == 1 and settings.batch.micro_batches == 1  # the encoder serves the rollout and its only update
     batches = updates(train.student.lengths.numpy(), settings.batch, seed, start=-(-state.step // reuse))
+    # how long a response gets is not known before it is written: up to the limit. By prompts alone, ranks with short
+    # ones would have the most to write
+    tokens_R = train.tokens(times * settings.sampling.max_new_tokens)
+    state.in_flight = dealt(state.in_flight, ranks, tokens_R)
     experience = unpack(Experience, state.in_flight)  # of a run that was killed between two uses of it
     while state.step < settings.steps and not ran_out(state, settings.patience):
         uses = state.step % reuse  # updates that these rollouts have served
         if uses == 0:
             experience = {}
             for micro, rows_B in enumerate(next(batches)):
-                mine = ranks.mine(rows_B, micro)
+                mine = ranks.mine(rows_B, micro, tokens_R[rows_B])
                 if not len(mine):
                     continue
                 # act: the student writes, from states of its own; no gradient

@@ -38,7 +38,7 @@ from kd_core.rollout.sampling import mixed_seed
 from kd_core.train.batches import Sources, updates
 from kd_core.train.best import ran_out, restore
 from kd_core.train.budget import Budget
-from kd_core.train.in_flight import pack, unpack
+from kd_core.train.in_flight import dealt, pack, unpack
 from kd_core.train.passes import act, counted, lengths, teacher_states
 from kd_core.train.ranks import Mine
 from kd_core.train.state import StepMetrics, TrainState, autocast
@@ -117,6 +117,8 @@ def train_minillm(
     student.eval()
     pair = Pair(student, teacher, train, settings, num_tokens)
     batches = updates(train.student.lengths.numpy(), settings.batch, seed, start=-(-state.step // reuse))
+    tokens_R = train.tokens(settings.sampling.max_new_tokens)  # at most: how many are written is not known before
+    state.in_flight = dealt(state.in_flight, ranks, tokens_R)
     experience = unpack(Experience, state.in_flight)
     held_out = Validation(teacher, validation, settings, num_tokens=num_tokens, ranks=ranks)
     if state.step == 0:
@@ -127,7 +129,7 @@ def train_minillm(
             experience = {
                 micro: pair.write(mine, mixed_seed(seed, state.step // reuse, micro))
                 for micro, rows_B in enumerate(next(batches))
-                if len(mine := ranks.mine(rows_B, micro))
+                if len(mine := ranks.mine(rows_B, micro, tokens_R[rows_B]))
             }
         values = {"staleness": float(state.step % reuse)} | lengths(list(experience.values()), ranks)
         count = int(values["tokens"])

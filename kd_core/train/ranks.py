@@ -8,9 +8,11 @@ of one process, but for the order of a sum. The processes are those of `torch.di
 started them; where there is none, there is one rank, and nothing here does anything.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import torch
@@ -60,13 +62,16 @@ class Ranks:
         """Whether this is the rank that writes."""
         return self.rank == 0
 
-    def mine(self, rows_B: Tensor, micro_batch: int = 0) -> Mine:
+    def mine(self, rows_B: Tensor, micro_batch: int = 0, tokens_B: Tensor | None = None) -> Mine:
         """This rank's rows of a batch, which are neighbours; those of an update's micro-batches go round.
 
+        Shared out by number, or by the tokens that each row costs, so that the rank with most has as few as can be.
         Where there are fewer rows than ranks it is none, or, in step, one that does not count.
         """
         place = (self.rank - micro_batch) % self.size
         first, end = (len(rows_B) * each // self.size for each in (place, place + 1))
+        if tokens_B is not None and 1 < self.size < len(rows_B):
+            first, end = ([0, *ends_of_parts(tokens_B.tolist(), self.size)][each] for each in (place, place + 1))
         if self.in_step and first == end:
             return Mine(rows_B[:1], 0, len(rows_B), counts=False)
         return Mine(rows_B[first:end], first, len(rows_B))
@@ -158,6 +163,24 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def ends_of_parts(costs: Sequence[int], parts: int) -> list[int]:
+    """Where neighbouring parts of rows end of which the dearest costs as little as can be.
+
+    Each has a row at least. Costs are 1 or more; there are no fewer rows than parts.
+    """
+    up_to = [0, *accumulate(costs)]
+
+    def ends(most: int) -> list[int]:
+        """Of parts that are each as long as such a cost allows, and leave a row for every part behind."""
+        found = [0]
+        for behind in reversed(range(parts)):
+            found.append(min(bisect_right(up_to, up_to[found[-1]] + most) - 1, len(costs) - behind))
+        return found[1:]
+
+    enough = bisect_left(range(up_to[-1]), True, lo=max(costs), key=lambda most: ends(most)[-1] == len(costs))
+    return ends(enough)
 
 
 def _buckets(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:

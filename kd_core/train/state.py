@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from kd_core.models.backends.sharded import cut, gradient_of, is_part, joined, own_parameters, part_of
 from kd_core.rollout.responses import NotFiniteError
 from kd_core.rollout.sampling import mixed_seed
-from kd_core.train.in_flight import dealt, whole
+from kd_core.train.in_flight import whole
 from kd_core.train.ranks import ALONE, Ranks
 
 PRECISIONS = "set bfloat16 (weights and optimizer state are shared out in float32), or float32"
@@ -187,7 +187,7 @@ class TrainState:
         (directory / "state.json").write_text(json.dumps({"step": self.step, "log": rows}), encoding="utf-8")
 
     def load(self, directory: Path) -> list[StepMetrics]:
-        """Put a saved state back; returns the log so far."""
+        """Put a saved state back; returns the log so far. What is in flight is that of all ranks: see `dealt`."""
         record = json.loads((directory / "state.json").read_text(encoding="utf-8"))
         self.step = int(record["step"])
         device = next(self.model.parameters()).device
@@ -207,7 +207,6 @@ class TrainState:
         for name, like in self.parameters.items():
             if f"weights.{name}" in self.best:
                 self.best[f"weights.{name}"] = cut(self.best[f"weights.{name}"], like)
-        self.in_flight = dealt(self.in_flight, self.ranks)
         self.round()
         return [StepMetrics(int(row.pop("step")), row) for row in record["log"]]
 

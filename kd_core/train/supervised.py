@@ -93,7 +93,7 @@ def train_supervised(
     model, ranks, steps = state.model, state.ranks, num_steps or num_updates(train, settings, seed)
     check_positions(model, train)
     check_positions(model, validation, settings.validation_rows)
-    lengths = train.source.lengths.numpy()
+    lengths, tokens_R = train.source.lengths.numpy(), train.source.lengths + train.target.lengths
     for micro_batches in updates(lengths, settings.batch, seed, start=state.step):
         if state.step >= steps:
             break
@@ -101,7 +101,7 @@ def train_supervised(
         gathered: list[dict[str, Tensor]] = []
         model.train()
         for micro, rows in enumerate(micro_batches):
-            mine = ranks.mine(rows, micro)
+            mine = ranks.mine(rows, micro, tokens_R[rows])
             if not len(mine):
                 continue
             dropout = dropout_rng(seed, state.step, micro, ranks.rank)

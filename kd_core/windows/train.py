@@ -108,13 +108,15 @@ def train_windows(
         _refuse_unlabelled(part, f"part {number} of the training windows", settings.alpha)
     _refuse_unlabelled(validation, "the validation set", settings.alpha)
     state.model.eval()
+    predictions_M = torch.cat([torch.full((len(part),), part.target_MP.shape[1]) for part in train])
     per_epoch, head = updates_per_epoch(train, settings), head_of(state.model, num_tokens)
     fixed = laid_out(head) if lay_out_head and not head.weight_VD.requires_grad else None
     while state.step < per_epoch * settings.epochs and not ran_out(state, settings.patience):
         epoch, done = divmod(state.step, per_epoch)
         order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(count))
         for index in order.split(settings.batch_rows)[done:]:
-            values = _update(state, train, index, settings, per_epoch, fixed or head_of(state.model, num_tokens))
+            of_update = train, index, predictions_M[index]
+            values = _update(state, *of_update, settings, per_epoch, fixed or head_of(state.model, num_tokens))
             if state.step % per_epoch == 0:
                 held_out = window_loss(
                     state.model, validation, settings.alpha, num_tokens=num_tokens, ranks=state.ranks
@@ -142,32 +144,25 @@ def updates_per_epoch(train: Sequence[Windows], settings: WindowTrainingSettings
 def _update(
     state: TrainState,
     train: Sequence[Windows],
-    index: Tensor,
+    index_B: Tensor,
+    predictions_B: Tensor,
     settings: WindowTrainingSettings,
     per_epoch: int,
     head: Head,
 ) -> dict[str, float]:
-    model, mine, seen = state.model, state.ranks.mine(index), dict[str, list[Tensor]](loss=[], nll=[], kd=[])
+    model, seen = state.model, dict[str, list[Tensor]](loss=[], nll=[], kd=[])
+    mine = state.ranks.mine(index_B, tokens_B=predictions_B)
     if len(mine):
         with autocast(model.device, settings.optimizer.precision):
             hidden_MD, target_M, labels = _batch(model, train, mine.rows_B, with_labels=settings.alpha < 1)
             loss, terms = distillation_loss(hidden_MD, head, target_M, labels, settings.alpha)
-            share = len(target_M) / _predictions(train, index)  # 1, unless other ranks have the others
+            share = len(target_M) / int(predictions_B.sum())  # 1, unless other ranks have the others
             loss = loss * share
         loss.backward()
         seen = {"loss": [loss], "nll": [terms.nll_M.mean() * share], "kd": [terms.kd_M.mean() * share]}
     shown = state.apply(settings.optimizer, per_epoch * settings.epochs, seen)
     state.step += 1
     return {name: sum(numbers) for name, numbers in shown.items()}
-
-
-def _predictions(parts: Sequence[Windows], index_B: Tensor) -> int:
-    """How many there are in windows that are numbered through all parts."""
-    first, count = 0, 0
-    for part in parts:
-        count += int(((index_B >= first) & (index_B < first + len(part))).sum()) * part.target_MP.shape[1]
-        first += len(part)
-    return count
 
 
 def _batch(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kd_core.losses.rewards import RewardSettings
 from kd_core.losses.soft_targets import TopKLabels
@@ -19,10 +22,10 @@ from kd_core.train.in_flight import dealt, whole
 from kd_core.train.language_model import PretrainSettings, train_language_model
 from kd_core.train.llmr import Experience, train_llmr
 from kd_core.train.minillm import MiniLLMSettings, train_minillm
-from kd_core.train.ranks import Ranks
+from kd_core.train.ranks import Mine, Ranks
 from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState
 from kd_core.train.supervised import Pairs, SupervisedSettings, train_supervised
-from kd_core.windows.cutting import contexts, window_targets
+from kd_core.windows.cutting import contexts, followers, window_targets
 from kd_core.windows.last_block import set_trainable, trunk
 from kd_core.windows.train import Windows, WindowTrainingSettings, train_windows
 from tests.kd_core.conftest import tiny_t5
@@ -66,12 +69,13 @@ def labelled() -> Pairs:
     return Pairs(PAIRS.source, PAIRS.target, OutputLabels(TopKLabels(ids, log_p), PAIRS.target.offset_R1))
 
 
-def windows(model: Any, rows: slice) -> Windows:
-    target_M = window_targets(len(TEXT), 6)[rows]
-    log_p = torch.randn(len(target_M), V, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    ids = torch.arange(V, dtype=torch.int32).expand(len(target_M), -1)
-    labels = TopKLabels(ids, log_p.log_softmax(1))
-    return Windows(trunk(model, contexts(TEXT, target_M, 6)), TEXT[target_M][:, None], labels)
+def windows(model: Any, rows: slice, predictions: int = 1) -> Windows:
+    target_M = window_targets(len(TEXT), 6, predictions=predictions)[rows]
+    count = len(target_M) * predictions
+    log_p = torch.randn(count, V, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    labels = TopKLabels(torch.arange(V, dtype=torch.int32).expand(count, -1), log_p.log_softmax(1))
+    below = trunk(model, contexts(TEXT, target_M, 6, predictions), predictions)
+    return Windows(below, followers(TEXT, target_M, predictions), labels)
 
 
 def student_of(kind: str, dtype: torch.dtype) -> Any:
@@ -102,14 +106,14 @@ def loop_of(kind: str, model: Any, dtype: torch.dtype, steps: int) -> Any:
             return lambda state, seen: train_minillm(state, teacher, SOURCES, SOURCES, mini, 0)
         case "windows":
             cut = WindowTrainingSettings(alpha=0.3, epochs=-(-steps // 8), patience=0, batch_rows=8, optimizer=rate)
-            train = [windows(model, slice(0, 40)), windows(model, slice(40, 60))]
+            train = [windows(model, slice(0, 40)), windows(model, slice(40, 60), 3)]
             return lambda state, seen: train_windows(state, train, windows(model, slice(60, None)), cut, 7)
         case "language model":
             pretrain = PretrainSettings(block=8, batch_rows=5, max_steps=steps, validate_every=5, optimizer=rate)
             return lambda state, seen: train_language_model(state, TEXT, TEXT, pretrain, 0)
     baseline: Any = kind if kind in ("leave_one_out", "batch_mean") else "value"
     held = kind == "leave_one_out"
-    settings = rl(
+    chosen_rl = rl(
         **common(steps),
         updates_per_rollout=3 if kind == "reused" else 1,
         rollouts_per_source=2 if held else 1,
@@ -119,8 +123,21 @@ def loop_of(kind: str, model: Any, dtype: torch.dtype, steps: int) -> Any:
     )
     start = tiny_t5(seed=4).to(dtype)
     return lambda state, seen: train_llmr(
-        state, teacher, SOURCES, SOURCES, settings, 0, start=start if held else None, observe=seen
+        state, teacher, SOURCES, SOURCES, chosen_rl, 0, start=start if held else None, observe=seen
     )
+
+
+@dataclass(frozen=True)
+class Noting(Ranks):
+    """Ranks that note which rows of each batch were theirs."""
+
+    rows: list[tuple[int, list[int]]] = field(default_factory=list)  # and the place of the first
+
+    def mine(self, rows_B: torch.Tensor, micro_batch: int = 0, tokens_B: torch.Tensor | None = None) -> Mine:
+        """See `Ranks`."""
+        found = super().mine(rows_B, micro_batch, tokens_B)
+        self.rows.append((found.first, found.rows_B.tolist()))
+        return found
 
 
 LLMR = ("value", "reused", "leave_one_out", "batch_mean")
@@ -222,23 +239,27 @@ def stopped(folder: Path, step: int) -> dict[str, torch.Tensor]:
 
 
 def taken_again(folder: Path) -> dict[str, torch.Tensor]:
-    """What this rank has in flight when it goes on."""
-    state = TrainState.start(student_of("reused", torch.float32), adam(SHORT), Ranks.here())
+    """What this rank has in flight when it has gone on by an update, which uses it once more."""
+    model = student_of("reused", torch.float32)
+    state = TrainState.start(model, adam(SHORT), Ranks.here())
     state.load(folder)
+    next(loop_of("reused", model, torch.float32, SHORT)(state, {}))
     return state.in_flight
 
 
-def there_and_back() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Two rollouts of each of two sources a micro-batch, as long as their rank: a rank's, everybody's, the rank's."""
+def there_and_back(
+    rows: list[int], tokens_R: torch.Tensor
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Two rollouts of each of some sources a micro-batch, as long as their rank: a rank's, everybody's, the rank's."""
     ranks, own = Ranks.here(), {}
     for micro in range(3):
-        source_B = ranks.mine(torch.tensor([9, 7]), micro).rows_B.repeat_interleave(2)
+        source_B = ranks.mine(torch.tensor(rows), micro, tokens_R[rows]).rows_B.repeat_interleave(2)
         tokens_BT = 10 * micro + source_B[:, None].expand(-1, ranks.rank + 1)
         if len(source_B):
             own |= {f"{micro}.source_B": source_B, f"{micro}.tokens_BT": tokens_BT.clone()}
             own[f"{micro}.mask_BT"] = torch.ones_like(tokens_BT, dtype=torch.bool)
     everybodys = whole(own, ranks)
-    return own, everybodys, dealt(everybodys, ranks)
+    return own, everybodys, dealt(everybodys, ranks, tokens_R)
 
 
 def resumed(folder: Path) -> Trained:
@@ -280,15 +301,22 @@ def test_a_training_that_as_many_ranks_go_on_with_ends_with_the_same_bytes(tmp_p
             assert torch.equal(rank.weights[name], weight), name
 
 
-def test_rollouts_in_flight_are_joined_as_one_process_has_them_and_each_rank_has_its_own_again(tmp_path: Path) -> None:
-    """Of three ranks one has none in each micro-batch, another one each time."""
-    found = together(there_and_back, 3, tmp_path)
+@pytest.mark.parametrize(("rows", "tensors"), [([9, 7], {6}), ([9, 7, 1, 2, 3], {9})])
+def test_rollouts_in_flight_are_joined_as_one_process_has_them_and_each_rank_has_its_own_again(
+    tmp_path: Path, rows: list[int], tensors: set[int]
+) -> None:
+    """Of three ranks and two rows one has none in each micro-batch, another one each time."""
+    found = together(there_and_back, 3, tmp_path, rows, torch.tensor([1, 1, 1, 1, 1, 1, 1, 1, 1, 4]))
     for own, everybodys, again in found:
         assert own.keys() == again.keys()
         assert all(torch.equal(own[name], again[name]) for name in own)
-        assert [everybodys[f"{micro}.source_B"].tolist() for micro in range(3)] == [[9, 9, 7, 7]] * 3
+        assert [everybodys[f"{micro}.source_B"].tolist() for micro in range(3)] == [
+            [row for row in rows for _ in range(2)]
+        ] * 3
         assert all(everybodys[f"{micro}.mask_BT"].shape == everybodys[f"{micro}.tokens_BT"].shape for micro in range(3))
-    assert {len(own) for own, _, _ in found} == {6}
+    assert {len(own) for own, _, _ in found} == tensors
+    if len(rows) == 5:  # row 9 costs as much as the others together: 1, 3 and 1 rows, in whatever place a rank is
+        assert {own["0.source_B"].unique().numel() for own, _, _ in found} == {1, 3}
 
 
 def test_alone_nothing_is_asked_of_anybody() -> None:
@@ -314,3 +342,47 @@ def test_short_micro_batches_go_round() -> None:
     """Of four micro-batches of two rows, eight ranks have one row each."""
     counts = [sum(len(Ranks(rank, 8).mine(torch.arange(2), micro)) for micro in range(4)) for rank in range(8)]
     assert counts == [1] * 8
+
+
+@given(costs=st.lists(st.integers(1, 50), min_size=1, max_size=9), size=st.integers(1, 9))
+@settings(deadline=None)
+def test_the_rank_with_most_tokens_has_as_few_as_neighbours_allow(costs: list[int], size: int) -> None:
+    """Of all ways to cut a batch into as many parts, none empty, the dearest part of ours is the cheapest."""
+    tokens_B, rows = torch.tensor(costs), torch.arange(len(costs))
+    parts = [Ranks(rank, size).mine(rows, 0, tokens_B).rows_B for rank in range(size)]
+    assert torch.cat(parts).tolist() == rows.tolist()
+    assert min(map(len, parts)) >= min(1, len(costs) // size)
+    filled = min(size, len(costs))
+    cuts = [(0, *inner, len(costs)) for inner in combinations(range(1, len(costs)), filled - 1)]
+    dearest = [max(sum(costs[first:end]) for first, end in pairwise(cut)) for cut in cuts]
+    assert max(int(tokens_B[part].sum()) for part in parts) == min(dearest)
+
+
+def rows_of(kinds: tuple[str, ...]) -> dict[str, list[tuple[int, list[int]]]]:
+    """Of a short training of each kind, this rank's rows of every micro-batch."""
+    found = {}
+    for kind in kinds:
+        model, ranks = student_of(kind, torch.float32), Noting(Ranks.here().rank, Ranks.here().size)
+        for row in loop_of(kind, model, torch.float32, 5)(TrainState.start(model, adam(5), ranks), {}):
+            if row.step == 5:
+                break
+        found[kind] = ranks.rows
+    return found
+
+
+def test_every_loop_shares_rows_out_by_what_they_cost(tmp_path: Path) -> None:
+    """What is read and written by one model or both, up to the limit of 6 where that is not known before."""
+    source, text = PAIRS.source.lengths, PAIRS.target.lengths
+    both = SOURCES.student.lengths + SOURCES.teacher.lengths
+    costs = {"supervised": source + text, "value": both + 12, "leave_one_out": both + 24, "minillm": both + 12}
+    costs |= {"js": both + 2 * text.clamp(max=6) + 12, "windows": torch.tensor([1] * 40 + [3] * 20)}
+    of_rank = together(rows_of, 2, tmp_path, tuple(costs))
+    for kind, cost in costs.items():
+        by_number = []
+        for parts in zip(*(rank[kind] for rank in of_rank), strict=True):
+            first, second = (cost[rows].sum() for _, rows in sorted(parts))
+            batch = cost[[row for _, rows in sorted(parts) for row in rows]]
+            dearest = [max(batch[:end].sum(), batch[end:].sum()) for end in range(1, len(batch))]
+            assert max(first, second) == min(dearest), kind
+            by_number.append(int(dearest[len(batch) // 2 - 1] - min(dearest)))
+        assert max(by_number) > 0, f"{kind}: by number they are as even"
