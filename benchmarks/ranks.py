@@ -2,7 +2,8 @@
 
 Random weights, a student of 20 of the teacher's 30 layers, prompts of uneven length, responses that all run to the
 limit. No Ray: what is timed is the loop, not the start of its processes. Beside the seconds of an update it says where
-they go: to other ranks' being late, to what ranks exchange, and to Adam, which every rank repeats.
+they go: to other ranks' being late, to what ranks exchange, and to Adam, which every rank repeats; and, of each, the
+tokens of its rows and its seconds of CPU, which tell how evenly the work is shared out whatever else the machine does.
 """
 
 import pickle
@@ -26,22 +27,36 @@ from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.sampling import SamplingSettings
 from kd_core.train.batches import BatchSettings, Sources
 from kd_core.train.llmr import LLMRSettings, train_llmr
-from kd_core.train.ranks import Ranks
+from kd_core.train.ranks import Mine, Ranks
 from kd_core.train.state import OptimizerSettings, TrainState
 
-ROWS, LIMIT, UPDATES = (
-    16,
-    32,
-    3,
-)  # rows of an update, tokens of a response; updates that are timed, after one that is not
+ROWS, LIMIT = 16, 32  # rows of an update, tokens of a response
+UPDATES = 3  # that are timed, after one that is not
 STUDENT_LAYERS = 20
 
 
 @dataclass(frozen=True)
 class Timed(Ranks):
-    """Ranks that note the seconds of what they do together: `waiting` for the last of them, then the `exchange`."""
+    """Ranks that note the seconds of what they do together: `waiting` for the last of them, then the `exchange`.
 
-    seconds: dict[str, float] = field(default_factory=lambda: {"waiting": 0.0, "exchange": 0.0, "adam": 0.0})
+    And the seconds of CPU in which they do not wait, and the tokens of their rows.
+    """
+
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("waiting", "exchange", "adam"), 0.0))
+    work: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("tokens", "cpu"), 0.0))
+
+    def mine(self, rows_B: Tensor, micro_batch: int = 0, tokens_B: Tensor | None = None) -> Mine:
+        """See `Ranks`."""
+        found = super().mine(rows_B, micro_batch, tokens_B)
+        if tokens_B is not None:
+            self.work["tokens"] += int(tokens_B[found.first : found.first + len(found)].sum())
+        return found
+
+    def barrier(self) -> None:
+        """See `Ranks`."""
+        begun = time.process_time()
+        super().barrier()
+        self.work["cpu"] -= time.process_time() - begun
 
     def timed(self, name: str, function: Callable[[], Any]) -> Any:
         """What a function returns."""
@@ -74,17 +89,17 @@ def run() -> Iterator[dict[str, Any]]:
         assert abs(one - other) < 1e-4 * abs(one), f"other losses: {alone['losses']}, {together['losses']}"
     sizes = {"rows": ROWS, "max_new_tokens": LIMIT, "layers": [SMOLLM2_135M["num_hidden_layers"], STUDENT_LAYERS]}
     for found, ranks in ((alone, 1), (together, 2)):
-        parts = {name: round(found[name], 3) for name in ("waiting", "exchange", "adam")}
-        yield line(
-            "ranks", found["update"], alone["update"], "s/update", **sizes, threads=1, ranks=ranks, of_which=parts
-        )
+        parts = {name: [round(each[name], 3) for each in found["ranks"]] for name in ("waiting", "exchange", "adam")}
+        of_rank = {name: [round(each[name], 2) for each in found["ranks"]] for name in ("tokens", "cpu")}
+        more = {"threads": 1, "ranks": ranks, "of_which": parts, "by_rank": of_rank}
+        yield line("ranks", found["update"], alone["update"], "s/update", **sizes, **more)
 
 
 def by_ranks(size: int, folder: Path) -> dict[str, Any]:
-    """What the first of some processes has found."""
+    """Losses and the seconds of an update, of the first of some processes, and where they go in each."""
     multiprocessing.spawn(process, (size, folder), nprocs=size)
-    found: dict[str, Any] = pickle.loads((folder / f"{size}.pickle").read_bytes())
-    return found
+    found = [pickle.loads((folder / f"{size}-{rank}.pickle").read_bytes()) for rank in range(size)]
+    return {**found[0], "ranks": found}
 
 
 def process(rank: int, size: int, folder: Path) -> None:
@@ -92,13 +107,12 @@ def process(rank: int, size: int, folder: Path) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/{size}", rank=rank, world_size=size)
     found = updates(Timed(rank, size))
-    if rank == 0:
-        (folder / f"{size}.pickle").write_bytes(pickle.dumps(found))
+    (folder / f"{size}-{rank}.pickle").write_bytes(pickle.dumps(found))
     distributed.destroy_process_group()
 
 
 def updates(ranks: Timed) -> dict[str, Any]:
-    """Losses of a few updates, median seconds of one, and mean seconds of its parts."""
+    """Losses of a few updates, median seconds of one, and means of its parts."""
     teacher, student = (llama(seed, layers) for seed, layers in enumerate((30, STUDENT_LAYERS)))
     sources = prompts(ROWS * (UPDATES + 2))
     settings = LLMRSettings(
@@ -121,10 +135,12 @@ def updates(ranks: Timed) -> dict[str, Any]:
             losses.append(row.values["loss"])
         if row.step == 1:
             ranks.seconds.update(dict.fromkeys(ranks.seconds, 0.0))
+            ranks.work.update(tokens=0.0, cpu=-time.process_time())
         if row.step == UPDATES + 1:
+            ranks.work["cpu"] += time.process_time()
             break
         begun = time.perf_counter()
-    means = {name: seconds / UPDATES for name, seconds in ranks.seconds.items()}
+    means = {name: total / UPDATES for name, total in (ranks.seconds | ranks.work).items()}
     return {"losses": losses, "update": statistics.median(times), **means}
 
 

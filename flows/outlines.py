@@ -73,7 +73,8 @@ def execute(
     From its first stage that is computed to its end, a run has a device to itself. `beside` is held with it: what shows
     elsewhere that it is taken. `find` says which devices there are; None = ask torch.
     """
-    from tasks.preflight.ranks import idle_workers
+    from tasks.messages import first_line
+    from tasks.preflight.ranks import idle_workers, no_room
     from tasks.preflight.sharded import check_sharded
     from tasks.store.progress import NullReporter
     from tasks.store.stage import open_run
@@ -83,6 +84,10 @@ def execute(
     for oddity in outline.check(settings):
         reporter.warning(oddity)
     check_sharded(runtime.sharded, settings)
+    if (problem := no_room(runtime)) is not None:
+        if not planning:
+            raise ValueError(problem)
+        reporter.warning(f"here a run is refused: {first_line(ValueError(problem))}")
 
     lengths = settings.get("lengths")  # of the flows that have them; the record names those of every stage
     recorded = jsonable({name: lengths.fill(value) for name, value in parameters.items()} if lengths else parameters)

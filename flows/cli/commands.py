@@ -31,12 +31,12 @@ def run(arguments: argparse.Namespace) -> int:
 def plan(arguments: argparse.Namespace) -> int:
     """`distill plan`: a row per stage: hit or miss, and why."""
     from flows.outlines import execute, outline_of
-    from tasks.store.progress import NullReporter
+    from tasks.store.progress import PlainReporter
 
     named = _named(arguments)
     outline = outline_of(named.entrypoint)
     parameters = validate(outline.parameters, _parameters(arguments, named))
-    planned, _ = execute(outline, store_here(), named.name, parameters, NullReporter(), planning=True)
+    planned, _ = execute(outline, store_here(), named.name, parameters, PlainReporter(sys.stderr), planning=True)
     if arguments.verbose:
         for row in planned.plan:
             print(f"{row.stage}  {row.status}  {row.key}", *row.reasons, sep="\n    ")

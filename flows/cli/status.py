@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from flows.output import show
 from flows.settings import nearest
+from tasks.formatting import DASH
 
 if TYPE_CHECKING:
     from tasks.store.artifacts import Store
@@ -59,8 +60,9 @@ def _stages(record: RunRecord) -> str:
 
 
 def _duration(record: RunRecord) -> str:
-    """How long a run took, or has been going; of a crashed one only what its stages tell."""
+    """How long a run took, or has been going; of a crashed one only what its finished stages tell, if any does."""
     if record.status == "crashed":
-        return f"≥ {show.seconds(sum(each.seconds for each in record.stages))}"
+        known = sum(each.seconds for each in record.stages if each.outcome != "hit")
+        return f"≥ {show.seconds(known)}" if known else DASH
     end = datetime.fromisoformat(record.finished) if record.finished else datetime.now().astimezone()
     return show.seconds((end - datetime.fromisoformat(record.started)).total_seconds())

@@ -59,8 +59,11 @@ def run_training(
     latest = ranks.agreed(build.checkpoints.latest() if ranks.is_first else None)
     if latest is not None:
         log = state.load(latest[1])
+        build.progress(state.step, num_steps, "steps")
+        alarms.warn = partial(build.warn, again=True)
         for row in log:
             alarms.look(row)
+        alarms.warn = build.warn
         if gathered is not None:
             gathered.load(latest[1])
 

@@ -31,6 +31,7 @@ ATTEMPTS = 3  # workers that a part may end before it is given up
 LOST_SECONDS = 120.0  # within which Ray knows of a death that other ranks have felt: a node is missed for a minute
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 40.0  # the question itself takes a second or two, and more on a busy machine
+TOKEN = "authentication token"  # in what Ray says where it misses one
 OBJECT_STORE = 80 * 2**20  # bytes, of a Ray of our own: about the least that it takes
 
 
@@ -170,14 +171,27 @@ def _join(address: str | None) -> None:
             how = "its logs are in /tmp/ray/session_latest/logs; without Ray: --engine local"
             raise ValueError(f"Ray does not start here: {first_line(error)}\n{how}") from None
         return
-    how = "start it with: ray start --head; or leave runtime.address out for one on this machine alone"
     problem = None if address == "auto" else _no_answer(address)
     if problem is not None:
-        raise ValueError(f"no Ray answers at {address}: {problem}\n{how}")
+        raise _refused(address, f"no Ray answers at {address}: {problem}", problem)
     try:
         ray.init(address=address, **quiet)
     except Exception as error:  # Ray has no class of its own for these: wrong versions, a wrong token, no Ray at all
-        raise ValueError(f"the Ray at {address} cannot be joined: {first_line(error)}\n{how}") from None
+        asked = str(error) if address != "auto" else f"{error} {_unhealthy()}"  # `auto` does not say that it is a token
+        raise _refused(address, f"the Ray at {address} cannot be joined: {first_line(error)}", asked) from None
+
+
+def _refused(address: str, problem: str, asked: str) -> ValueError:
+    """A Ray that cannot be joined, and what to do: for one that wants a token, which is what `asked` tells, that."""
+    if TOKEN in asked.lower():
+        return ValueError(
+            f"the Ray at {address} wants a token, and not what this process has, if it has one\n"
+            "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token as where it was started; "
+            "or start it with RAY_AUTH_MODE=disabled"
+        )
+    return ValueError(
+        f"{problem}\nstart it with: ray start --head; or leave runtime.address out for one on this machine alone"
+    )
 
 
 def _no_answer(address: str) -> str | None:
@@ -187,9 +201,15 @@ def _no_answer(address: str) -> str | None:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         return first_line(error)
-    ask = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    return _unhealthy("--address", address)
+
+
+def _unhealthy(*of: str) -> str | None:
+    """What Ray's own health check says against a Ray, the one on this machine if none is named; None if it is well."""
+    ask = [sys.executable, "-m", "ray.scripts.scripts", "health-check", *of]
     try:
         asked = subprocess.run(ask, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         return f"what listens there is none, or has not answered in {ANSWER_SECONDS:.0f} s"
-    return (asked.stderr.strip().splitlines() or ["its health check fails"])[-1] if asked.returncode else None
+    said = asked.stderr.strip().splitlines() or ["its health check fails"]
+    return next((each for each in said if TOKEN in each.lower()), said[-1]) if asked.returncode else None

@@ -1,5 +1,6 @@
-"""Whether all workers of a cluster have rows to train on."""
+"""Whether the workers that a run wants fit on this machine, and whether all have rows to train on."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +8,22 @@ from tasks.engine.settings import RuntimeSettings
 from tasks.store.keys import flatten
 
 TRAINING = {"method", "pre_distill", "fit", "pretrain"}  # the settings of stages that train
+
+
+def no_room(runtime: RuntimeSettings) -> str | None:
+    """Why a Ray of the run's own cannot have its workers, and what to do; None if this machine has CPUs enough.
+
+    What a cluster has is not known before it is joined, nor how many GPUs there are; the engine looks at those.
+    """
+    workers, threads, cpus = runtime.workers or 1, runtime.threads or 1, os.cpu_count() or 1
+    if runtime.engine != "ray" or runtime.address is not None or workers * threads <= cpus:
+        return None
+    most = f"set runtime.workers to {cpus // threads} at most" if threads <= cpus else f"set threads to {cpus} at most"
+    each = f"{threads} CPU{'s' if threads > 1 else ''}"
+    return (
+        f"{workers} worker{'s' if workers > 1 else ''} of {each} each do not fit on this machine's {cpus}\n"
+        f"{most}, or runtime.address to a cluster"
+    )
 
 
 def idle_workers(runtime: RuntimeSettings, parameters: Mapping[str, Any]) -> str | None:

@@ -118,9 +118,9 @@ class Build:
         """Write numbers down in the manifest."""
         self.stats |= stats
 
-    def warn(self, text: str) -> None:
-        """Say something that must be read, now and in the manifest."""
-        self._reporter.warning(text)
+    def warn(self, text: str, *, again: bool = False) -> None:
+        """Say something that must be read, now and in the manifest; `again`, where an earlier run has said it too."""
+        self._reporter.warning(f"as said before: {text}" if again else text)
         self.stats.setdefault("warnings", []).append(text)
 
     def hear(self, news: "News") -> None:

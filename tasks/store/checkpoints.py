@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tasks.store.artifacts import Store, StoreError, take
 from tasks.store.files import file_hash, read_json, sync, write_json
+from tasks.store.shards import HASH
 
 HASHES = "hashes.json"
 INPUTS = "inputs.json"
@@ -42,6 +43,14 @@ class Checkpoints:
             self._warn(f"what {self.dir.name} had was made of other inputs, or of damaged ones; moved to {moved}")
             self.dir.mkdir()
         write_json(self.dir / INPUTS, note)
+
+    @property
+    def left(self) -> str:
+        """What an unfinished build has left to go on from, in words; empty where there is nothing."""
+        if step := self.newest():
+            return f"goes on from the checkpoint after step {step:,}"
+        files = len(list(self.dir.glob(f"*{HASH}")))
+        return f"goes on with {files:,} finished files" if files else ""
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -157,8 +157,7 @@ class Stage:
             if there:
                 for moved in make_room(run.store, artifact, problem):
                     run.reporter.warning(str(moved))
-            run.reporter.stage_started(self.shown, artifact.key, problem)
-            self._build(run, artifact, record, arguments)
+            self._build(run, artifact, record, arguments, problem)
             return self._used(run, artifact, "built", begun, problem)
 
     def _used(self, run: Run, artifact: Artifact, outcome: str, begun: float, why: str = "") -> Artifact:
@@ -169,7 +168,7 @@ class Stage:
         run.reporter.stage_finished(finished)
         return artifact
 
-    def _build(self, run: Run, artifact: Artifact, record: KeyRecord, arguments: dict[str, Any]) -> None:
+    def _build(self, run: Run, artifact: Artifact, record: KeyRecord, arguments: dict[str, Any], why: str) -> None:
         begun, inputs = time.monotonic(), inputs_of(arguments)
         contents, suspect = contents_of(run.store, inputs), run.store.suspect(artifact)
         versions_read = [stamp(each.path / MANIFEST) for each in inputs.values()]
@@ -177,6 +176,7 @@ class Stage:
             build = Build(run, artifact, staged, self.shown, record["settings"])
             build.checkpoints.claim([each.key for each in inputs.values()], contents, suspect=suspect.exists())
             suspect.unlink(missing_ok=True)
+            run.reporter.stage_started(self.shown, artifact.key, "; ".join(filter(None, (why, build.checkpoints.left))))
             try:
                 made_by = self._make(build, arguments)
             except Exception:

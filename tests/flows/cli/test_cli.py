@@ -11,7 +11,8 @@ import pytest
 from flows.cli import commands
 from flows.cli import main as cli
 from tasks.engine.settings import RuntimeSettings
-from tasks.store.runs import RunRecord
+from tasks.store.artifacts import Store
+from tasks.store.runs import RunRecord, StageRun
 
 HEAVY = {"torch", "transformers", "prefect", "pydantic", "duckdb", "pyarrow", "rich", "yaml", "matplotlib", "numpy"}
 
@@ -201,3 +202,19 @@ def test_unknown_runs_and_settings_name_the_nearest(capsys: pytest.CaptureFixtur
     assert "did you mean method.reward.value?" in capsys.readouterr().err
     assert cli.main(["plan", "llmr-chitchat", "--set", "method.sampling.temperature=0"]) == 1
     assert capsys.readouterr().err.startswith("error: method")
+
+
+def test_a_crashed_run_tells_the_time_of_what_it_has_finished_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DISTILL_HOME", str(tmp_path))
+    store = Store(tmp_path)
+    for name, outcome in (("first", "hit"), ("second", "built")):
+        record = RunRecord.start(name, {})
+        record.pid, record.process_started = 0, ""
+        record.stages.append(StageRun("words", "0" * 64, outcome, 0.01 if outcome == "hit" else 70.0))
+        record.save(store)
+    assert cli.main(["status"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "crashed" in line]
+    assert [row[-1] for row in rows if row[0].startswith("first")] == ["–"]
+    assert [" ".join(row[-5:]) for row in rows if row[0].startswith("second")] == ["≥ 1 min 10 s"]

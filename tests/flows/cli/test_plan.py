@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,21 @@ import pytest
 from flows.cli import main as cli
 
 RECIPES = Path(__file__).parents[2] / "e2e" / "prefect.yaml"
+
+
+def test_more_workers_than_this_machine_has_cpus_for_are_said_by_plan_and_refused_by_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DISTILL_HOME", str(tmp_path))
+    asked = ["tiny", "--prefect-file", str(RECIPES), "--engine", "ray", "--workers", "1000"]
+    said = f"1000 workers of 1 CPU each do not fit on this machine's {os.cpu_count()}"
+    assert cli.main(["plan", *asked]) == 0
+    told = capsys.readouterr()
+    assert f"WARNING: here a run is refused: {said}" in told.err.splitlines()
+    assert "llmr" in told.out
+    assert cli.main(["run", *asked]) == 1
+    assert said in capsys.readouterr().err
+    assert not list((tmp_path / "runs").iterdir())
 
 
 @pytest.mark.parametrize(

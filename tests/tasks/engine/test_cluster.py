@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -153,6 +154,49 @@ def test_an_address_that_nobody_answers(tmp_path: Path, monkeypatch: pytest.Monk
         address = f"127.0.0.1:{server.getsockname()[1]}"
         assert "what listens there is none" in refusal(RuntimeSettings(engine="ray", address=address), tmp_path)
     assert "nowhere.invalid:1" in refusal(RuntimeSettings(engine="ray", address="nowhere.invalid:1"), tmp_path)
+
+
+def test_a_ray_that_wants_a_token_says_so_and_is_joined_with_it(tmp_path: Path) -> None:
+    """The mode and the token are the environment's: each time in a process of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "5" * 64}
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
+    bare |= {"HOME": str(tmp_path), "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
+    join = f"import tests.tasks.engine.test_cluster as it; it.joins({address!r}, {str(tmp_path)!r})"
+
+    def says(**more: str) -> str:
+        done = subprocess.run([sys.executable, "-c", join], env=bare | more, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    start = f"start --head --port={address.rpartition(':')[2]} --num-cpus=1 --include-dashboard=false --block"
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:  # for the names of its sockets
+        command = [sys.executable, "-m", "ray.scripts.scripts", *start.split(), f"--temp-dir={short}"]
+        head = subprocess.Popen(command, env=bare | token, start_new_session=True)
+        try:
+            wait_for(lambda: "wants a token" in says())
+            refused = says()
+            assert says(**token) == "1 worker\n"
+            assert "wants a token" in says(RAY_AUTH_MODE="token")
+            assert "wants a token" in says(**token | {"RAY_AUTH_TOKEN": "6" * 64})
+        finally:
+            with_its_children(head.pid, signal.SIGTERM)
+            head.wait()
+    assert refused.splitlines() == [
+        f"the Ray at {address} wants a token, and not what this process has, if it has one",
+        "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token as where it was started; "
+        "or start it with RAY_AUTH_MODE=disabled",
+    ]
+
+
+def joins(address: str, root: str) -> None:
+    """Print how many workers a Ray gives, or why it cannot be joined."""
+    try:
+        with engine_of(RuntimeSettings(engine="ray", address=address, device="cpu"), Path(root), print) as engine:
+            assert engine is not None
+            print(f"{engine.about['workers']} worker")
+    except ValueError as error:
+        print(error)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from tasks.engine.settings import RuntimeSettings
-from tasks.preflight.ranks import idle_workers
+from tasks.preflight.ranks import idle_workers, no_room
 
 PARAMETERS = {
     "method": {
@@ -29,3 +33,30 @@ def test_an_update_that_some_workers_get_no_row_of_is_named() -> None:
 def test_as_many_workers_as_rows_and_a_number_that_is_not_known_yet_are_fine() -> None:
     assert idle_workers(RuntimeSettings(engine="ray", workers=8), PARAMETERS) is None
     assert idle_workers(RuntimeSettings(engine="ray"), PARAMETERS) is None
+
+
+@pytest.mark.parametrize(
+    ("runtime", "said"),
+    [
+        ({"workers": 4}, None),
+        ({"workers": 2, "threads": 2}, None),
+        ({"threads": 4}, None),
+        ({"workers": 99, "address": "head:6379"}, None),  # what it has is not known yet
+        (
+            {"workers": 3, "threads": 2},
+            "3 workers of 2 CPUs each do not fit on this machine's 4\n"
+            "set runtime.workers to 2 at most, or runtime.address to a cluster",
+        ),
+        (
+            {"threads": 5},
+            "1 worker of 5 CPUs each do not fit on this machine's 4\n"
+            "set threads to 4 at most, or runtime.address to a cluster",
+        ),
+    ],
+)
+def test_workers_that_a_machine_has_no_cpus_for(
+    runtime: dict[str, Any], said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    assert no_room(RuntimeSettings(engine="ray", **runtime)) == said
+    assert no_room(RuntimeSettings(threads=99)) is None
