@@ -19,7 +19,7 @@ run="${1:-llmr-cnndm}"
 
 export RAY_USAGE_STATS_ENABLED=0
 RAY_AUTH_TOKEN=$(python -c "import secrets; print(secrets.token_hex(32))")
-export RAY_AUTH_TOKEN # of this job alone: others on the network cannot give its workers work
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN # of this job alone: others on the network cannot give its workers work
 export RAY_TMPDIR="${SLURM_TMPDIR:-/tmp}" # local to each node
 export OMP_NUM_THREADS=4
 port=$((20000 + ${SLURM_JOB_ID:-0} % 10000))

@@ -50,6 +50,8 @@ def test_the_job_for_kubernetes_starts_a_run_on_the_pinned_ray() -> None:
 def test_the_script_for_slurm_starts_a_run() -> None:
     script = ROOT / "examples" / "slurm.sh"
     subprocess.run(["bash", "-n", script], check=True)
+    # with a token alone the first node asks for it, and the others do not know that they have to send it
+    assert "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN" in script.read_text()
     (command,) = re.findall(r"^ +(distill run .*)$", script.read_text(), flags=re.MULTILINE)
     default = re.search(r'run="\$\{1:-(.*)\}"', script.read_text())
     assert default is not None
