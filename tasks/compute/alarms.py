@@ -45,38 +45,59 @@ def limit(share: float, before: float) -> float:
 
 
 def signs(now: Values, start: Values) -> dict[str, str]:
-    """The signs of collapse in a look, each by its name and in words."""
+    """The signs of collapse in a look, each by its name and in words; none where start and now read the same."""
+    found: dict[str, str] = {}
 
-    def of(name: str) -> tuple[float, float]:
-        return now[f"validation_{name}"], start[f"validation_{name}"]
+    def tell(sign: str, odd: Callable[[float, float], bool], form: str, words: str, against: str | None = None) -> None:
+        value, before = now[f"validation_{sign}"], start[f"validation_{against or sign}"]
+        said, said_before = f"{value:{form}}", f"{before:{form}}"
+        if odd(value, before) and said != said_before:  # 0.4 % that become 0.1 % are no news
+            found[sign] = words.format(now=said, before=said_before)
 
-    found = {}
     for kind, outputs in (("", "greedy outputs"), ("sampled_", "sampled outputs")):
-        equal, before = of(kind + "equal")
-        if equal > limit(SAME, before):
-            found[kind + "equal"] = f"{equal:.0%} of the {outputs} are equal to another ({before:.0%} at the start)"
-        distinct, before = of(kind + "distinct_2")
-        if distinct < VARIETY * before:
-            found[kind + "distinct_2"] = f"distinct bigrams of {outputs} fell from {before:.0%} to {distinct:.0%}"
-        repeated, before = of(kind + "repetition")
-        if repeated > limit(REPEATED, before):
-            found[kind + "repetition"] = f"{outputs} repeat {repeated:.0%} of their 4-grams ({before:.0%} at the start)"
-        cut, before = of(kind + "truncated")
-        if cut > limit(CUT_OFF, before):
-            found[kind + "truncated"] = f"{cut:.0%} of the {outputs} hit the length limit ({before:.0%} at the start)"
-        length, before = of(kind + "length")
-        if not SHORTER * before <= length <= LONGER * before:
-            found[kind + "length"] = f"{outputs} went from {before:.1f} to {length:.1f} tokens"
+        tell(
+            f"{kind}equal",
+            lambda equal, before: equal > limit(SAME, before),
+            ".0%",
+            f"{{now}} of the {outputs} are equal to another ({{before}} at the start)",
+        )
+        tell(
+            f"{kind}distinct_2",
+            lambda distinct, before: distinct < VARIETY * before,
+            ".0%",
+            f"distinct bigrams of {outputs} fell from {{before}} to {{now}}",
+        )
+        tell(
+            f"{kind}repetition",
+            lambda repeated, before: repeated > limit(REPEATED, before),
+            ".0%",
+            f"{outputs} repeat {{now}} of their 4-grams ({{before}} at the start)",
+        )
+        tell(
+            f"{kind}truncated",
+            lambda cut, before: cut > limit(CUT_OFF, before),
+            ".0%",
+            f"{{now}} of the {outputs} hit the length limit ({{before}} at the start)",
+        )
+        tell(
+            f"{kind}length",
+            lambda length, before: not SHORTER * before <= length <= LONGER * before,
+            ".1f",
+            f"{outputs} went from {{before}} to {{now}} tokens",
+        )
     if "validation_overlap" in start:  # not of a teacher behind a server, nor where labels stand for it
-        overlap, before = of("overlap")
-        if overlap < before - AGREEMENT:
-            found["overlap"] = (
-                f"teacher and student share {overlap:.0%} of the likeliest tokens ({before:.0%} at the start)"
-            )
-    text = start.get("validation_text_teacher_entropy")
-    if text is not None and now["validation_teacher_entropy"] > LOST * text:
-        found["lost"] = (
-            f"the teacher is lost on the student's words: its entropy is {now['validation_teacher_entropy']:.2f} nats "
-            f"there, and {text:.2f} on the data set's"
+        tell(
+            "overlap",
+            lambda overlap, before: overlap < before - AGREEMENT,
+            ".0%",
+            "teacher and student share {now} of the likeliest tokens ({before} at the start)",
+        )
+    if "validation_text_teacher_entropy" in start:
+        tell(
+            "teacher_entropy",
+            lambda entropy, text: entropy > LOST * text,
+            "z.2f",
+            "the teacher is lost on the student's words: its entropy is {now} nats there, and {before} on the data set's",
+            against="text_teacher_entropy",
         )
     return found

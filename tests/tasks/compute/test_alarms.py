@@ -1,6 +1,10 @@
 """Signs of collapse: each said once, measured against the student's start or the data set's texts."""
 
+import re
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kd_core.train.state import StepMetrics
 from tasks.compute.alarms import Alarms
@@ -59,3 +63,31 @@ def test_what_is_odd_from_the_start_is_no_collapse() -> None:
 def test_a_teacher_lost_at_the_start_is_said_there() -> None:
     lost = START | {"validation_teacher_entropy": 4.0}
     assert said({}, lost)[0].startswith("before any update: the teacher is lost")
+
+
+@pytest.mark.parametrize(
+    ("start", "now"),
+    [
+        ({"validation_sampled_distinct_2": 0.004}, {"validation_sampled_distinct_2": 0.001}),
+        ({"validation_equal": 0.996}, {"validation_equal": 0.999}),
+        ({"validation_sampled_truncated": 0.996}, {"validation_sampled_truncated": 1.0}),
+        ({"validation_length": 0.04}, {"validation_length": 0.0}),
+        ({"validation_text_teacher_entropy": 0.001}, {"validation_teacher_entropy": 0.004}),
+        ({"validation_text_teacher_entropy": -1e-7}, {"validation_teacher_entropy": 1e-7}),
+    ],
+)
+def test_no_alarm_tells_of_a_change_that_its_own_numbers_do_not_show(
+    start: dict[str, float], now: dict[str, float]
+) -> None:
+    assert said(now, START | {"validation_teacher_entropy": 0.0} | start) == []
+
+
+@given(*(st.fixed_dictionaries({name: st.floats(0, 1) for name in START}) for _ in range(2)))
+@settings(deadline=None)
+def test_every_alarm_shows_two_numbers_that_differ_and_falls_only_downwards(
+    start: dict[str, float], now: dict[str, float]
+) -> None:
+    for words in said(now, start):
+        before, after = re.findall(r"(?<!update )-?\d+(?:\.\d+)?(?=%|\s)", words.replace("4-grams", ""))[-2:]
+        assert before != after, words
+        assert "fell" not in words or float(before) > float(after), words
