@@ -98,11 +98,16 @@ def override(parameters: Mapping[str, Any], assignments: Sequence[str]) -> dict[
     """`parameters` with each `dotted.name=value` put in; a value is JSON where it can be read as such, else text."""
     result: dict[str, Any] = json.loads(json.dumps(parameters))
     for assignment in assignments:
-        name, equals, text = assignment.partition("=")
-        if not equals or not name or not all(name.split(".")):
-            raise ValueError(f"a setting is written name=value, got {assignment!r}\nfor instance: --set seed=3")
-        result = put(result, name, _value(text))
+        result = put(result, *assigned(assignment))
     return result
+
+
+def assigned(assignment: str) -> tuple[str, Any]:
+    """The dotted name and the value of `name=value`. Raises ValueError for what is written otherwise."""
+    name, equals, text = assignment.partition("=")
+    if not equals or not name or not all(name.split(".")):
+        raise ValueError(f"a setting is written name=value, got {assignment!r}\nfor instance: --set seed=3")
+    return name, _value(text)
 
 
 def put(parameters: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:

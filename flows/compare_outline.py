@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from flows.catalogue import NamedRun, find_catalogue, load_catalogue, named_run, put
+from flows.catalogue import NamedRun, assigned, find_catalogue, load_catalogue, named_run, put
 from flows.outlines import Outline, outline_of
-from flows.settings import jsonable, validate
+from flows.settings import jsonable, nearest, validate
 from flows.workers import build_cells
 from tasks.compare import Cell, compare
 from tasks.store.artifacts import Artifact
@@ -67,7 +68,14 @@ def pipeline(
 def check(parameters: Mapping[str, Any]) -> list[str]:
     """Check the run of every cell as if it were started by itself. Returns the remarks on them, each once."""
     outline, tasks = _tasks(**parameters)
-    return list(dict.fromkeys(remark for task in tasks for remark in outline.check(task.parameters)))
+    first = tasks[0].cell
+    beside = [task for task in tasks if (task.cell.x, task.cell.seed) == (first.x, first.seed)]
+    same = [
+        f"the variants {one.cell.variant} and {other.cell.variant} are the same: nothing that they set differs"
+        for one, other in combinations(beside, 2)
+        if one.parameters == other.parameters
+    ]
+    return list(dict.fromkeys([*same, *(remark for task in tasks for remark in outline.check(task.parameters))]))
 
 
 def _tasks(
@@ -96,7 +104,13 @@ def _tasks(
     if taken:
         raise ValueError(f"a variant cannot be called {min(taken)}: a system of every run is\ncall it something else")
     if (sweep is None) != (not values):
-        raise ValueError("sweep (a setting) and values go together, got one without the other")
+        raise ValueError(
+            "sweep (a setting) and values go together, got one without the other\n"
+            "for instance: --set sweep=method.optimizer.learning_rate --set 'values=[1e-4, 1e-3]'"
+        )
+    for where, changes in [("settings", settings), *((f"variant {name}", each) for name, each in variants.items())]:
+        _check_not_elsewhere(where, changes, sweep)
+    _check_not_elsewhere("sweep", {sweep: values} if sweep is not None else {}, None)
     base = named(run, catalogue)
     outline = outline_of(base.entrypoint)
     tasks = []
@@ -105,10 +119,86 @@ def _tasks(
         for variant, changes in variants.items():
             for seed in seeds:
                 name = ", ".join([variant, *([f"{sweep}={x:g}"] if x is not None else []), f"seed={seed}"])
-                swept = {sweep: x} if sweep is not None else {}
-                parameters = _parameters(outline, base, settings | changes | swept | {"seed": seed}, name)
+                swept = [(sweep, x)] if sweep is not None else []
+                put_in = [*settings.items(), *changes.items(), *swept, ("seed", seed)]
+                parameters = _parameters(outline, base, put_in, name)
                 tasks.append(Task(Cell(name=name, variant=variant, seed=seed, x=x), parameters))
     return outline, tasks
+
+
+def _check_not_elsewhere(where: str, changes: Mapping[str, Any], sweep: str | None) -> None:
+    """Refuse a setting that a comparison takes from elsewhere, and so would not have from `changes`."""
+    for name in changes:
+        if name == "seed":
+            raise ValueError(f"{where} cannot set seed: each variant is run with each of seeds\n--set 'seeds=[0]'")
+        if name.partition(".")[0] == "runtime":
+            raise ValueError(f"{where} cannot set {name}: all cells have the comparison's\n--set {name}=…")
+        if name == sweep:
+            raise ValueError(f"{where} cannot set {name}: it is swept, over values\n--set 'values=[…]'")
+
+
+def override_cells(parameters: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """A comparison's parameters with each `dotted.name=value` put in, also where it is a setting of the compared run.
+
+    That is for all cells, `settings.` before it or not, those of a variant that sets it itself included.
+    `variants.NAME.…` is for one variant, and `seed=3` stands for `seeds=[3]`. Raises ValueError for a name that neither
+    has, and for a variant that there is not.
+    """
+    given = dict(parameters)
+    for name, value in map(assigned, assignments):
+        first, _, rest = name.partition(".")
+        if name == "seed":
+            given["seeds"] = [value]
+        elif first == "variants" and "." in rest:
+            given["variants"] = _put_in_variant(_settings_of(given, "variants"), rest, value)
+        elif name == "settings" or (first != "settings" and first in OUTLINE.parameters):
+            given = put(given, name, value)
+        else:
+            given = _put_in_all(given, rest if first == "settings" else name, value)
+    return given
+
+
+def _put_in_variant(variants: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
+    variant = max((each for each in variants if name.startswith(f"{each}.")), key=len, default=None)
+    if variant is None:
+        wrong = name.partition(".")[0]
+        raise ValueError(f"there is no variant {wrong}{nearest(wrong, variants)}\nthere are: {', '.join(variants)}")
+    return {**variants, variant: _put_last(_settings_of(variants, variant), name.removeprefix(f"{variant}."), value)}
+
+
+def _put_in_all(parameters: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
+    run = parameters.get("run")
+    if not isinstance(run, str):
+        raise ValueError(f"run must be the name of a run, got {run!r}\n--set run=…")
+    known = outline_of(named(run, parameters.get("catalogue")).entrypoint).parameters
+    first = name.partition(".")[0]
+    if first not in known:
+        ours = OUTLINE.parameters
+        raise ValueError(
+            f"there is no setting {name}{nearest(first, [*known, *ours])}\n"
+            f"a comparison has: {', '.join(ours)}; each run in it: {', '.join(known)}"
+        )
+    variants = _settings_of(parameters, "variants")
+    for variant in variants:
+        changes = _settings_of(variants, variant)
+        if any(f"{name}.".startswith(f"{each}.") for each in changes):  # it sets this, or all that holds it
+            variants = {**variants, variant: _put_last(changes, name, value)}
+    return {
+        **parameters,
+        "settings": _put_last(_settings_of(parameters, "settings"), name, value),
+        "variants": variants,
+    }
+
+
+def _settings_of(parameters: Mapping[str, Any], name: str) -> dict[str, Any]:
+    given = parameters.get(name, {})
+    if not isinstance(given, dict):
+        raise ValueError(f'{name} must be settings by name, got {given!r}\nfor instance: {{"method.steps": 4}}')
+    return given
+
+
+def _put_last(changes: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
+    return {**{each: x for each, x in changes.items() if each != name}, name: value}
 
 
 def named(run: str, catalogue: str | None) -> NamedRun:
@@ -120,9 +210,9 @@ def named(run: str, catalogue: str | None) -> NamedRun:
     return found
 
 
-def _parameters(outline: Outline, base: NamedRun, changes: dict[str, Any], name: str) -> dict[str, Any]:
+def _parameters(outline: Outline, base: NamedRun, changes: Sequence[tuple[str, Any]], name: str) -> dict[str, Any]:
     given = base.parameters
-    for dotted, value in changes.items():
+    for dotted, value in changes:
         given = put(given, dotted, value)
     try:
         valid = validate(outline.parameters, given)

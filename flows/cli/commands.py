@@ -223,10 +223,14 @@ def _named(arguments: argparse.Namespace) -> NamedRun:
 
 def _parameters(arguments: argparse.Namespace, named: NamedRun) -> dict[str, Any]:
     """The named run's parameters with the `--set`s. A comparison is told where the run that it names is looked up."""
+    if not named.name.startswith("compare/"):
+        return override(named.parameters, _assignments(arguments))
+    from flows.compare_outline import override_cells
+
     given = dict(named.parameters)
-    if arguments.prefect_file is not None and named.name.startswith("compare/"):
+    if arguments.prefect_file is not None:
         given.setdefault("catalogue", str(find_catalogue(arguments.prefect_file)))
-    return override(given, _assignments(arguments))
+    return override_cells(given, _assignments(arguments))
 
 
 def _assignments(arguments: argparse.Namespace) -> list[str]:

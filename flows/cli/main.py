@@ -201,7 +201,7 @@ def _named_run_arguments(command: argparse.ArgumentParser) -> None:
         help="change a setting, dots reach inside: method.optimizer.learning_rate=3e-4 (repeatable)",
     )
     command.add_argument("--seed", type=int, help="short for --set seed=…")
-    command.add_argument("--limit", type=int, help="at most this many training pairs, short for --set limit=…")
+    command.add_argument("--limit", type=int, help="at most this many training pairs, or tokens of running text")
     _runtime_arguments(command)
     _catalogue_argument(command)
 

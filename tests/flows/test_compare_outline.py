@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from flows import compare_outline
+from flows.cli import commands
 from flows.cli import main as cli
 from flows.compare_outline import named
+from flows.settings import validate
 from tests.tasks.tiny_texts import PARAMETERS, write_texts
 
 GRID: dict[str, Any] = {
@@ -124,3 +128,83 @@ def test_cells_side_by_side_make_the_artifacts_that_cells_one_after_another_do(
     assert tables[0] == tables[1]
     tracked = {path.parent.name for path in (tmp_path / "home-0" / "track" / "tensorboard").glob("*/*/dagger_train*")}
     assert {name.rpartition("-")[2] for name in tracked} == {"seed=0", "seed=1"}
+
+
+def planned(options: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str], list[str]]:
+    """Exit code of a plan of the tiny comparison, what it says is computed, and what is wrong."""
+    code = cli.main(["plan", "compare/tiny", "--prefect-file", "mine.yaml", *options])
+    said = capsys.readouterr()
+    return code, [line.split()[0] for line in said.out.splitlines()[1:]], said.err.splitlines()
+
+
+def cells(options: list[str]) -> dict[str, dict[str, Any]]:
+    """The parameters of each cell of the tiny comparison with what was typed, by the cell's name."""
+    arguments = cli.parser().parse_args(["plan", "compare/tiny", "--prefect-file", "mine.yaml", *options])
+    parameters = commands._parameters(arguments, commands._named(arguments))
+    _, tasks = compare_outline._tasks(**valid(parameters))
+    return {task.cell.name: task.parameters for task in tasks}
+
+
+def valid(parameters: dict[str, Any]) -> dict[str, Any]:
+    found = validate(compare_outline.OUTLINE.parameters, parameters)
+    return {name: value for name, value in found.items() if name != "runtime"}
+
+
+@pytest.mark.parametrize("form", ["method.rounds=3", "settings.method.rounds=3"])
+def test_a_setting_of_the_compared_run_is_one_of_all_cells(catalogue: Path, form: str) -> None:
+    whole = '{"plain": {"method": {"kind": "next_token", "rounds": 2}}, "ours": {"method.rounds": 1}, "as-it-is": {}}'
+    before = cells(["--set", f"variants={whole}"])
+    after = cells(["--set", f"variants={whole}", "--set", form])
+    assert {each["method"].rounds for each in before.values()} != {3}
+    for name, each in before.items():
+        assert after[name] == each | {"method": replace(each["method"], rounds=3)}
+
+
+def test_limit_and_seed_are_those_of_all_cells(catalogue: Path) -> None:
+    found = cells(["--limit", "900", "--seed", "7"])
+    assert {(each["limit"], each["seed"]) for each in found.values()} == {(900, 7)}
+    assert all(name.endswith("seed=7") for name in found)
+
+
+def test_a_setting_inside_of_a_variant_leaves_what_is_beside_it(catalogue: Path) -> None:
+    before, after = cells([]), cells(["--set", "variants.ours.method.rounds=3"])
+    for name, each in before.items():
+        own = each | {"method": replace(each["method"], rounds=3)}
+        assert after[name] == (own if name.startswith("ours") else each)
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong", "to_do"),
+    [
+        (
+            ["--set", "metod.rounds=3"],
+            "there is no setting metod.rounds; did you mean method?",
+            "a comparison has: run,",
+        ),
+        (["--set", "valuse=[1]"], "there is no setting valuse; did you mean values?", "a comparison has: run,"),
+        (["--set", "variants.our.seed=3"], "there is no variant our; did you mean ours?", "there are: ours, plain"),
+        (["--set", "variants=3", "--limit", "9"], "variants must be settings by name, got 3", "for instance: {"),
+        (["--set", 'variants={"a": null}', "--limit", "9"], "a must be settings by name, got None", "for instance: {"),
+        (["--set", "run=null", "--limit", "9"], "run must be the name of a run, got None", "--set run=…"),
+        (["--set", 'settings={"seed": 3}'], "settings cannot set seed", "--set 'seeds=[0]'"),
+        (["--set", "variants.ours.seed=3"], "variant ours cannot set seed", "--set 'seeds=[0]'"),
+        (["--set", "settings.runtime.threads=1"], "settings cannot set runtime.threads", "--set runtime.threads=…"),
+        (["--set", "method.alpha=0.5"], "settings cannot set method.alpha: it is swept", "--set 'values=[…]'"),
+        (["--set", "sweep=seed"], "sweep cannot set seed", "--set 'seeds=[0]'"),
+        (["--set", "sweep=null"], "sweep (a setting) and values go together", "for instance: --set sweep="),
+    ],
+)
+def test_what_no_cell_would_have_is_refused_with_what_to_type(
+    catalogue: Path, options: list[str], wrong: str, to_do: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, (first, second) = planned(options, capsys)
+    assert code == 1
+    assert wrong in first
+    assert to_do in second
+
+
+def test_variants_that_are_the_same_are_said_before_anything_starts(catalogue: Path) -> None:
+    same = GRID | {"variants": {"one": {}, "other": {"method.alpha": 1.0}, "third": {"method.rounds": 4}}}
+    same = same | {"sweep": None, "values": [], "settings": {"method.alpha": 1.0}}
+    remarks = compare_outline.check(valid(same | {"catalogue": str(catalogue)}))
+    assert remarks == ["the variants one and other are the same: nothing that they set differs"]
