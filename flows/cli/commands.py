@@ -113,6 +113,8 @@ def sql(arguments: argparse.Namespace) -> int:
     """`distill sql`: one query against results.duckdb. An empty answer is an error where something is left out."""
     from tasks.catalog import database as catalog
 
+    if not arguments.query.strip():
+        raise ValueError('there is no query\nfor instance: distill sql "from runs"')
     with catalog.questions(store_here()) as ask:
         answer, missing = ask(arguments.query), catalog.left_out(ask)
     show.answer(answer, arguments.format)

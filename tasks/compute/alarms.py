@@ -97,7 +97,8 @@ def signs(now: Values, start: Values) -> dict[str, str]:
             "teacher_entropy",
             lambda entropy, text: entropy > LOST * text,
             "z.2f",
-            "the teacher is lost on the student's words: its entropy is {now} nats there, and {before} on the data set's",
+            "the teacher is lost on the student's words: its entropy is {now} nats there, "
+            "and {before} on the data set's",
             against="text_teacher_entropy",
         )
     return found

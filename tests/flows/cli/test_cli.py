@@ -218,3 +218,8 @@ def test_a_crashed_run_tells_the_time_of_what_it_has_finished_or_none(
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if "crashed" in line]
     assert [row[-1] for row in rows if row[0].startswith("first")] == ["–"]
     assert [" ".join(row[-5:]) for row in rows if row[0].startswith("second")] == ["≥ 1 min 10 s"]
+
+
+def test_a_query_that_is_not_there_is_said(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sql", " "]) == 1
+    assert capsys.readouterr().err.splitlines() == ["error: there is no query", 'for instance: distill sql "from runs"']
