@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kd_core.losses.divergence_head import PARTS, TeacherStates
 from kd_core.losses.exponential import exp, exp_
-from kd_core.losses.head import Head, full_precision
+from kd_core.losses.head import Head, dot, full_precision
 from kd_core.losses.lm_head import chunk_rows
 
 TOP = 16  # likeliest tokens of either side; the overlap that arXiv 2604.13016 found to tell good runs from bad
@@ -55,15 +55,15 @@ def agreement(teacher: TeacherStates, target_M: Tensor, student: tuple[Tensor, H
         log_p_CV = F.log_softmax(teacher.head.logits(teacher.hidden_ME[rows]), dim=1, dtype=dtype)
         log_prob_M[rows] = log_p_CV.gather(1, target_M[rows, None]).squeeze(1)
         p_CV = exp(log_p_CV)
-        entropy_M[rows] = -torch.linalg.vecdot(p_CV, log_p_CV)
+        entropy_M[rows] = -dot(p_CV, log_p_CV)
         if student is None:
             continue
         hidden_MD, head = student
         log_q_CV = F.log_softmax(head.logits(hidden_MD[rows]), dim=1, dtype=dtype)
         overlap_M[rows] = top_overlap(log_p_CV, log_q_CV).to(dtype)
         log_ratio_CV = log_q_CV - log_p_CV
-        forward_M[rows] = -torch.linalg.vecdot(p_CV, log_ratio_CV)
-        reverse_M[rows] = torch.linalg.vecdot(exp_(log_q_CV), log_ratio_CV)
+        forward_M[rows] = -dot(p_CV, log_ratio_CV)
+        reverse_M[rows] = dot(exp_(log_q_CV), log_ratio_CV)
     if student is None:
         return Agreement(log_prob_M, entropy_M)
     return Agreement(log_prob_M, entropy_M, forward_M, reverse_M, overlap_M)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from kd_core.losses.divergences import log_ratios
 from kd_core.losses.exponential import exp, exp_
-from kd_core.losses.head import Head, HeadGradients, full_precision
+from kd_core.losses.head import Head, HeadGradients, dot, full_precision
 from kd_core.losses.lm_head import chunk_rows
 from kd_core.losses.soft_targets import LEAST, HiddenLabels, TeacherLabels
 
@@ -150,12 +150,12 @@ def value_and_gradient(log_p_CV: Tensor, log_q_CV: Tensor, divergence: Divergenc
     """D and dD/dz of each position. Writes over its inputs. Shapes: (C, V), (C, V) -> (C,), (C, V)."""
     if divergence.kind == "forward_kl":
         p_CV = exp(log_p_CV)
-        value_C = torch.linalg.vecdot(p_CV, log_p_CV.sub_(log_q_CV))
+        value_C = dot(p_CV, log_p_CV.sub_(log_q_CV))
         return value_C, exp_(log_q_CV).sub_(p_CV)
     if divergence.kind == "reverse_kl":
         q_CV = exp(log_q_CV)
         log_ratio_CV = log_q_CV.sub_(log_p_CV)
-        value_C = torch.linalg.vecdot(q_CV, log_ratio_CV)
+        value_C = dot(q_CV, log_ratio_CV)
         return value_C, q_CV.mul_(log_ratio_CV.sub_(value_C[:, None]))
     return _js(log_p_CV, log_q_CV, divergence)
 
@@ -165,8 +165,8 @@ def _js(log_p_CV: Tensor, log_q_CV: Tensor, divergence: Divergence) -> tuple[Ten
     beta = divergence.beta
     log_p_over_m_CV, log_q_over_m_CV = log_ratios(log_p_CV, log_q_CV, beta)
     p_CV, q_CV = exp_(log_p_CV), exp_(log_q_CV)
-    teacher_C = beta * torch.linalg.vecdot(p_CV, log_p_over_m_CV)
-    student_C = (1 - beta) * torch.linalg.vecdot(q_CV, log_q_over_m_CV)
+    teacher_C = beta * dot(p_CV, log_p_over_m_CV)
+    student_C = (1 - beta) * dot(q_CV, log_q_over_m_CV)
     if divergence.kind == "js_teacher_term":
         value_C, g_CV = teacher_C, exp_(log_p_over_m_CV).mul_(-beta * (1 - beta))
     elif divergence.kind == "js_student_term":
@@ -174,4 +174,4 @@ def _js(log_p_CV: Tensor, log_q_CV: Tensor, divergence: Divergence) -> tuple[Ten
         g_CV = (log_q_over_m_CV - (1 - beta) * exp(log_q_over_m_CV)).mul_(1 - beta)
     else:
         value_C, g_CV = teacher_C + student_C, log_q_over_m_CV.mul_(1 - beta)
-    return value_C, q_CV.mul_(g_CV.sub_(torch.linalg.vecdot(q_CV, g_CV)[:, None]))
+    return value_C, q_CV.mul_(g_CV.sub_(dot(q_CV, g_CV)[:, None]))

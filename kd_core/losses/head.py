@@ -80,6 +80,13 @@ def full_precision(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def dot(x_CV: Tensor, y_CV: Tensor) -> Tensor:
+    """The sum over V of x y in their own precision: autocast would round both to bfloat16. Shapes: (C, V)s -> (C,)."""
+    with torch.autocast(x_CV.device.type, enabled=False):
+        sum_C: Tensor = torch.linalg.vecdot(x_CV, y_CV)
+    return sum_C
+
+
 class HeadGradients:
     """Logits of chunks, and the gradients of hidden states and head gathered from theirs: of what is wanted only.
 

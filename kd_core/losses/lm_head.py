@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kd_core.losses.exponential import exp_below
-from kd_core.losses.head import Head, HeadGradients, full_precision
+from kd_core.losses.head import Head, HeadGradients, dot, full_precision
 
 CHUNK_NUMBERS = 4 * 1024 * 1024  # float32 numbers of one chunk of logits: 16 MiB, about a large cache
 CUDA_CHUNKS = 128  # chunks that a CUDA device's memory would hold: its products want many rows, and a loss holds a few
@@ -107,7 +107,7 @@ def _summary(logits_CW: Tensor, value: ValueKind) -> tuple[Tensor, Tensor]:
     logsumexp_C = largest_C.add_(sum_C.log())
     if value == "logsumexp":
         return logsumexp_C, logsumexp_C
-    return torch.linalg.vecdot(weight_CW, logits_CW).div_(sum_C), logsumexp_C
+    return dot(weight_CW, logits_CW).div_(sum_C), logsumexp_C
 
 
 def _of_blocks(value_KC: Tensor, logsumexp_KC: Tensor, value: ValueKind) -> Tensor:
@@ -170,7 +170,7 @@ class _WeightedNLL(torch.autograd.Function):
             if entropy_coefficient:
                 grad_CV /= sum_C1
                 log_q_CV = logits_CV.sub_(largest_C1 + sum_C1.log())
-                entropy_M[rows] = -torch.linalg.vecdot(grad_CV, log_q_CV)
+                entropy_M[rows] = -dot(grad_CV, log_q_CV)
                 # d(-c H)/d logit_j = c q_j (log q_j + H), beside the likelihood's w q_j
                 factor_CV = log_q_CV.add_(entropy_M[rows, None]).mul_(entropy_coefficient)
                 grad_CV *= factor_CV.add_(coefficient_M[rows, None])

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_core.losses.exponential import exp_
-from kd_core.losses.head import Head, HeadGradients, full_precision
+from kd_core.losses.head import Head, HeadGradients, dot, full_precision
 from kd_core.losses.lm_head import chunk_rows
 
 LEAST = -1e4  # stands for the logarithm of 0: e to its power is 0, and times 0 it is 0
@@ -57,8 +57,7 @@ class _Dense:
 
     def cross_entropy(self, rows: slice, p_CV: Tensor, log_q_CV: Tensor) -> Tensor:
         """See `TeacherLabels`."""
-        cross_C: Tensor = -torch.linalg.vecdot(p_CV, log_q_CV)
-        return cross_C
+        return -dot(p_CV, log_q_CV)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def gelu_product(x: Tensor, layer: nn.Module) -> Tensor | None:
     The stock operations write the layer's bias, its output and the GELU of that one after another. None where they are
     needed. Shapes: (..., D) -> (..., 4 D). Differs by one rounding less, that between the two.
     """
-    recorded = torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad)
+    recorded = torch.is_grad_enabled() and any(each.requires_grad for each in (x, layer.weight, layer.bias))
     rounded = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     if recorded or not rounded or x.device.type != "cpu" or not _known(torch.bfloat16):
         return None

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from kd_core.losses import divergences, lm_head
-from kd_core.losses.divergence_head import Divergence, TeacherStates, as_teacher, divergence_loss
+from kd_core.losses.divergence_head import (
+    Divergence,
+    DivergenceKind,
+    TeacherStates,
+    as_teacher,
+    divergence_loss,
+    value_and_gradient,
+)
 from kd_core.losses.head import Head
 from kd_core.losses.soft_targets import BucketLabels, HiddenLabels, SampledLabels, TopKLabels
 
@@ -178,3 +185,15 @@ def test_what_does_not_fit_together_is_refused() -> None:
         divergence_loss(HIDDEN, Head(WEIGHT[:-1]), TEACHER, COEFFICIENT, chosen)
     with pytest.raises(ValueError, match=r"beta must be in \(0, 1\), got 1.5"):
         Divergence("js", 1.5)
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "js_teacher_term", "js_student_term", "js"])
+def test_mixed_precision_rounds_products_of_weights_and_nothing_else(kind: DivergenceKind) -> None:
+    """Autocast lists vecdot among what it rounds to bfloat16: rows of the gradient then no longer add up to 0."""
+    generator = torch.Generator().manual_seed(0)
+    log_p, log_q = (3 * torch.randn(4, 500, generator=generator)).log_softmax(1), torch.randn(4, 500).log_softmax(1)
+    value, gradient = value_and_gradient(log_p.clone(), log_q.clone(), Divergence(kind))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = value_and_gradient(log_p.clone(), log_q.clone(), Divergence(kind))
+    assert rounded[0].dtype == torch.float32
+    torch.testing.assert_close(rounded, (value, gradient), atol=1e-6, rtol=1e-5)
