@@ -146,7 +146,7 @@ def check_labels(
     if isinstance(method, GKDSettings) and method.beta == 1 and labels.kind == "topk":
         raise ValueError(
             "gkd with beta 1 is the reverse KL, which divides by what top-k labels leave out, and may round to 0\n"
-            "set labels.kind=hidden, or method.beta below 1"
+            f"set {'method.student_share=1' if served else 'labels.kind=hidden'}, or method.beta below 1"
         )
     if isinstance(method, DivergenceSettings) and not student_writes(method) and method.keep != "last":
         raise ValueError(

@@ -23,7 +23,10 @@ def exp_(x: Tensor) -> Tensor:
 
 
 def exp_below(x_CV: Tensor, largest_C1: Tensor, out: Tensor | None = None) -> Tensor:
-    """e^(x - largest), in as many passes as `exp`; `out` may be x itself. Shapes: (C, V), (C, 1) -> (C, V)."""
+    """e^(x - largest), in as many passes as `exp`; `out` may be x itself. Shapes: (C, V), (C, 1) -> (C, V).
+
+    On a CPU the exponent is exact to half a digit of the largest, as logits themselves are: up to 2^-23 |largest|.
+    """
     if x_CV.device.type != "cpu":
         return torch.sub(x_CV, largest_C1, out=out).exp_()
     return torch.add(largest_C1 * -LOG2_E, x_CV, alpha=LOG2_E, out=out).exp2_()

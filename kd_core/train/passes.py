@@ -75,16 +75,19 @@ def teacher_top_k(
 ) -> TopKLabels:
     """The likeliest tokens of a teacher behind a server at every real token of given outputs, the others a bucket.
 
-    Shapes: a `RemoteMemory` of B prompts, (B, T) responses -> labels of M tokens in float64. The bucket keeps at least
-    LEAST_REST: the reverse KL divides by it. A divergence from it is of K + 1 outcomes, and no more than the one of all
-    V (data-processing inequality). Of what the student does among the others only their sum is seen: next to nothing is
-    lost to forward KL, much to reverse KL, if q is not where p is (docs/methods/divergences.md has numbers). [ours]
+    Shapes: a `RemoteMemory` of B prompts, (B, T) responses -> labels of M tokens, in float64 where the device has it.
+    The bucket keeps at least LEAST_REST: the reverse KL divides by it. A divergence from it is of K + 1 outcomes, and
+    no more than the one of all V (data-processing inequality). Of what the student does among the others only their
+    sum is seen: next to nothing is lost to forward KL, much to reverse KL, if q is not where p is. Numbers are in
+    docs/methods/divergences.md. [ours]
     """
     told = asked_labels(teacher, memory, responses.tokens_BT, responses.mask_BT, top_k, "bucket")
-    log_prob_MK = told.log_prob_MK[:].double()
-    if top_k < num_tokens:
-        log_prob_MK -= (log_prob_MK.exp().sum(dim=1, keepdim=True) / (1 - LEAST_REST)).clamp(min=1).log()
-    return BucketLabels(told.ids_MK, log_prob_MK)
+    log_prob_MK = told.log_prob_MK[:]
+    if log_prob_MK.device.type != "mps":  # which has no float64
+        log_prob_MK = log_prob_MK.double()
+    others_M1 = (log_prob_MK > float("-inf")).sum(dim=1, keepdim=True) < num_tokens
+    excess_M1 = (log_prob_MK.exp().sum(dim=1, keepdim=True) / (1 - LEAST_REST)).clamp(min=1)
+    return BucketLabels(told.ids_MK, log_prob_MK - excess_M1.log() * others_M1)
 
 
 def lengths(responses: Sequence[Responses], ranks: Ranks = ALONE) -> dict[str, float]:

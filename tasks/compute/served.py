@@ -101,9 +101,11 @@ class ServedModel(RemoteModel):
             ids, log_probs = ([[pair[part] for pair in row] for row in rows] for part in (0, 1))
             return {"ids": _packed(ids, "<i4"), "log_probs": _packed(log_probs, "<f4")}
 
+        nothing = {"ids": "", "log_probs": ""}  # of a row that has no token, as of a rank that only keeps step
+        told = iter(self._ask([each for each in asked if each["target"]], ask_one))
         return [
             Likeliest(_unpacked(each["ids"], "<i4", top_k), _unpacked(each["log_probs"], "<f4", top_k))
-            for each in self._ask(asked, ask_one)
+            for each in (next(told) if row["target"] else nothing for row in asked)
         ]
 
     def _named(self, row: list[tuple[int, float]], width: int) -> list[tuple[int, float]]:

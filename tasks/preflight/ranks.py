@@ -1,6 +1,7 @@
 """Whether the workers that a run wants fit on this machine, and whether all have rows to train on."""
 
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,10 +14,13 @@ TRAINING = {"method", "pre_distill", "fit", "pretrain"}  # the settings of stage
 def no_room(runtime: RuntimeSettings) -> str | None:
     """Why a Ray of the run's own cannot have its workers, and what to do; None if this machine has CPUs enough.
 
-    What a cluster has is not known before it is joined, nor how many GPUs there are; the engine looks at those.
+    What a cluster has is not known before it is joined, nor how many GPUs there are; the engine looks at those, and at
+    the Ray that this process may have joined already.
     """
     workers, threads, cpus = runtime.workers or 1, runtime.threads or 1, os.cpu_count() or 1
-    if runtime.engine != "ray" or runtime.address is not None or workers * threads <= cpus:
+    ray = sys.modules.get("ray")
+    elsewhere = runtime.address is not None or (ray is not None and ray.is_initialized())
+    if runtime.engine != "ray" or elsewhere or workers * threads <= cpus:
         return None
     most = f"set runtime.workers to {cpus // threads} at most" if threads <= cpus else f"set threads to {cpus} at most"
     each = f"{threads} CPU{'s' if threads > 1 else ''}"

@@ -50,7 +50,7 @@ class Checkpoints:
         if step := self.newest():
             return f"goes on from the checkpoint after step {step:,}"
         files = len(list(self.dir.glob(f"*{HASH}")))
-        return f"goes on with {files:,} finished files" if files else ""
+        return f"goes on with {files:,} finished file{'s' if files > 1 else ''}" if files else ""
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -86,12 +86,13 @@ def _opens(
         yield 0
         asks = isinstance(loaded.model, RemoteModel)
         drawn_by = mixed_seed(seed, int(index[0]))
-        labels = _told(loaded, pairs, index, settings) if asks else _labels(loaded, pairs, index, settings, drawn_by)
+        told = _told(loaded, pairs, index, settings) if asks else None
+        labels = _labels(loaded, pairs, index, settings, drawn_by) if told is None else _rounded(told)
         place = _place(ids[index], pairs.target.lengths[index])
         writers: list[Writer] = [partial(write_labels, labels=labels, place=place, vocab_size=loaded.num_tokens)]
         if index[0] == 0:
             drawn_by = mixed_seed(seed, len(written))
-            measured = _untold(labels) if asks else _lost(loaded, pairs, settings, drawn_by)
+            measured = _lost(loaded, pairs, settings, drawn_by) if told is None else _untold(told)
             writers += [partial(write_json, record=measured)]
             if settings.kind == "hidden":
                 writers += [head_writer(head_of(loaded.model, loaded.num_tokens))]
@@ -110,18 +111,21 @@ def _lost(teacher: LoadedModel, pairs: Pairs, settings: LabelSettings, seed: int
 
 
 def _told(teacher: LoadedModel, pairs: Pairs, index: Tensor, settings: LabelSettings) -> TopKLabels:
-    """The labels of some consecutive outputs by a teacher behind a server, rounded as those of one that is here."""
+    """The labels of some consecutive outputs by a teacher behind a server, as it told them."""
     if settings.kind != "topk":
         raise ValueError(f"labels of kind {settings.kind} need the teacher here, not behind a server\nset kind=topk")
     memory, (tokens_BT, mask_BT) = encode_rows(teacher.model, pairs.source, index), pairs.target.batch(index, 0)
-    labels = asked_labels(teacher.model, memory, tokens_BT, mask_BT, settings.top_k, settings.tail)
-    return replace(labels, log_prob_MK=labels.log_prob_MK[:].half())
+    return asked_labels(teacher.model, memory, tokens_BT, mask_BT, settings.top_k, settings.tail)
 
 
-def _untold(labels: TeacherLabels) -> dict[str, float]:
-    """What labels leave open: the mean mass of the tokens that the server did not name."""
-    assert isinstance(labels, TopKLabels)  # no other kind is told
-    kept_M = labels.log_prob_MK[:].double().exp().sum(dim=1)
+def _rounded(told: TopKLabels) -> TopKLabels:
+    """As labels of a teacher that is here are kept."""
+    return replace(told, log_prob_MK=told.log_prob_MK[:].half())
+
+
+def _untold(told: TopKLabels) -> dict[str, float]:
+    """What labels leave open, on the first outputs: the mean mass of the tokens that the server did not name."""
+    kept_M = told.log_prob_MK[:].double().exp().sum(dim=1)
     return {"mass_untold": float((1 - kept_M).clamp(min=0).mean())}
 
 

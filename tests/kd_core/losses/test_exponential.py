@@ -34,3 +34,11 @@ def test_out_may_be_the_input() -> None:
     largest, expected = x.amax(dim=1, keepdim=True), (x - x.amax(dim=1, keepdim=True)).exp()
     assert exp_below(x, largest, out=x) is x
     torch.testing.assert_close(x, expected)
+
+
+@pytest.mark.parametrize("largest", [3.0, 100.0, 3000.0])
+def test_below_a_large_logit_it_is_as_exact_as_the_logit(largest: float) -> None:
+    x = largest - torch.linspace(0, 20, 2001)[None]
+    exact = (x.double() - largest).exp()
+    ours = exp_below(x, torch.tensor([[largest]]))
+    torch.testing.assert_close(ours.double(), exact, rtol=2**-22 * (largest + 20), atol=0.0)

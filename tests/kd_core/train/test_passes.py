@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from kd_core.losses.divergence_head import Divergence, divergence_loss
 from kd_core.losses.head import Head
+from kd_core.models.backends.remote import Likeliest
 from kd_core.models.policy import encode_rows
 from kd_core.rollout.responses import Responses
 from kd_core.rollout.teacher_labels import asked_labels
@@ -68,3 +70,27 @@ def test_a_rest_that_float32_cannot_tell_from_nothing_costs_no_fortune() -> None
     unheld = Elsewhere(model, EOS)
     raw = asked_labels(unheld, encode_rows(unheld, PROMPTS, torch.arange(3)), TOKENS, MASK, 3, "bucket")
     assert float(of_student(raw, Divergence("reverse_kl"), torch.float32).max()) > 1000, "so it is without"
+
+
+class Padded(Elsewhere):
+    """One that counts a row of its embedding that is no token among its likeliest: that place is empty."""
+
+    def likeliest(
+        self, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], top_k: int
+    ) -> list[Likeliest]:
+        found = super().likeliest(prompts, targets, top_k)
+        for each in found:
+            each.log_prob_TK[:, -1], each.ids_TK[:, -1] = float("-inf"), each.ids_TK[:, 0]
+        return found
+
+
+def test_what_an_empty_place_leaves_out_is_in_the_bucket_however_many_were_asked_for() -> None:
+    model = teacher().float()
+    model.lm_head.weight.data.mul_(30)
+    there = Padded(model, EOS)
+    kept = teacher_top_k(there, encode_rows(there, PROMPTS, torch.arange(3)), WRITTEN, V, V)
+    left = 1 - kept.log_prob_MK[:].exp().sum(dim=1)
+    assert float(left.min()) == pytest.approx(LEAST_REST, rel=1e-6)
+    found = of_student(kept, Divergence("reverse_kl"), torch.float32)
+    exact = of_student(told(model, V), Divergence("reverse_kl"), torch.float32)
+    assert bool((found <= exact + 1e-3).all())
