@@ -42,9 +42,12 @@ def check_numbers(name: str, value: Any) -> None:
 
 
 def _check_int(name: str, value: int) -> None:
-    low, high = OF_NAME.get(name.rpartition(".")[2], COUNTS)
+    limits = OF_NAME.get(name.rpartition(".")[2])
+    low, high = limits or COUNTS
     if not low <= value <= high:
-        raise ValueError(f"{name} must be in [{low}, {high}], got {_short(value)}")
+        # the other end of an int32 would read as if the setting took it
+        bounds = f"in [{low}, {high}]" if limits else f"at most {high}" if value > high else f"at least {low}"
+        raise ValueError(f"{name} must be {bounds}, got {_short(value)}")
 
 
 def _check_float(name: str, value: float) -> None:

@@ -46,7 +46,7 @@ def test_what_every_library_holds_passes(name: str, value: Any) -> None:
         ("evaluation.seed", 2**63, "evaluation.seed must be in [0, 9223372036854775807], got 9223372036854775808"),
         ("seeds", [0, 2**64], "seeds must be in [0, 9223372036854775807], got 18446744073709551616"),
         ("seed", 10**100, "seed must be in [0, 9223372036854775807], got a number of 333 bits"),
-        ("rows", 2**31, "rows must be in [-2147483648, 2147483647], got 2147483648"),
+        ("rows", 2**31, "rows must be at most 2147483647, got 2147483648"),
         ("limit", 0, "limit must be in [1, 2147483647], got 0"),
         ("runtime.threads", 1025, "runtime.threads must be in [1, 1024], got 1025"),
         ("values", [0.5, float("inf")], "values must be a finite number, got inf"),
