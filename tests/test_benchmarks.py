@@ -118,6 +118,7 @@ def test_algorithm_1_has_the_losses_of_the_literal_version() -> None:
     assert lines[1]["sizes"]["updates"] == 4 * (2 + 3 + 4)  # 52 true windows, then 3 trajectories of 9 more, twice
     exact, rounded = (line["sizes"] for line in lines[::3])
     assert exact["losses_apart"] < 1e-5 < rounded["losses_apart"]
+    assert lines[1]["ours"] == lines[4]["ours"], "the same products, whoever multiplies, are counted"
     assert rounded["free_running_ce"] == pytest.approx(exact["free_running_ce"], abs=0.01)
 
 

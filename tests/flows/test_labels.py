@@ -122,6 +122,14 @@ def test_what_does_not_go_together_is_refused(
         check_labels(labels, pre_distill, method, max_source_tokens=0)
 
 
+def test_what_is_advised_for_a_teacher_behind_a_server_works_there() -> None:
+    topk = LabelSettings(tail="bucket")
+    with pytest.raises(ValueError, match=r"\nset method\.student_share=1, or method\.beta below 1$"):
+        check_labels(topk, HARD, GKDSettings(beta=1.0), 0, served=True)
+    for method in (GKDSettings(beta=1.0, student_share=1.0), GKDSettings(beta=0.9)):
+        assert check_labels(topk, HARD, method, 0, served=True) == []
+
+
 def test_labels_that_nothing_reads_are_remarked_on() -> None:
     (said,) = check_labels(HIDDEN, HARD, LLMRSettings(), 0)
     assert said == "labels are not made: neither method llmr nor pre_distill with alpha 1 would read them"

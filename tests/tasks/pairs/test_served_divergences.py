@@ -254,6 +254,7 @@ def test_rows_that_stand_for_no_token_leave_their_places_empty(tmp_path: Path, d
         asks = asking(tmp_path, server, directory)
         (told,) = asks.likeliest([prompt], [target], 6)
         again, nothing = asks.likeliest([prompt, prompt], [target, []], 6)  # a rank that only keeps step asks for none
+        assert [body.get("prompt_logprobs") for body in server.completions].count(6) == 1
     assert told.ids_TK.shape == (2, 6)
     assert told.ids_TK.max() < V
     empty = told.log_prob_TK.isinf()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -58,5 +60,13 @@ def test_workers_that_a_machine_has_no_cpus_for(
     runtime: dict[str, Any], said: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
     assert no_room(RuntimeSettings(engine="ray", **runtime)) == said
     assert no_room(RuntimeSettings(threads=99)) is None
+
+
+def test_a_ray_that_is_joined_already_has_cpus_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    for joined in (True, False):
+        monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda joined=joined: joined))
+        assert (no_room(RuntimeSettings(engine="ray", workers=99)) is None) is joined

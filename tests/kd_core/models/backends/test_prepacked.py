@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from kd_core.models.backends import prepacked
 from kd_core.models.backends.prepacked import gelu_product, prepacked_layers, prepacked_product, standing_in
+from kd_core.models.gpt_neo import unpadded_states
 from kd_core.models.policy import decode, encode, head_of, start_tokens, step_decoder, step_head
 from tests.kd_core.models.backends.families import ragged, tiny
 
@@ -112,11 +113,26 @@ def test_a_layer_and_its_gelu_are_one_product_where_nothing_is_recorded(monkeypa
         layer.requires_grad_(False)
         fused = gelu_product(x, layer)
         assert gelu_product(x.clone().requires_grad_(), layer) is None
+        layer.bias.requires_grad_(True)
+        assert gelu_product(x, layer) is None
     assert counted.calls == 1
     assert gelu_product(x, layer) is None  # in float32 nothing is done
     assert fused is not None
     assert fused.dtype == HALF
     torch.testing.assert_close(fused.float(), exact, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.skipif(HALF not in KNOWN, reason="this processor does not multiply bfloat16")
+def test_gpt_neos_frozen_blocks_are_made_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = tiny("gpt_neo").float().requires_grad_(False), torch.tensor([[5, 6, 7]])
+    with torch.autocast("cpu", HALF):
+        model.config.activation_function = "gelu"  # not the one that oneDNN is told of
+        stock = unpadded_states(model, ids, 1)
+        model.config.activation_function = "gelu_new"
+        monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", counted := Counted())
+        fused = unpadded_states(model, ids, 1)
+    assert counted.calls == 1
+    torch.testing.assert_close(fused, stock, atol=5e-2, rtol=5e-2)
 
 
 class Counted:
