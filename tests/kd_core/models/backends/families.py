@@ -4,6 +4,7 @@ in every weight. As a program, the table of docs/methods/causal.md: how far each
     python -m tests.kd_core.models.backends.families
 """
 
+import copy
 import sys
 from dataclasses import dataclass, field
 from functools import cache
@@ -101,9 +102,13 @@ FAMILIES = {
 }
 
 
-@cache
 def tiny(name: str, layers: int = 2) -> Any:
-    """One model for all tests: they leave it as it is. layers: an even number, where it is not the family's own."""
+    """A model of the caller's own: what a test does to it, no other sees. layers: an even number, where not 2."""
+    return copy.deepcopy(_made(name, layers))
+
+
+@cache
+def _made(name: str, layers: int) -> Any:
     family = FAMILIES[name]
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     sizes = family.sizes

@@ -1,6 +1,5 @@
 """Adapters: what they compute and learn is what stock transformers and peft do, on whatever runs the model."""
 
-import copy
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -39,7 +38,7 @@ SOME = ["llama", "gemma2", "phi3", "gpt2", "gpt_neox", "falcon", "bart", "gpt_ne
 
 def adapted(name: str, settings: LoraSettings = SETTINGS, seed: int = 0, *, trained: bool = True) -> Any:
     """A tiny model with an adapter, of which B is as if it had been trained."""
-    model = copy.deepcopy(tiny(name))
+    model = tiny(name)
     add_adapter(model, settings, seed)
     if trained:
         generator = torch.Generator().manual_seed(1)
@@ -52,7 +51,7 @@ def adapted(name: str, settings: LoraSettings = SETTINGS, seed: int = 0, *, trai
 def own_peft(name: str, model: Any) -> Any:
     """The same model and adapter as a user of peft makes them."""
     config = LoraConfig(r=3, lora_alpha=5.0, target_modules="all-linear", fan_in_fan_out=name == "gpt2")
-    theirs = get_peft_model(copy.deepcopy(tiny(name)), config)
+    theirs = get_peft_model(tiny(name), config)
     ours = dict(model.named_parameters())
     with torch.no_grad():
         for key, parameter in theirs.named_parameters():
@@ -105,7 +104,7 @@ def test_what_is_written_is_what_generate_writes(name: str) -> None:
 
 
 def test_what_reads_weights_does_not_run_a_model_with_an_adapter_and_runs_it_again_without() -> None:
-    model = copy.deepcopy(tiny("t5"))
+    model = tiny("t5")
     assert backend_of(model).name == "t5"
     add_adapter(model, SETTINGS, 0)
     assert backend_of(model).name == "padded"
@@ -155,11 +154,11 @@ def test_saved_and_loaded_it_is_the_same_and_peft_loads_it(tmp_path: Path) -> No
 
     model = adapted("llama", LoraSettings(rank=2, alpha=3.0, targets=("q_proj", "down_proj")))
     save_adapter(model, tmp_path / "adapter")
-    again = copy.deepcopy(tiny("llama"))
+    again = tiny("llama")
     load_adapter(again, tmp_path / "adapter")
     assert trained(again).keys() == trained(model).keys()
     assert all(torch.equal(trained(again)[key], tensor) for key, tensor in trained(model).items())
-    theirs = PeftModel.from_pretrained(copy.deepcopy(tiny("llama")), tmp_path / "adapter")
+    theirs = PeftModel.from_pretrained(tiny("llama"), tmp_path / "adapter")
     prompts, responses = ragged(PROMPTS, 3), ragged(RESPONSES, 4)
     with torch.no_grad():
         torch.testing.assert_close(*(stock_rows(each, prompts, responses) for each in (theirs, again)))
@@ -193,7 +192,7 @@ def test_the_same_seed_gives_the_same_bytes_in_any_process(tmp_path: Path) -> No
 
 
 def test_of_a_base_in_half_precision_only_the_adapter_is_in_float32() -> None:
-    model = copy.deepcopy(tiny("llama")).bfloat16()
+    model = tiny("llama").bfloat16()
     add_adapter(model, SETTINGS, 0)
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
     assert {p.dtype for p in trained(model).values()} == {torch.float32}
