@@ -6,13 +6,13 @@ All cells share their stages: what does not depend on the variant is computed on
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from flows.catalogue import NamedRun, assigned, find_catalogue, load_catalogue, named_run, put
-from flows.outlines import Outline, outline_of
+from flows.outlines import Outline, outline_of, with_precision
 from flows.settings import jsonable, nearest, validate
 from flows.workers import build_cells
 from tasks.compare import Cell, compare
@@ -54,6 +54,7 @@ def pipeline(
     """
     outline, tasks = _tasks(run, variants, seeds, sweep, values, settings, workers, catalogue)
     current = current_run()
+    tasks = [replace(each, parameters=with_precision(each.parameters, current.runtime)) for each in tasks]
     current.record.dataset = jsonable(tasks[0].parameters)["dataset"]
     if workers > 1 and not current.planning and current.runtime.engine == "local":
         build_cells(current, outline.entrypoint, [(task.cell.name, task.parameters) for task in tasks], workers)

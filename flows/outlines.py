@@ -79,6 +79,7 @@ def execute(
     from tasks.store.progress import NullReporter
     from tasks.store.stage import open_run
 
+    parameters = with_precision(parameters, parameters["runtime"])
     settings = dict(parameters)
     runtime: RuntimeSettings = settings.pop("runtime")
     for oddity in outline.check(settings):
@@ -118,6 +119,14 @@ def execute(
             run.record.end("completed")
             _write_results(store, run)
     return run, last
+
+
+def with_precision(parameters: Mapping[str, Any], runtime: RuntimeSettings) -> dict[str, Any]:
+    """A run's parameters, with the precision that its device is fast in wherever they leave it to the run."""
+    from kd_core.precision import fill_precision
+    from tasks.compute.device import precision_of
+
+    return {name: fill_precision(value, lambda: precision_of(runtime)) for name, value in parameters.items()}
 
 
 def _claim(

@@ -4,8 +4,10 @@ A field made by `source_length` or `target_length` is 0 until it is given: the r
 in its place before anything is called. What reads or writes tokens refuses a 0, whoever calls it.
 """
 
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, TypeVar, cast
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, Literal, TypeVar
+
+from kd_core.filling import fill
 
 Settings = TypeVar("Settings")
 
@@ -26,14 +28,12 @@ class Lengths:
 
     def fill(self, settings: Settings) -> Settings:
         """`settings`, and all settings inside, with these lengths where none was given."""
-        whole: Any = settings
-        changes = {}
-        for each in fields(whole) if is_dataclass(whole) else ():
-            value, side = getattr(whole, each.name), each.metadata.get("length")
-            filled = getattr(self, side) if side is not None and value == 0 else self.fill(value)
-            if filled is not value:
-                changes[each.name] = filled
-        return cast(Settings, replace(whole, **changes)) if changes else settings
+
+        def filled(each: "Field[Any]", value: Any) -> Any:
+            side = each.metadata.get("length")
+            return getattr(self, side) if side is not None and value == 0 else value
+
+        return fill(settings, filled)
 
 
 def source_length() -> int:

@@ -29,10 +29,10 @@ from kd_core.models.formats.place import PACKAGE, place_of
 from kd_core.models.revisions import commit_of
 from kd_core.models.shapes import GPTNeoShape, T5Shape
 from kd_core.models.special_ids import settle, settle_tokenizer
+from kd_core.precision import Precision, check_precision, precision_field, require_precision
 
 Model = Any  # transformers ships no types
 Tokenizer = Any
-DType = Literal["float32", "bfloat16"]
 PADDING_ROW = re.compile(r"\[PAD\d+\]")  # how llama.cpp names rows of the embedding that stand for no token
 MIXED = "config.json and weights belong to different models, or a part is gone: copy or download both again"
 
@@ -46,7 +46,7 @@ class ModelSettings:
     name: str | None = None
     revision: str | None = None  # of a hub id: a commit; a branch is taken at the commit where it is when a run starts
     shape: T5Shape | GPTNeoShape | None = None
-    dtype: DType = "float32"  # of the weights as loaded; a student trains in float32
+    dtype: Literal["float32", "bfloat16", "auto"] = precision_field()  # as loaded; a student trains in float32
 
     def __post_init__(self) -> None:
         if self.name is not None and not self.name.strip():
@@ -55,8 +55,7 @@ class ModelSettings:
             raise ValueError(
                 "a model needs either name (hub id or directory) or shape (a small model), got both or neither"
             )
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
+        check_precision("dtype", self.dtype)
 
     @property
     def path(self) -> Path | None:
@@ -87,6 +86,7 @@ class ModelSettings:
 
     def identity(self) -> dict[str, object]:
         """What makes this model itself: family and shape, the content of its files, or hub id and commit."""
+        require_precision("dtype", self.dtype)
         if self.shape is not None:  # shapes of two families may look alike
             return {"family": type(self.shape).__name__, "shape": vars(self.shape), "dtype": self.dtype}
         if self.path is not None:
@@ -162,7 +162,7 @@ def _tokenizer(location: str | Path, revision: str | None) -> Tokenizer:
 def load_model(
     location: str | Path,
     revision: str | None = None,
-    dtype: DType = "float32",
+    dtype: Precision | Literal["auto"] = "float32",
     device: str | torch.device = "cpu",
     tokenizer: Tokenizer | None = None,
 ) -> Model:
@@ -175,6 +175,7 @@ def load_model(
     from safetensors import SafetensorError
     from transformers.utils import cached_file
 
+    require_precision("dtype", dtype)
     local = Path(location) if Path(location).exists() else None
     try:
         with quiet(), _place(location, revision) as place:

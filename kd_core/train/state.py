@@ -17,6 +17,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.hooks import RemovableHandle
 
 from kd_core.models.backends.sharded import cut, gradient_of, is_part, joined, own_parameters, part_of
+from kd_core.precision import precision_field, require_precision
 from kd_core.rollout.responses import NotFiniteError
 from kd_core.rollout.sampling import mixed_seed
 from kd_core.train.in_flight import whole
@@ -37,7 +38,7 @@ class OptimizerSettings:
     betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = 1.0  # 0 = off
     # bfloat16: autocast, weights stay float32; bfloat16_weights: they are bfloat16, and float32 masters are updated
-    precision: Literal["float32", "bfloat16", "bfloat16_weights"] = "float32"
+    precision: Literal["float32", "bfloat16", "bfloat16_weights", "auto"] = precision_field()
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
@@ -239,7 +240,8 @@ def fetched(seen: Mapping[str, Sequence[Tensor]]) -> dict[str, list[float]]:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Mixed precision where asked for; otherwise nothing."""
+    """Mixed precision where asked for; otherwise nothing. Raises ValueError for one that is still to be chosen."""
+    require_precision("precision", precision)
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 

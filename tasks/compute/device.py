@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 
+from kd_core.precision import Precision, fast_precision
 from tasks.engine.settings import RuntimeSettings
 from tasks.messages import first_line
 
@@ -30,6 +31,11 @@ def check_device(runtime: RuntimeSettings) -> None:
     device_of(replace(runtime, device="auto") if runtime.device in gpus else runtime)
 
 
+def precision_of(runtime: RuntimeSettings) -> Precision:
+    """The precision that a run's device is fast in, of this machine where it leaves the device to it."""
+    return fast_precision(runtime.device.partition(":")[0] if runtime.device != "auto" else _best(runtime).type)
+
+
 def free_unused() -> None:
     """Let other processes have the memory of a GPU that this one only keeps for later."""
     gc.collect()
@@ -47,6 +53,10 @@ def _device_of(runtime: RuntimeSettings) -> torch.device:
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)  # what names no device, a kernel of Triton's for one, is to be on this one
         return device
+    return _best(runtime)
+
+
+def _best(runtime: RuntimeSettings) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     is_alone = runtime.engine == "local"  # processes that train together have no way to exchange what is on mps

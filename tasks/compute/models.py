@@ -20,7 +20,6 @@ from kd_core.models.backends.sharded import shard
 from kd_core.models.files import read_config
 from kd_core.models.formats.content import content_hash
 from kd_core.models.loading import (
-    DType,
     Model,
     Tokenizer,
     check_same_tokenizer,
@@ -31,12 +30,13 @@ from kd_core.models.loading import (
 )
 from kd_core.models.policy import OWN, PACKED, backend_of, candidates, head_of
 from kd_core.models.special_ids import also_ends, vocabulary_size
+from kd_core.precision import Precision
 from kd_core.train.ranks import Ranks
 from tasks.compute.served import Served, load_served
 from tasks.engine.settings import Sharded
 from tasks.store.artifacts import Artifact, Store, StoreError
 
-Location = tuple[str | Path, str | None, DType]  # directory or hub id, revision, dtype
+Location = tuple[str | Path, str | None, Precision]  # directory or hub id, revision, dtype
 ADAPTER, BASE = "adapter", "base.json"
 UNSHARDED = "leave it out of runtime.sharded"
 NOT_SHARDED = (

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kd_core.models.loading import DType, ModelSettings
+from kd_core.models.loading import ModelSettings
 from kd_core.models.pruning import Choice, Layers
+from kd_core.precision import check_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +26,8 @@ class StartSettings(ModelSettings):
             super().__post_init__()
         elif self.name is not None or self.shape is not None or self.revision is not None:
             raise ValueError("a student from: teacher has neither name, revision nor shape of its own")
-        elif self.dtype not in get_args(DType):
-            raise ValueError(f"dtype must be {' or '.join(get_args(DType))}, got {self.dtype!r}")
+        else:
+            check_precision("dtype", self.dtype)
         if self.layers is not None:
             self._check_layers(self.layers)
         elif self.choose != "even":
