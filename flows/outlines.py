@@ -73,6 +73,7 @@ def execute(
     From its first stage that is computed to its end, a run has a device to itself. `beside` is held with it: what shows
     elsewhere that it is taken. `find` says which devices there are; None = ask torch.
     """
+    from tasks.compute.device import slow_precision
     from tasks.messages import first_line
     from tasks.preflight.ranks import idle_workers, no_room
     from tasks.preflight.sharded import check_sharded
@@ -84,6 +85,8 @@ def execute(
     runtime: RuntimeSettings = settings.pop("runtime")
     for oddity in outline.check(settings):
         reporter.warning(oddity)
+    if (slow := slow_precision(runtime, settings.values())) is not None:
+        reporter.warning(slow)
     check_sharded(runtime.sharded, settings)
     if (problem := no_room(runtime)) is not None:
         if not planning:

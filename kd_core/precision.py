@@ -7,7 +7,7 @@ anything is called or named by its settings. What computes refuses an `auto`, wh
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import field
+from dataclasses import Field, field
 from functools import cache
 from typing import Any, Literal, TypeVar
 
@@ -30,6 +30,19 @@ def precision_field() -> Any:
 def fill_precision(settings: Settings, choose: Callable[[], Precision]) -> Settings:
     """`settings`, and all settings inside, with what `choose` says wherever they leave it to the run."""
     return fill(settings, lambda each, value: choose() if value == "auto" and "precision" in each.metadata else value)
+
+
+def precisions(settings: Any) -> set[str]:
+    """All that `settings`, and all settings inside, name."""
+    found: set[str] = set()
+
+    def note(each: "Field[Any]", value: Any) -> Any:
+        if "precision" in each.metadata:
+            found.add(value)
+        return value
+
+    fill(settings, note)
+    return found
 
 
 def check_precision(name: str, precision: str) -> None:

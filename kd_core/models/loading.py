@@ -52,9 +52,7 @@ class ModelSettings:
         if self.name is not None and not self.name.strip():
             raise ValueError("name must be a hub id or a directory, got an empty text")
         if (self.name is None) == (self.shape is None):
-            raise ValueError(
-                "a model needs either name (hub id or directory) or shape (a small model), got both or neither"
-            )
+            raise ValueError("a model needs either name (hub id or directory) or shape (small), got both or neither")
         check_precision("dtype", self.dtype)
 
     @property

@@ -1,11 +1,12 @@
 """Where a stage computes."""
 
 import gc
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
 
-from kd_core.precision import Precision, fast_precision
+from kd_core.precision import Precision, fast_precision, precisions
 from tasks.engine.settings import RuntimeSettings
 from tasks.messages import first_line
 
@@ -33,13 +34,25 @@ def check_device(runtime: RuntimeSettings) -> None:
 
 def precision_of(runtime: RuntimeSettings) -> Precision:
     """The precision that a run's device is fast in, of this machine where it leaves the device to it."""
-    return fast_precision(runtime.device.partition(":")[0] if runtime.device != "auto" else _best(runtime).type)
+    return fast_precision(_kind(runtime))
+
+
+def slow_precision(runtime: RuntimeSettings, settings: Iterable[object]) -> str | None:
+    """What to say of settings that ask a CPU for products in bfloat16 that it does not have."""
+    asked = set[str]().union(*map(precisions, settings)) & {"bfloat16", "bfloat16_weights"}
+    if not asked or _kind(runtime) != "cpu" or precision_of(runtime) == "bfloat16":
+        return None
+    return f"this CPU has no products in bfloat16, and is slow in {min(asked)}\nset auto, or float32"
 
 
 def free_unused() -> None:
     """Let other processes have the memory of a GPU that this one only keeps for later."""
     gc.collect()
     torch.cuda.empty_cache()  # nothing where CUDA was not used
+
+
+def _kind(runtime: RuntimeSettings) -> str:
+    return _best(runtime).type if runtime.device == "auto" else runtime.device.partition(":")[0]
 
 
 def _device_of(runtime: RuntimeSettings) -> torch.device:

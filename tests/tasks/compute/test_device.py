@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.compute.device import check_device
+from kd_core.train.state import OptimizerSettings
+from tasks.compute.device import check_device, precision_of, slow_precision
 from tasks.engine.settings import RuntimeSettings
 
 
@@ -40,3 +41,19 @@ def test_one_that_is_not_there_is_refused(device: str) -> None:
 def test_what_a_device_lacks_is_said() -> None:
     with pytest.raises(ValueError, match="cuda_graphs needs a CUDA device, and this run is on cpu"):
         check_device(RuntimeSettings(device="cpu", cuda_graphs=True))
+
+
+def test_what_a_cpu_is_slow_in_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    half, single = OptimizerSettings(precision="bfloat16"), OptimizerSettings()
+    for has, settings, said in ((False, [single, half], True), (False, [single], False), (True, [half], False)):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda has=has: has)
+        remark = slow_precision(RuntimeSettings(device="cpu"), settings)
+        assert (remark is not None) == said
+        assert remark is None or remark.startswith("this CPU has no products in bfloat16, and is slow in bfloat16")
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_runs_device_chooses_its_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.compute.device.fast_precision", lambda kind: kind)
+    for named, kind in (("auto", "cuda"), ("cpu", "cpu"), ("cuda:1", "cuda")):
+        assert precision_of(RuntimeSettings(device=named)) == kind
