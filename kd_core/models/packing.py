@@ -4,7 +4,7 @@ Shape legend: B rows, S positions, N real tokens, X whatever follows.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ class Layout:
     index_N: Tensor  # positions of the real tokens in the flattened (B*S,)
     mask_BS: Tensor  # True at real tokens
     packed: bool  # False when nothing is padded: packing is then the identity
+    _copies: dict[torch.device, "Layout"] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, mask_BS: Tensor) -> "Layout":
@@ -31,6 +32,14 @@ class Layout:
     def repeated(self, times: int) -> "Layout":
         """The layout of each row `times` over, one after another."""
         return Layout.of(self.mask_BS.repeat_interleave(times, dim=0))
+
+    def on(self, device: torch.device) -> "Layout":
+        """The same on a device; copied there once."""
+        if device == self.index_N.device:
+            return self
+        if device not in self._copies:
+            self._copies[device] = Layout(self.index_N.to(device), self.mask_BS.to(device), self.packed)
+        return self._copies[device]
 
     def widened(self) -> "Layout":
         """The same tokens in the same order, in rows as long as attention likes them."""

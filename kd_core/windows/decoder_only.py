@@ -78,10 +78,10 @@ def _trunk(model: Model, ids_BL: Tensor, predictions: int) -> Trunk:
     found: list[Tensor] = []
 
     def stop(_: object, arguments: tuple[Tensor, ...]) -> None:
-        found.append(arguments[0])
+        found.append(arguments[0].to(model.device))
         raise _EnoughRead
 
-    hook = _blocks(model)[-1].register_forward_pre_hook(stop)
+    hook = _blocks(model)[-1].register_forward_pre_hook(stop, prepend=True)
     try:
         with suppress(_EnoughRead):
             _run(model, ids_BL, _Rows(_places(0, ids_BL.shape[1], ids_BL.device)))
@@ -134,7 +134,7 @@ def _run_last(model: Model, states_BPD: Tensor, rows: _Rows) -> Tensor:
 def _passed_over(blocks: Any, states_BPD: Tensor) -> Iterator[None]:
     """Within it, all blocks but the last do nothing, and the last is given these states."""
     *below, last = blocks
-    hook = last.register_forward_pre_hook(lambda _, arguments: (states_BPD, *arguments[1:]))
+    hook = last.register_forward_pre_hook(lambda _, arguments: (states_BPD, *arguments[1:]), prepend=True)
     for block in below:
         block.forward = lambda *_, **__: states_BPD  # its [0] is a tensor too, where blocks return tuples
     try:

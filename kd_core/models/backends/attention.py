@@ -48,13 +48,14 @@ class Places:
     num_positions: int  # more than any that a token stands at
     needs_mask: bool = True  # False: attention that is causal needs none, or only its triangle
     seen_too_TJ: Tensor | None = None  # what else a key must be to be seen
-    _biases: dict[Kind, Tensor | None] = field(default_factory=dict)
+    _biases: dict[tuple[Kind, torch.device], Tensor | None] = field(default_factory=dict)
 
-    def bias(self, kind: Kind, dtype: torch.dtype) -> Tensor | None:
+    def bias(self, kind: Kind, dtype: torch.dtype, device: torch.device) -> Tensor | None:
         """What is added to the scores of a kind of attention, (B, 1, T, J); None for all up to the query's own."""
-        if kind not in self._biases:
-            self._biases[kind] = self._bias(kind, dtype)
-        return self._biases[kind]
+        if (kind, device) not in self._biases:
+            bias = self._bias(kind, dtype)
+            self._biases[kind, device] = None if bias is None else bias.to(device)
+        return self._biases[kind, device]
 
     def _bias(self, kind: Kind, dtype: torch.dtype) -> Tensor | None:
         if not self.needs_mask and kind.is_causal(self.num_positions):
@@ -144,7 +145,7 @@ def _attention(
     if serves(query) and plain and isinstance(rows, PackedRows):
         return attend(rows.packed(module.layer_idx, query, key, value), scaling)[None], None
     q, k, v = rows.take(module.layer_idx, query, key, value)
-    bias = rows.places.bias(attention_mask, q.dtype)
+    bias = rows.places.bias(attention_mask, q.dtype, q.device)
     if softcap is None:
         out = grouped(q, k, v, bias, scaling, dropout)
     else:

@@ -56,7 +56,8 @@ class _Prompts:
         """Shapes: (1, H, N, K), (1, G, N, K) twice."""
         self._kept(layer, key, value)
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-        return Packed(q, k, v, self._ends, self._ends)
+        ends = self._ends.on(q.device)
+        return Packed(q, k, v, ends, ends)
 
     @cached_property
     def _ends(self) -> Ends:
@@ -89,8 +90,9 @@ class _Responses:
         queries, keys, place_X = self._ends
         if self.memory.keys_values:
             before = (x.transpose(1, 2).flatten(0, 1) for x in self.memory.keys_values[layer])
+            place_X = place_X.to(q.device)
             k, v = (torch.cat(pair).index_select(0, place_X) for pair in zip(before, (k, v), strict=True))
-        return Packed(q, k, v, queries, keys)
+        return Packed(q, k, v, queries.on(q.device), keys.on(q.device))
 
     @cached_property
     def _ends(self) -> tuple[Ends, Ends, Tensor]:
@@ -161,9 +163,9 @@ def run(model: Model, ids: Tensor, position: Tensor, rows: Rows) -> Tensor:
 
 def _padded(x_1HNK: Tensor, layout: Layout) -> Tensor:
     """(1, H, N, K) -> (B, H, S, K)."""
-    return layout.pad(x_1HNK[0].transpose(0, 1)).transpose(1, 2)
+    return layout.on(x_1HNK.device).pad(x_1HNK[0].transpose(0, 1)).transpose(1, 2)
 
 
 def _packed(x_BHSK: Tensor, layout: Layout) -> Tensor:
     """(B, H, S, K) -> (1, N, H, K)."""
-    return layout.pack(x_BHSK.transpose(1, 2))[None]
+    return layout.on(x_BHSK.device).pack(x_BHSK.transpose(1, 2))[None]

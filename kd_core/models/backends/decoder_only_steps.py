@@ -165,7 +165,7 @@ class StepDecoder:
         for pair in self._caches.values():
             for cache in pair:
                 own = cache[:, :, self.prompt_length : self._end].unflatten(2, (self.length, self.num_beams))
-                own.copy_(own.take_along_dim(parent, dim=3))
+                own.copy_(own.take_along_dim(parent.to(own.device), dim=3))
 
     def keep(self, sources: Tensor) -> None:
         """Drop finished prompts. Shapes: (B',) indices of the prompts that go on."""
@@ -175,7 +175,8 @@ class StepDecoder:
         origin, free = slot_B[is_last_B], (~taken).nonzero().squeeze(1)
 
         def kept(x: Tensor) -> Tensor:
-            return x.index_copy_(0, free, x.index_select(0, origin))[:count]
+            to, of = free.to(x.device), origin.to(x.device)
+            return x.index_copy_(0, to, x.index_select(0, of))[:count]
 
         self._caches = {layer: (kept(key), kept(value)) for layer, (key, value) in self._caches.items()}
         self._start_B, self._position_BJ = kept(self._start_B), kept(self._position_BJ)

@@ -35,7 +35,7 @@ def shard(model: Model, device: torch.device) -> Model:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (get_world_size(),))
-    layers = _layers(model)
+    layers = layers_of(model)
     for layer in layers:
         layer.forward = partial(_to_its_end, layer.forward)
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
@@ -47,7 +47,8 @@ def shard(model: Model, device: torch.device) -> Model:
     return model
 
 
-def _layers(model: Model) -> list[Any]:
+def layers_of(model: Model) -> list[Any]:
+    """A decoder's layers, in their order. Raises ValueError for a model without a list of them."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     base = model.get_decoder()
@@ -55,7 +56,7 @@ def _layers(model: Model) -> list[Any]:
     if len(layers) != base.config.num_hidden_layers:
         raise ValueError(
             f"a model of type {model.config.model_type!r} has no list of layers that can be shared out\n"
-            "leave runtime.sharded at none"
+            "leave runtime.sharded at none, and runtime.teacher_devices at 1"
         )
     return layers
 

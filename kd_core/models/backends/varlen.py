@@ -32,6 +32,10 @@ class Ends:
         """Shapes: (B, T) bool, True at tokens that are packed row by row."""
         return cls(F.pad(mask_BT.sum(dim=1).cumsum(0), (1, 0)).int(), mask_BT.shape[1])
 
+    def on(self, device: torch.device) -> "Ends":
+        """The same on a device."""
+        return Ends(self.end_B1.to(device), self.longest)
+
 
 @dataclass(frozen=True)
 class Packed:
