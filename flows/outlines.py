@@ -70,13 +70,13 @@ def execute(
 ) -> tuple[Run, Artifact]:
     """Run (or plan) an outline with validated parameters, record it, and rebuild the results' database.
 
-    From its first stage that is computed to its end, a run has a device to itself. `beside` is held with it: what shows
-    elsewhere that it is taken. `find` says which devices there are; None = ask torch.
+    From its first stage that is computed to its end, a run has its devices to itself. `beside` is held with each: what
+    shows elsewhere that it is taken. `find` says which devices there are; None = ask torch.
     """
     from tasks.compute.device import slow_precision
     from tasks.messages import first_line
     from tasks.preflight.ranks import idle_workers, no_room
-    from tasks.preflight.sharded import check_sharded
+    from tasks.preflight.sharded import check_sharded, check_spread
     from tasks.store.progress import NullReporter
     from tasks.store.stage import open_run
 
@@ -88,6 +88,7 @@ def execute(
     if (slow := slow_precision(runtime, settings.values())) is not None:
         reporter.warning(slow)
     check_sharded(runtime.sharded, settings)
+    check_spread(runtime.teacher_devices, settings)
     if (problem := no_room(runtime)) is not None:
         if not planning:
             raise ValueError(problem)
@@ -138,18 +139,19 @@ def _claim(
     beside: Callable[[Device], AbstractContextManager[None]],
     find: Callable[[str], Sequence[Device]] | None,
 ) -> Callable[[RuntimeSettings], RuntimeSettings]:
-    """Waits, the first time that it is called, for a device that no other run has, and names it in the settings."""
+    """Waits, the first time that it is called, for devices that no other run has, and names the first of them."""
     at_first = run.claim
 
     def claim(runtime: RuntimeSettings) -> RuntimeSettings:
-        from tasks.compute.device_lock import devices_here, one_device
+        from tasks.compute.device_lock import devices_here, own_devices
 
         run.claim = at_first
-        device = held.enter_context(one_device((find or devices_here)(runtime.device), run.reporter.warning))
-        if device is None:
-            return runtime
-        held.enter_context(beside(device))
-        return replace(runtime, device=device.name)
+        together = runtime.teacher_devices if runtime.engine == "local" else 1
+        found = find(runtime.device) if find else devices_here(runtime.device, together)
+        devices = held.enter_context(own_devices(found, run.reporter.warning, together))
+        for device in devices:
+            held.enter_context(beside(device))
+        return replace(runtime, device=devices[0].name) if devices else runtime
 
     return claim
 

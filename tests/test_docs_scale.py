@@ -32,6 +32,8 @@ def test_every_command_of_the_page_is_taken() -> None:
         ["runtime.engine=ray", "runtime.workers=8"],
         ["runtime.engine=ray", "runtime.address=head:6379"],
         ["runtime.engine=ray", "runtime.gpus_per_worker=0.5"],
+        ["runtime.teacher_devices=4"],
+        ["runtime.teacher_devices=4", "runtime.engine=ray", "runtime.workers=2"],
         ["runtime.sharded=teacher", "runtime.engine=ray", "runtime.workers=8"],
     ]
 

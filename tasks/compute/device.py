@@ -26,10 +26,41 @@ def device_of(runtime: RuntimeSettings) -> torch.device:
     return device
 
 
+def teacher_devices(runtime: RuntimeSettings) -> list[torch.device]:
+    """Those over which a teacher's layers are spread, the run's own the first of them; that alone for most runs.
+
+    Raises ValueError where there are fewer than the run asks for.
+    """
+    return _neighbours(device_of(runtime), runtime.teacher_devices)
+
+
 def check_device(runtime: RuntimeSettings) -> None:
-    """Raise ValueError where `device_of` would, but touch no GPU, which another run may have: that takes its memory."""
+    """Raise ValueError where `teacher_devices` would, but touch no GPU, which another run may have: it takes memory.
+
+    How many a worker of a cluster has is Ray's to say.
+    """
     gpus = ["cuda", *(f"cuda:{each}" for each in range(torch.cuda.device_count()))] if torch.cuda.is_available() else []
-    device_of(replace(runtime, device="auto") if runtime.device in gpus else runtime)
+    named = runtime.device in gpus
+    device = device_of(replace(runtime, device="auto") if named else runtime)
+    if runtime.engine == "local":
+        _neighbours(torch.device(runtime.device) if named else device, runtime.teacher_devices)
+
+
+def _neighbours(device: torch.device, num: int) -> list[torch.device]:
+    """A device and those that follow it, `num` in all. Raises ValueError where there are fewer."""
+    if num == 1:
+        return [device]
+    if device.type != "cuda":
+        raise ValueError(
+            f"runtime.teacher_devices={num} needs CUDA devices, and this run is on {device.type}\nleave it at 1"
+        )
+    first, total = device.index or 0, torch.cuda.device_count()
+    if first + num > total:
+        raise ValueError(
+            f"runtime.teacher_devices={num} is more than the {total - first} from cuda:{first} on that there are here\n"
+            "set it to as many at most, or take a machine with more GPUs"
+        )
+    return [torch.device("cuda", each) for each in range(first, first + num)]
 
 
 def precision_of(runtime: RuntimeSettings) -> Precision:

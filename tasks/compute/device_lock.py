@@ -1,4 +1,5 @@
-"""One run on a device: a lock that every run on this machine sees, whatever its store, its user or who started it.
+"""One run on a device, or on some in a row: locks that every run on this machine sees, whatever its store, its user or
+who started it.
 
     /tmp/distill-<id>/     a directory for each device, held with flock: the kernel lets go of it when the process dies
 
@@ -12,7 +13,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,13 +30,18 @@ class Device:
     id: str  # as every process knows it
 
 
-def devices_here(wanted: str) -> list[Device]:
-    """The devices that `runtime.device` allows, in the order in which they are tried; none where it is a CPU."""
+def devices_here(wanted: str, together: int = 1) -> list[Device]:
+    """The devices that `runtime.device` allows, in the order in which they are tried; none where it is a CPU.
+
+    together: how many in a row a run takes, the first of which the setting may name.
+    """
     import torch  # only here: to take a lock is quick
 
     kind, _, number = wanted.partition(":")
     if kind in ("auto", "cuda") and torch.cuda.is_available():
-        numbers = [each for each in range(torch.cuda.device_count()) if number in ("", str(each))]
+        there = range(torch.cuda.device_count())
+        first = [each for each in there if number in ("", str(each))]
+        numbers = there[first[0] : first[0] + together] if number and first else first
         return [Device(f"cuda:{each}", str(torch.cuda.get_device_properties(each).uuid)) for each in numbers]
     if kind in ("auto", "mps") and torch.backends.mps.is_available():
         return [Device("mps", "mps")]
@@ -43,36 +49,48 @@ def devices_here(wanted: str) -> list[Device]:
 
 
 @contextmanager
-def one_device(found: Sequence[Device], say: Callable[[str], None]) -> Iterator[Device | None]:
-    """Hold the first of these devices that no other run has; None where there are none, on a CPU.
+def own_devices(found: Sequence[Device], say: Callable[[str], None], together: int = 1) -> Iterator[Sequence[Device]]:
+    """Hold the first `together` in a row of these devices that no other run has; none where there are none, on a CPU.
 
-    Waits where all are taken, and says so. Raises ValueError where one cannot be locked.
+    Waits where there are not as many, with none of them held, and says so. Raises ValueError where one cannot be
+    locked.
     """
     if not found:
-        yield None
+        yield ()
         return
-    device, descriptor = _first_free(found, say)
-    try:
-        yield device
-    finally:
-        os.close(descriptor)
+    devices, held = _first_free([found[i : i + together] for i in range(len(found) - together + 1)], say)
+    with held:
+        yield devices
 
 
-def _first_free(found: Sequence[Device], say: Callable[[str], None]) -> tuple[Device, int]:
-    """A device, and its directory: the lock is ours until that is closed."""
+def _first_free(rows: Sequence[Sequence[Device]], say: Callable[[str], None]) -> tuple[Sequence[Device], ExitStack]:
+    """Devices, and their directories: the locks are ours until these are closed."""
     said = False
     while True:
-        for device in found:
-            descriptor = _take(_path(device))
-            if descriptor is not None:
+        busy: dict[Device, None] = {}
+        for devices in rows:
+            held = _take_all(devices)
+            if isinstance(held, ExitStack):
                 if said:
-                    say(f"{device.name} is free; going on")
-                return device, descriptor
+                    say(f"{', '.join(each.name for each in devices)} {'are' if devices[1:] else 'is'} free; going on")
+                return devices, held
+            busy[held] = None
         if not said:
-            taken = ", ".join(f"{each.name} ({_holder(_path(each))})" for each in found)
-            say(f"other runs compute on {taken}; waiting")
+            told = ", ".join(f"{each.name} ({_holder(_path(each))})" for each in busy)
+            say(f"other runs compute on {told}; waiting")
             said = True
         time.sleep(POLL_SECONDS)
+
+
+def _take_all(devices: Sequence[Device]) -> ExitStack | Device:
+    """What lets go of all of them again; or the first that another process has, with none of them taken."""
+    with ExitStack() as held:
+        for device in devices:
+            descriptor = _take(_path(device))
+            if descriptor is None:
+                return device
+            held.callback(os.close, descriptor)
+        return held.pop_all()
 
 
 def _take(path: Path) -> int | None:

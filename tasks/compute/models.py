@@ -6,7 +6,7 @@ artifact.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from kd_core.losses.head import Head
 from kd_core.models.backends.lora import base_of, load_adapter, merge, save_adapter
 from kd_core.models.backends.sharded import shard
+from kd_core.models.backends.spread import spread
 from kd_core.models.files import read_config
 from kd_core.models.formats.content import content_hash
 from kd_core.models.loading import (
@@ -36,12 +37,18 @@ from tasks.compute.served import Served, load_served
 from tasks.engine.settings import Sharded
 from tasks.store.artifacts import Artifact, Store, StoreError
 
+Devices = torch.device | Sequence[torch.device]
 Location = tuple[str | Path, str | None, Precision]  # directory or hub id, revision, dtype
 ADAPTER, BASE = "adapter", "base.json"
 UNSHARDED = "leave it out of runtime.sharded"
 NOT_SHARDED = (
     "a model of type {!r} cannot be sharded: that takes layers that run on packed rows (Llama, Qwen, Gemma, …)\n"
     + UNSHARDED
+)
+UNSPREAD = "leave runtime.teacher_devices at 1"
+NOT_SPREAD = (
+    "a model of type {!r} cannot be spread over devices: that takes a decoder of stock layers alone (Llama, Qwen, …)\n"
+    + UNSPREAD
 )
 
 
@@ -66,7 +73,7 @@ class LoadedModel:
 
 def load_artifact(
     artifact: Artifact,
-    device: torch.device,
+    device: Devices,
     beside: LoadedModel | None = None,
     answers: Path | None = None,
     *,
@@ -74,10 +81,12 @@ def load_artifact(
 ) -> LoadedModel:
     """The model that a stage has made, or referred to; of a teacher behind a server, what asks it.
 
-    beside: a model that is loaded already; where this one is the base under its adapter, its weights are taken.
-    answers: the directory for what a server answers. sharded: see `shared_out`. Raises ValueError where there is no
-    such directory, and a server to ask, and for a model that is to be sharded and cannot be.
+    device: or several, for a frozen model, see `laid_over`. beside: a model that is loaded already; where this one is
+    the base under its adapter, its weights are taken. answers: the directory for what a server answers. sharded: see
+    `shared_out`. Raises ValueError where there is no such directory, and a server to ask, and for a model that is to be
+    sharded or spread and cannot be.
     """
+    devices = [device] if isinstance(device, torch.device) else device
     if isinstance(artifact, Served):
         if answers is None:
             raise ValueError("the teacher is behind a server, and this stage needs its weights\nname one that is here")
@@ -89,7 +98,7 @@ def load_artifact(
     if adapter.is_dir():
         if sharded:
             raise ValueError(f"the {artifact.stage} is an adapter, and is not sharded\n{UNSHARDED}")
-        return _adapted(adapter, found, device)
+        return _adapted(adapter, found, devices[0])
     refers = artifact.path / "reference.json"
     if refers.is_file() and "served" in _read(refers):
         raise ValueError(
@@ -101,7 +110,28 @@ def load_artifact(
         tokenizer = load_tokenizer(location, revision)
         return LoadedModel(load_model(location, revision, dtype, device, tokenizer), tokenizer)
 
-    return shared_out(load, device) if sharded else load(device)
+    if len(devices) > 1:
+        return laid_over(load, devices)
+    return shared_out(load, devices[0]) if sharded else load(devices[0])
+
+
+def laid_over(load: Callable[[torch.device], LoadedModel], devices: Sequence[torch.device]) -> LoadedModel:
+    """A frozen model whose layers are spread over devices of this process.
+
+    One rank after another loads it whole into the memory of the CPU. Raises ValueError for a model with an encoder, and
+    for one that is not run on its stock modules.
+    """
+    with Ranks.here().in_turn():
+        loaded = load(torch.device("cpu"))
+        check_spreadable(loaded.model)
+        spread(loaded.model, devices)
+    return loaded
+
+
+def check_spreadable(model: Model) -> None:
+    """Raise ValueError for a model of a family that cannot be spread; its weights are not looked at."""
+    if model.config.model_type in OWN or model.config.is_encoder_decoder:
+        raise ValueError(NOT_SPREAD.format(model.config.model_type))
 
 
 def shared_out(load: Callable[[torch.device], LoadedModel], device: torch.device) -> LoadedModel:
@@ -139,13 +169,18 @@ def _adapted(adapter: Path, base: Location, device: torch.device) -> LoadedModel
 
 
 def load_pair(
-    teacher: Artifact, student: Artifact, device: torch.device, answers: Path | None = None, sharded: Sharded = "none"
+    teacher: Artifact,
+    student: Artifact,
+    device: Devices,
+    answers: Path | None = None,
+    sharded: Sharded = "none",
 ) -> tuple[LoadedModel, LoadedModel]:
-    """A teacher and its student. Raises ValueError if they read different tokens.
+    """A teacher and its student, which is on the first device. Raises ValueError if they read different tokens.
 
     A student that is an adapter on this teacher shares its weights: they are loaded once.
     """
-    taught = load_artifact(student, device, sharded=sharded in ("student", "both"))
+    home = device if isinstance(device, torch.device) else device[0]
+    taught = load_artifact(student, home, sharded=sharded in ("student", "both"))
     in_parts = sharded in ("teacher", "both")
     pair = load_artifact(teacher, device, beside=taught, answers=answers, sharded=in_parts), taught
     check_same_tokenizer(*(each.tokenizer for each in pair))

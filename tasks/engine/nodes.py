@@ -67,7 +67,8 @@ def placed(runtime: RuntimeSettings, found: Sequence[Node]) -> Place:
         raise ValueError(f"device {runtime.device} is one device, and engine ray gives each worker its own\nsay cuda")
     gpus = runtime.gpus_per_worker
     if gpus is None:
-        gpus = 1.0 if runtime.device != "cpu" and any(node.gpus for node in found) else 0.0
+        wanted = runtime.device != "cpu" and any(node.gpus for node in found)
+        gpus = float(runtime.teacher_devices) if wanted or runtime.teacher_devices > 1 else 0.0
 
     def room(threads: int) -> int:
         return sum(node.holds(threads, gpus) for node in found)
@@ -79,7 +80,11 @@ def placed(runtime: RuntimeSettings, found: Sequence[Node]) -> Place:
         raise ValueError(
             f"{_count(workers, 'worker')} of {_count(least, 'CPU')} and {_count(gpus, 'GPU')} each do not fit: "
             f"{_count(len(found), 'node')} with {has}\n"
-            + (f"set runtime.workers to {room(least)} at most" if room(least) else "lower threads or gpus_per_worker")
+            + (
+                f"set runtime.workers to {room(least)} at most"
+                if room(least)
+                else "lower threads, gpus_per_worker or teacher_devices"
+            )
         )
     most = max(node.cpus for node in found)
     threads = runtime.threads or next(each for each in range(most, 0, -1) if room(each) >= workers)

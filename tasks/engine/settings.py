@@ -21,8 +21,11 @@ class RuntimeSettings:
     engine: Literal["local", "ray"] = "local"  # ray: processes share out shards, and train together
     workers: int | None = None  # of them; None = one for each GPU, or for each node where there is none
     address: str | None = None  # of a Ray that runs, HOST:PORT, or auto; None = one of our own, on this machine
-    gpus_per_worker: float | None = None  # None = 1 where there are GPUs and `device` is not cpu, else 0
+    gpus_per_worker: float | None = (
+        None  # None = `teacher_devices` where there are GPUs and `device` is not cpu, else 0
+    )
     sharded: Sharded = "none"  # whose layers the workers that train share out: of a model that fits no single device
+    teacher_devices: int = 1  # of each process, over which a teacher's layers are spread: more where it fits none alone
 
     def __post_init__(self) -> None:
         if self.device != "auto" and self.device.split(":")[0] not in ("cpu", "cuda", "mps"):
@@ -37,6 +40,10 @@ class RuntimeSettings:
             raise ValueError(f"sharded={self.sharded} is for engine ray, and the engine is local\nadd: --engine ray")
         if self.shares_out("student") and self.cuda_graphs:
             raise ValueError("cuda_graphs must be false where the student is sharded, got true")
+        if self.teacher_devices < 1:
+            raise ValueError(f"teacher_devices must be at least 1, got {self.teacher_devices}")
+        if self.teacher_devices > 1:
+            self._check_spread()
         if self.engine == "ray":
             self._check_ray()
         elif given := [name for name in ("workers", "address", "gpus_per_worker") if getattr(self, name) is not None]:
@@ -45,6 +52,20 @@ class RuntimeSettings:
     def shares_out(self, role: Literal["teacher", "student"]) -> bool:
         """Whether a model's layers are shared out among the workers that train."""
         return self.sharded in (role, "both")
+
+    def _check_spread(self) -> None:
+        asked = f"teacher_devices={self.teacher_devices}"
+        if self.shares_out("teacher"):
+            raise ValueError(
+                f"sharded={self.sharded} and {asked} both place the teacher's layers\nleave out one of them"
+            )
+        if self.device.startswith(("cpu", "mps")):
+            raise ValueError(f"{asked} needs CUDA devices, and device is {self.device}\nleave it at 1")
+        if self.gpus_per_worker is not None and self.gpus_per_worker < self.teacher_devices:
+            raise ValueError(
+                f"{asked} needs as many GPUs for each worker, and gpus_per_worker is {self.gpus_per_worker:g}\n"
+                "leave out gpus_per_worker"
+            )
 
     def _check_ray(self) -> None:
         if self.device.startswith("mps"):

@@ -23,7 +23,7 @@ from kd_core.rollout.beam_search import BeamSettings, beam_search
 from kd_core.rollout.responses import Responses, mask_through_eos, truncated_rows
 from kd_core.rollout.sampling import SamplingSettings, greedy, mixed_seed, sample
 from kd_core.rollout.scoring import judge
-from tasks.compute.device import device_of
+from tasks.compute.device import teacher_devices
 from tasks.compute.models import LoadedModel, load_artifact
 from tasks.compute.served import ANSWERS
 from tasks.engine.settings import RuntimeSettings
@@ -118,12 +118,12 @@ def _opens(
     runtime: RuntimeSettings,
 ) -> Callable[[int], Making]:
     """The models and all that they read, opened once a process; then what makes a shard, by its number."""
-    device = device_of(runtime)
+    devices = teacher_devices(runtime)
     split = read_split(corpus, settings.split, ("id", "source"), settings.max_rows)
-    writer_model = load_artifact(writer, device, answers=answers)
+    writer_model = load_artifact(writer, devices if writer.key == teacher.key else devices[0], answers=answers)
     teacher_model = writer_model
     if writer.key != teacher.key:
-        teacher_model = load_artifact(teacher, device, beside=writer_model, answers=answers)
+        teacher_model = load_artifact(teacher, devices, beside=writer_model, answers=answers)
     limit = settings.max_source_tokens
     judged = prompt_rows(teacher_model, prompt.teacher, split["source"], limit)
     if not prompted:

@@ -3,7 +3,7 @@
 from kd_core.models.prompts import Prompts
 from kd_core.models.token_rows import TokenRows
 from kd_core.train.divergence import DivergenceSettings, Transfer, reads_outputs, student_writes, train_divergence
-from tasks.compute.device import device_of
+from tasks.compute.device import teacher_devices
 from tasks.compute.models import load_alone, load_pair
 from tasks.compute.served import ANSWERS
 from tasks.compute.training import last_validation, mean_of_last_tenth, run_training
@@ -32,13 +32,13 @@ def divergence(
     labels: the teacher's of its outputs, or none. A teacher of whom nothing else is wanted is never loaded. top_k: how
     many of its likeliest tokens a teacher behind a server is asked for, of what the student writes.
     """
-    device, limit = device_of(build.runtime), settings.max_source_tokens
+    devices, limit = teacher_devices(build.runtime), settings.max_source_tokens
     kept = None if labels is None else output_labels(build, labels, outputs, teacher)
     pair: Pair
     if kept is None or student_writes(settings):
-        pair = load_pair(teacher, student, device, build.checkpoints.dir / ANSWERS, build.runtime.sharded)
+        pair = load_pair(teacher, student, devices, build.checkpoints.dir / ANSWERS, build.runtime.sharded)
     else:
-        pair = None, load_alone(student, teacher, device, build.runtime.sharded)
+        pair = None, load_alone(student, teacher, devices[0], build.runtime.sharded)
     if reads_outputs(settings):
         texts, written = written_outputs(corpus, outputs)
         train = Transfer(both_read(pair, prompt, texts, limit), TokenRows.of(written), kept, top_k)

@@ -19,7 +19,7 @@ from kd_core.metrics.intervals import Floats
 from kd_core.models.prompts import Prompts
 from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.sampling import SamplingSettings
-from tasks.compute.device import device_of
+from tasks.compute.device import teacher_devices
 from tasks.compute.models import LoadedModel, load_pair
 from tasks.engine.settings import RuntimeSettings
 from tasks.pairs.decode import DecodeSettings
@@ -119,7 +119,7 @@ def _opens(
     runtime: RuntimeSettings,
 ) -> Callable[[Artifact], Making]:
     """Both models and all that they read, opened once a process; then what makes the curves of a set of outputs."""
-    teacher_model, student_model = load_pair(teacher, student, device_of(runtime))
+    teacher_model, student_model = load_pair(teacher, student, teacher_devices(runtime))
     sources = read_split(corpus, settings.split, ("source",), settings.rows)["source"]
     read = (
         _Read(teacher_model, prompt_rows(teacher_model, prompt.teacher, sources, settings.max_source_tokens)),

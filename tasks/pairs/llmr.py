@@ -13,7 +13,7 @@ from kd_core.models.token_rows import token_names
 from kd_core.train.llmr import Experience, LLMRSettings, train_llmr
 from kd_core.train.ranks import Ranks
 from kd_core.train.state import StepMetrics
-from tasks.compute.device import device_of
+from tasks.compute.device import device_of, teacher_devices
 from tasks.compute.models import LoadedModel, load_artifact, load_pair
 from tasks.compute.served import ANSWERS
 from tasks.compute.training import last_validation, mean_of, mean_of_last_tenth, run_training
@@ -55,7 +55,7 @@ def llmr(
     """Train the pre-distilled student by LLMR: model/, training_log.parquet and rollouts.parquet."""
     answers = build.checkpoints.dir / ANSWERS
     teacher_model, student_model = pair = load_pair(
-        teacher, student, device_of(build.runtime), answers, build.runtime.sharded
+        teacher, student, teacher_devices(build.runtime), answers, build.runtime.sharded
     )
     limit = settings.max_source_tokens
     train = read_sources(corpus, "train", pair, prompt, limit)

@@ -2,7 +2,7 @@
 
 from kd_core.models.prompts import Prompts
 from kd_core.train.minillm import MiniLLMSettings, train_minillm
-from tasks.compute.device import device_of
+from tasks.compute.device import teacher_devices
 from tasks.compute.models import load_pair
 from tasks.compute.training import last_validation, mean_of, run_training
 from tasks.pairs.inputs import read_sources, validation_sources
@@ -23,7 +23,7 @@ def minillm(
 ) -> None:
     """Train the pre-distilled student by MiniLLM: model/ and training_log.parquet."""
     teacher_model, student_model = pair = load_pair(
-        teacher, student, device_of(build.runtime), sharded=build.runtime.sharded
+        teacher, student, teacher_devices(build.runtime), sharded=build.runtime.sharded
     )
     limit = settings.max_source_tokens
     train = read_sources(corpus, "train", pair, prompt, limit)

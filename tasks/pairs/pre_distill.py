@@ -11,7 +11,7 @@ from kd_core.models.shapes import build_model
 from kd_core.models.special_ids import also_ends, special_ids, vocabulary_size
 from kd_core.train.ranks import Ranks
 from kd_core.train.supervised import Pairs, SupervisedSettings, cross_entropy, num_updates, train_supervised
-from tasks.compute.device import device_of
+from tasks.compute.device import device_of, teacher_devices
 from tasks.compute.models import LoadedModel, load_artifact, model_location, shared_out
 from tasks.compute.reference import reference_to, remark_on
 from tasks.compute.served import ANSWERS
@@ -64,7 +64,7 @@ def pre_distill(
     )
     after = log[-1].values["validation_loss"]
     answers, in_parts = build.checkpoints.dir / ANSWERS, runtime.shares_out("teacher")
-    teacher_model = load_artifact(teacher, device, beside=loaded, answers=answers, sharded=in_parts)
+    teacher_model = load_artifact(teacher, teacher_devices(runtime), beside=loaded, answers=answers, sharded=in_parts)
     prompted = prompt_rows(teacher_model, prompt.teacher, held_out["source"], settings.max_source_tokens)
     told = Pairs(prompted, validation.target)
     teacher_nll = cross_entropy(teacher_model.model, told, settings.validation_rows, Ranks.here())

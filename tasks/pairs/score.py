@@ -21,7 +21,7 @@ from kd_core.models.prompts import Prompt
 from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.beam_search import BeamSettings, beam_search
 from kd_core.rollout.responses import mask_through_eos, truncated_rows
-from tasks.compute.device import device_of
+from tasks.compute.device import teacher_devices
 from tasks.compute.models import LoadedModel, load_artifact
 from tasks.compute.served import ANSWERS
 from tasks.engine.local import Steps
@@ -89,7 +89,7 @@ def _opens(
 ) -> Callable[[Tensor], Making]:
     """The teacher and all that it reads, opened once a process; then what makes a shard of some rows."""
     train = read_split(corpus, "train", ("id", "source"), settings.max_rows)
-    loaded = load_artifact(teacher, device_of(runtime), answers=answers)
+    loaded = load_artifact(teacher, teacher_devices(runtime), answers=answers)
     sources = prompt_rows(loaded, prompt, train["source"], settings.max_source_tokens)
 
     def work(index: Tensor) -> Making:

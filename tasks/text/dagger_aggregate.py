@@ -14,7 +14,7 @@ from kd_core.windows.cutting import WindowSettings, trajectory_starts
 from kd_core.windows.dad_dagger import Aggregated, aggregate
 from kd_core.windows.last_block import next_hidden
 from kd_core.windows.trunk import TrunkPrecision
-from tasks.compute.device import device_of
+from tasks.compute.device import device_of, teacher_devices
 from tasks.compute.models import LoadedModel, load_artifact
 from tasks.engine.settings import RuntimeSettings
 from tasks.labels.files import labels_writer, warn_if_widened
@@ -86,7 +86,7 @@ def _opens(
     """The models and the text, opened once a process; then what makes a shard of trajectories, by its number."""
     device = device_of(runtime)
     student_model = load_artifact(student, device)
-    teacher_model = None if teacher is None or labels is None else load_artifact(teacher, device)
+    teacher_model = None if teacher is None or labels is None else load_artifact(teacher, teacher_devices(runtime))
     text_N = read_tokens(corpus, "train", device)
     start_B = _starts(len(text_N), windows, settings).to(device)
 

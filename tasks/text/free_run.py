@@ -15,7 +15,7 @@ from kd_core.rollout.sampling import SamplingSettings
 from kd_core.windows.cutting import contexts, trajectory_starts, window_targets
 from kd_core.windows.free_running import free_running
 from kd_core.windows.last_block import next_hidden
-from tasks.compute.device import device_of
+from tasks.compute.device import teacher_devices
 from tasks.compute.models import LoadedModel, load_artifact
 from tasks.engine.settings import RuntimeSettings
 from tasks.store.artifacts import Artifact
@@ -85,7 +85,7 @@ def free_run(build: Build, corpus: Artifact, model: Artifact, settings: FreeRunS
 
 def _opens(corpus: Artifact, model: Artifact, settings: FreeRunSettings, runtime: RuntimeSettings) -> Work:
     """The model and the text, opened once a process; then what makes one of the two tables."""
-    loaded = load_artifact(model, device_of(runtime))
+    loaded = load_artifact(model, teacher_devices(runtime))
     text_N = read_tokens(corpus, settings.split, loaded.model.device)
 
     @torch.no_grad()

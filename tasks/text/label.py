@@ -16,7 +16,7 @@ from kd_core.windows.cutting import WindowSettings
 from kd_core.windows.last_block import last_hidden
 from kd_core.windows.train import Windows
 from kd_core.windows.trunk import TrunkPrecision
-from tasks.compute.device import device_of
+from tasks.compute.device import teacher_devices
 from tasks.compute.models import LoadedModel, load_artifact
 from tasks.engine.settings import RuntimeSettings
 from tasks.labels.files import HEAD, collect, drawn_labels, head_writer, labels_writer
@@ -75,7 +75,7 @@ def _opens(
     runtime: RuntimeSettings,
 ) -> Callable[[tuple[str, Tensor]], Making]:
     """The teacher and the windows, opened once a process; then what makes the labels of some windows of a split."""
-    loaded = load_artifact(teacher, device_of(runtime))
+    loaded = load_artifact(teacher, teacher_devices(runtime))
     head = head_of(loaded.model, loaded.num_tokens)
     sets = {split: window_set(corpus, split, windows, features, None, trunk_precision) for split in SPLITS}
     targets = {split: windows.targets(len(read_tokens(corpus, split))) for split in SPLITS}

@@ -17,7 +17,7 @@ from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.sampling import mixed_seed
 from kd_core.rollout.teacher_labels import LabelSettings, asked_labels, label_error, make_labels, token_places
 from kd_core.train.supervised import Pairs, pair_states
-from tasks.compute.device import device_of
+from tasks.compute.device import teacher_devices
 from tasks.compute.models import LoadedModel, load_artifact
 from tasks.compute.served import ANSWERS
 from tasks.engine.settings import RuntimeSettings
@@ -76,7 +76,7 @@ def _opens(
     runtime: RuntimeSettings,
 ) -> Callable[[Tensor], Making]:
     """The teacher and what it reads again, opened once a process; then what makes the labels of some outputs."""
-    loaded = load_artifact(teacher, device_of(runtime), answers=answers)
+    loaded = load_artifact(teacher, teacher_devices(runtime), answers=answers)
     texts, written = written_outputs(corpus, outputs)
     pairs = Pairs(prompt_rows(loaded, prompt, texts, max_source_tokens), TokenRows.of(written))
     ids = torch.tensor(output_columns(outputs, "id")["id"].to_pylist())

@@ -83,6 +83,7 @@ def model_directory(path: Path, words: list[str]) -> Path:
         ("runtime.engine=spark", "runtime.engine: input should be 'local' or 'ray', got 'spark'"),
         ("runtime.workers=2", "runtime: workers is for engine ray, and the engine is local"),
         ("runtime.sharded=both", "runtime: sharded=both is for engine ray, and the engine is local"),
+        ("runtime.teacher_devices=2", "runtime: teacher_devices=2 needs CUDA devices, and device is cpu"),
         (
             'runtime={"engine": "ray", "sharded": "both", "device": "cpu"}',
             "teacher.shape describes a small model of a family that is not sharded",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from kd_core.train.state import OptimizerSettings
-from tasks.compute.device import check_device, precision_of, slow_precision
+from tasks.compute.device import check_device, precision_of, slow_precision, teacher_devices
 from tasks.engine.settings import RuntimeSettings
 
 
@@ -36,6 +37,36 @@ def test_a_gpu_is_not_touched_by_who_only_asks_whether_it_is_there(device: str) 
 def test_one_that_is_not_there_is_refused(device: str) -> None:
     with pytest.raises(ValueError, match=f"runtime.device '{device}' cannot be used here"):
         check_device(RuntimeSettings(device=device))
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize("device", ["auto", "cuda", "cuda:0"])
+def test_a_teacher_is_spread_over_a_device_and_its_neighbours(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = RuntimeSettings(device=device, teacher_devices=2)
+    check_device(given)
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr("tasks.compute.device._device_of", lambda runtime: torch.device(runtime.device))
+    assert teacher_devices(replace(given, device="cuda")) == [torch.device("cuda", each) for each in (0, 1)]
+    assert teacher_devices(RuntimeSettings(device="cuda:1")) == [torch.device("cuda:1")]
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(("device", "there"), [("auto", "2 from cuda:0"), ("cuda:1", "1 from cuda:1")])
+def test_more_devices_than_there_are_are_refused(device: str, there: str) -> None:
+    given = RuntimeSettings(device=device, teacher_devices=3)
+    with pytest.raises(ValueError, match=rf"teacher_devices=3 is more than the {there} on that there are here\nset it"):
+        check_device(given)
+    check_device(replace(given, engine="ray", device="cuda"))  # what its workers have, Ray says
+
+
+def test_a_teacher_is_not_spread_without_cuda_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(
+        ValueError, match=r"teacher_devices=2 needs CUDA devices, and this run is on cpu\nleave it at 1"
+    ):
+        check_device(RuntimeSettings(teacher_devices=2))
 
 
 def test_what_a_device_lacks_is_said() -> None:

@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from flows.outlines import Outline, execute
-from tasks.compute.device_lock import Device, devices_here, one_device
+from tasks.compute.device_lock import Device, devices_here, own_devices
 from tasks.engine.settings import RuntimeSettings
 from tasks.store.artifacts import Artifact, Store
 from tasks.store.progress import Reporter
@@ -30,11 +31,12 @@ ONE_CPU = [Device("cpu", "one")]  # named as torch can compute on it here, and l
 TWO = [Device("cuda:0", "one"), Device("cuda:1", "other")]
 HOLDER = """
 import json, os, sys
-from tasks.compute.device_lock import Device, one_device
-if len(sys.argv) > 2:
-    os.setuid(int(sys.argv[2]))
-with one_device([Device(*each) for each in json.loads(sys.argv[1])], lambda text: print(text, flush=True)) as device:
-    print("has", device.name, flush=True)
+from tasks.compute.device_lock import Device, own_devices
+if len(sys.argv) > 3:
+    os.setuid(int(sys.argv[3]))
+found = [Device(*each) for each in json.loads(sys.argv[1])]
+with own_devices(found, lambda text: print(text, flush=True), int(sys.argv[2])) as devices:
+    print("has", *(each.name for each in devices), flush=True)
     sys.stdin.readline()
 """
 RUNNER = """
@@ -62,10 +64,10 @@ class Process:
 
     device = ""
 
-    def __init__(self, devices: list[Device], *, user: int | None = None) -> None:
+    def __init__(self, devices: list[Device], together: int = 1, *, user: int | None = None) -> None:
         given = json.dumps([[each.name, each.id] for each in devices])
         self._process = subprocess.Popen(
-            [sys.executable, "-c", HOLDER, given, *([] if user is None else [str(user)])],
+            [sys.executable, "-c", HOLDER, given, str(together), *([] if user is None else [str(user)])],
             env=os.environ | {"PYTHONPATH": str(PROJECT)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -112,7 +114,7 @@ def free(device: Device) -> bool:
         raise TimeoutError(text)
 
     try:
-        with one_device([device], give_up):
+        with own_devices([device], give_up):
             return True
     except TimeoutError:
         return False
@@ -139,6 +141,64 @@ def test_a_device_that_is_named_is_waited_for_though_another_one_is_free() -> No
             assert free(TWO[1])
 
 
+def test_what_takes_two_in_a_row_waits_for_both_and_holds_neither_meanwhile() -> None:
+    three = [*TWO, Device("cuda:2", "third")]
+    with processes(TWO[1:]) as (holder,):
+        assert holder.says() == "has cuda:1"
+        waiting = Process(three, 2)
+        try:
+            assert waiting.says() == f"other runs compute on cuda:1 (process {holder.pid}); waiting"
+            assert free(three[0])
+            assert free(three[2])
+            with own_devices(three[:1], print):
+                holder.end()
+                assert waiting.says() == "cuda:1, cuda:2 are free; going on"
+                assert waiting.says() == "has cuda:1 cuda:2"
+                assert not free(three[1])
+                assert not free(three[2])
+        finally:
+            waiting.end()
+    assert free(three[1])
+    assert free(three[2])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "together", "found"),
+    [
+        ("auto", 1, "0123"),
+        ("cuda", 2, "0123"),
+        ("cuda:1", 1, "1"),
+        ("cuda:1", 2, "12"),
+        ("cuda:7", 2, ""),
+        ("cpu", 2, ""),
+    ],
+)
+def test_a_device_that_is_named_is_the_first_of_those_that_are_taken(
+    monkeypatch: pytest.MonkeyPatch, wanted: str, together: int, found: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda number: SimpleNamespace(uuid=f"id {number}"))
+    assert devices_here(wanted, together) == [Device(f"cuda:{each}", f"id {each}") for each in found]
+
+
+def test_a_run_holds_all_devices_of_its_teacher_and_shows_each(tmp_path: Path) -> None:
+    """With Ray one alone: the others are for Ray to give out."""
+    outline = Outline("flows/distill.py:distill", pipeline, lambda _: [])
+    for runtime, named in ((RuntimeSettings(teacher_devices=2), TWO), (RuntimeSettings(), TWO[:1])):
+        shown: list[Device] = []
+
+        @contextmanager
+        def beside(device: Device, shown: list[Device] = shown) -> Iterator[None]:
+            shown.append(device)
+            assert not free(device)
+            yield
+
+        parameters = {"text": runtime.teacher_devices * "hello", "runtime": runtime}
+        execute(outline, Store(tmp_path), "mine", parameters, Listener(), beside=beside, find=lambda _: TWO)
+        assert shown == named
+
+
 def test_every_user_can_see_the_lock_whatever_the_umask_of_the_first(locks: Path) -> None:
     before = os.umask(0o077)
     try:
@@ -156,7 +216,7 @@ def test_another_user_waits_too(monkeypatch: pytest.MonkeyPatch) -> None:
         locks = Path(folder)
         locks.chmod(0o1777)
         monkeypatch.setenv("DISTILL_LOCKS", folder)
-        with one_device(TWO[:1], print):
+        with own_devices(TWO[:1], print):
             other = Process(TWO[:1], user=65534)
             try:
                 assert other.says() == f"other runs compute on cuda:0 (process {os.getpid()}); waiting"
@@ -199,7 +259,7 @@ def test_a_lock_that_is_removed_before_it_is_taken_is_made_again(locks: Path, mo
         flock(descriptor, how)
 
     monkeypatch.setattr(fcntl, "flock", too_late)
-    with one_device(TWO[:1], print):
+    with own_devices(TWO[:1], print):
         assert not free(TWO[0])
     assert free(TWO[0])
 
@@ -208,7 +268,7 @@ def test_a_folder_that_cannot_be_used_is_named(locks: Path) -> None:
     locks.rmdir()
     with (
         pytest.raises(ValueError, match=r"lock .*/distill-one cannot be taken: no such file") as caught,
-        one_device(TWO, print),
+        own_devices(TWO, print),
     ):
         pass
     assert "DISTILL_LOCKS=" in str(caught.value).splitlines()[1]
@@ -217,14 +277,14 @@ def test_a_folder_that_cannot_be_used_is_named(locks: Path) -> None:
 def test_a_link_in_the_place_of_a_lock_is_not_followed(locks: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (locks / "distill-one").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="cannot be taken"), one_device(TWO, print):
+    with pytest.raises(ValueError, match="cannot be taken"), own_devices(TWO, print):
         pass
 
 
 def test_a_run_on_the_cpu_needs_none() -> None:
     assert devices_here("cpu") == []
-    with one_device([], print) as device:
-        assert device is None
+    with own_devices([], print) as devices:
+        assert not devices
 
 
 def test_a_run_waits_before_it_computes_anything_and_what_is_there_already_needs_no_device(tmp_path: Path) -> None:
@@ -235,7 +295,7 @@ def test_a_run_waits_before_it_computes_anything_and_what_is_there_already_needs
     environment = os.environ | {"PYTHONPATH": str(PROJECT)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, bufsize=1) as run:
         assert run.stdout is not None
-        with one_device(ONE_CPU, print):
+        with own_devices(ONE_CPU, print):
             assert run.stdout.readline() == f"WARNING: other runs compute on cpu (process {os.getpid()}); waiting\n"
             time.sleep(1)
             assert list((home / "artifacts").rglob("*")) == []
@@ -243,7 +303,7 @@ def test_a_run_waits_before_it_computes_anything_and_what_is_there_already_needs
         assert "upper: built" in run.stdout.read()
     assert free(ONE_CPU[0])
     listener = Listener()
-    with one_device(ONE_CPU, print):
+    with own_devices(ONE_CPU, print):
         run_here(Store(home), listener)
     assert listener.outcomes == [("words", "hit"), ("upper", "hit")]
     assert listener.warnings == []

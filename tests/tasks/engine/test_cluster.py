@@ -124,6 +124,8 @@ def test_more_workers_than_there_is_room_for(cluster: Any, tmp_path: Path) -> No
         ({"workers": 5}, 5, 32, 1.0),  # three on the first, two on the second
         ({"workers": 2, "threads": 8}, 2, 8, 1.0),
         ({"gpus_per_worker": 0.5}, 20, 6, 0.5),
+        ({"teacher_devices": 2}, 5, 24, 2.0),  # four on the first, one on the second
+        ({"teacher_devices": 4}, 2, 48, 4.0),  # both on the first
     ],
 )
 def test_workers_and_threads_that_are_not_named_are_shared_out(
@@ -137,6 +139,13 @@ def test_workers_and_threads_that_are_not_named_are_shared_out(
 def test_one_device_for_all_is_refused() -> None:
     with pytest.raises(ValueError, match=r"cuda:1 is one device, and engine ray gives each worker its own\nsay cuda"):
         placed(RuntimeSettings(engine="ray", device="cuda:1"), [Node("a", "a", 8, 2.0)])
+
+
+@pytest.mark.parametrize("gpus", [0.0, 3.0])
+def test_a_teacher_over_more_gpus_than_a_node_has_is_refused(gpus: float) -> None:
+    nodes = [Node("a", "a", 8, gpus), Node("b", "b", 8, gpus)]
+    with pytest.raises(ValueError, match=r"1 worker of 1 CPU and 4 GPUs each do not fit: .*\nlower .*teacher_devices"):
+        placed(RuntimeSettings(engine="ray", teacher_devices=4), nodes)
 
 
 def test_only_nodes_with_room_for_a_worker_count() -> None:

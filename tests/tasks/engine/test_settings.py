@@ -21,6 +21,20 @@ from tasks.engine.settings import RuntimeSettings
             {"engine": "ray", "sharded": "both", "cuda_graphs": True},
             "cuda_graphs must be false where the student is sharded",
         ),
+        ({"teacher_devices": 0}, "teacher_devices must be at least 1, got 0"),
+        (
+            {"engine": "ray", "sharded": "both", "teacher_devices": 2},
+            "sharded=both and teacher_devices=2 both place the teacher's layers\nleave out one of them",
+        ),
+        (
+            {"device": "cpu", "teacher_devices": 2},
+            "teacher_devices=2 needs CUDA devices, and device is cpu\nleave it at",
+        ),
+        ({"device": "mps", "teacher_devices": 2}, "teacher_devices=2 needs CUDA devices, and device is mps"),
+        (
+            {"engine": "ray", "gpus_per_worker": 1.0, "teacher_devices": 2},
+            "teacher_devices=2 needs as many GPUs for each worker, and gpus_per_worker is 1\nleave out gpus_per_worker",
+        ),
         ({"engine": "ray", "device": "mps"}, "device mps cannot be shared by the processes of engine ray"),
         ({"engine": "ray", "workers": 0}, "workers must be at least 1, got 0"),
         ({"engine": "ray", "gpus_per_worker": -0.5}, "gpus_per_worker must be 0 or more, got -0.5"),
@@ -30,11 +44,12 @@ from tasks.engine.settings import RuntimeSettings
     ],
 )
 def test_what_cannot_be_meant_is_refused(given: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=r"must be|is for|cannot be") as refused:
+    with pytest.raises(ValueError, match=r"must be|is for|cannot be|needs|both place") as refused:
         RuntimeSettings(**given)
     assert str(refused.value).startswith(said)
 
 
 @pytest.mark.parametrize("address", [None, "auto", "head:6379", "10.0.0.1:6379"])
 def test_what_can_be_meant_is_taken(address: str | None) -> None:
+    RuntimeSettings(engine="ray", sharded="student", teacher_devices=2, gpus_per_worker=2.0)
     assert RuntimeSettings(engine="ray", workers=8, address=address, gpus_per_worker=0.5).workers == 8

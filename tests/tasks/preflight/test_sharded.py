@@ -1,4 +1,4 @@
-"""`check_sharded`: a model that cannot be sharded is refused before anything is computed."""
+"""A model that cannot be sharded, or spread over devices, is refused before anything is computed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kd_core.train.supervised import SupervisedSettings
 from tasks.compute.completions import EndpointSettings
 from tasks.pairs.student import StudentSettings
 from tasks.pairs.teacher import TeacherSettings
-from tasks.preflight.sharded import check_sharded
+from tasks.preflight.sharded import check_sharded, check_spread
 from tests.tasks.tiny_models import write_bart, write_causal, write_llama, write_model
 
 if TYPE_CHECKING:
@@ -83,3 +83,47 @@ def test_other_families_are_refused(tmp_path: Path, write: Any, family: str) -> 
 def test_what_cannot_be_sharded_is_said(tmp_path: Path, sharded: Sharded, more: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         check_sharded(sharded, settings(write_llama(tmp_path)) | more)
+
+
+def test_a_decoder_of_stock_layers_can_be_spread(tmp_path: Path) -> None:
+    llama, neo = write_llama(tmp_path / "llama"), write_causal(tmp_path / "neo")
+    check_spread(2, settings(llama, neo))
+    check_spread(2, settings(llama) | {"windows": None})
+    check_spread(2, settings(tmp_path) | {"teacher": TeacherSettings(name="somebody/something")})
+    check_spread(1, settings(neo))
+    check_spread(2, {"windows": None})  # of a comparison, whose cells have the models
+
+
+@pytest.mark.parametrize(("write", "family"), [(write_model, "t5"), (write_bart, "bart"), (write_causal, "gpt_neo")])
+def test_teachers_of_other_families_are_not_spread(tmp_path: Path, write: Any, family: str) -> None:
+    given = {"own_head": True} if family == "t5" else {}
+    model = write(tmp_path / "model", **given)
+    with pytest.raises(ValueError, match=f"^teacher: a model of type '{family}' cannot be spread .*\nleave runtime.t"):
+        check_spread(2, settings(model, write_llama(tmp_path / "llama")))
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (
+            {"teacher": TeacherSettings(shape=T5Shape(), fit=SupervisedSettings())},
+            r"teacher\.shape describes a small model of a family that is not spread\nleave runtime\.teacher_d",
+        ),
+        ({"windows": None, "student": StudentSettings(shape=T5Shape())}, r"student\.shape describes a small model"),
+        (
+            {"student": StudentSettings(from_="teacher", lora=LoraSettings())},
+            "a student that is an adapter on its teacher holds the teacher's weights whole\nleave",
+        ),
+        (
+            {
+                "teacher": TeacherSettings(
+                    endpoint=EndpointSettings(url="http://localhost:1/v1", model="b"), tokenizer="a/b"
+                )
+            },
+            "the teacher is behind a server: there is nothing of it to be spread",
+        ),
+    ],
+)
+def test_what_cannot_be_spread_is_said(tmp_path: Path, more: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        check_spread(2, settings(write_llama(tmp_path)) | more)
