@@ -12,9 +12,13 @@ def check_sharded(sharded: Sharded, settings: Mapping[str, Any]) -> None:
         return
     if "windows" in settings:
         raise ValueError("runtime.sharded is for runs on pairs, and this one is on running text\nleave it at none")
+    from tasks.compute.models import UNSHARDED
+
     for role in ("teacher", "student"):
         if sharded in (role, "both") and role in settings:
             _check(role, settings)
+    if sharded == "teacher" and "teacher" in settings:
+        _check_no_adapter_on_it(settings["teacher"], settings["student"], UNSHARDED)
 
 
 def check_spread(devices: int, settings: Mapping[str, Any]) -> None:
@@ -31,8 +35,7 @@ def check_spread(devices: int, settings: Mapping[str, Any]) -> None:
     is_teachers = getattr(student, "from_", None) is not None
     if "windows" in settings and not is_teachers:
         _check_family("student", student, "spread", UNSPREAD, check_spreadable)
-    if getattr(student, "lora", None) is not None and (is_teachers or student.name == teacher.name):
-        raise ValueError(f"a student that is an adapter on its teacher holds the teacher's weights whole\n{UNSPREAD}")
+    _check_no_adapter_on_it(teacher, student, UNSPREAD)
 
 
 def _check(role: str, settings: Mapping[str, Any]) -> None:
@@ -49,6 +52,12 @@ def _check(role: str, settings: Mapping[str, Any]) -> None:
                 raise ValueError(f"{name}.optimizer: a sharded student has no precision bfloat16_weights\n{PRECISIONS}")
     origin = settings["teacher"] if getattr(model, "from_", None) is not None else model
     _check_family(role, origin, "sharded", UNSHARDED, check_shardable)
+
+
+def _check_no_adapter_on_it(teacher: Any, student: Any, advice: str) -> None:
+    is_on_it = getattr(student, "from_", None) is not None or student.name == teacher.name
+    if getattr(student, "lora", None) is not None and is_on_it:
+        raise ValueError(f"a student that is an adapter on its teacher holds the teacher's weights whole\n{advice}")
 
 
 def _check_family(role: str, model: Any, done: str, advice: str, check: Callable[[Any], None]) -> None:

@@ -60,6 +60,11 @@ def test_other_families_are_refused(tmp_path: Path, write: Any, family: str) -> 
         ),
         ("student", {"student": StudentSettings(from_="teacher", lora=LoraSettings())}, "a student with an adapter"),
         (
+            "teacher",
+            {"student": StudentSettings(from_="teacher", lora=LoraSettings())},
+            "a student that is an adapter on its teacher holds the teacher's weights whole\nleave it out of",
+        ),
+        (
             "student",
             {"method": LLMRSettings(optimizer=OptimizerSettings(precision="bfloat16_weights"))},
             r"method\.optimizer: a sharded student has no precision bfloat16_weights\nset bfloat16",
