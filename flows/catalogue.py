@@ -112,6 +112,8 @@ def assigned(assignment: str) -> tuple[str, Any]:
 
 def put(parameters: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
     """`parameters` with the setting of a dotted name put in."""
+    if not all(name.split(".")):
+        raise ValueError(f"there is no setting {name!r}\na dotted name has no empty part: method.steps")
     result: dict[str, Any] = json.loads(json.dumps(parameters))
     *path, last = name.split(".")
     place = result

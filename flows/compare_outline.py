@@ -213,9 +213,9 @@ def named(run: str, catalogue: str | None) -> NamedRun:
 
 def _parameters(outline: Outline, base: NamedRun, changes: Sequence[tuple[str, Any]], name: str) -> dict[str, Any]:
     given = base.parameters
-    for dotted, value in changes:
-        given = put(given, dotted, value)
     try:
+        for dotted, value in changes:
+            given = put(given, dotted, value)
         valid = validate(outline.parameters, given)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None

@@ -101,7 +101,8 @@ def _message(where: str, error: Mapping[str, Any]) -> str:
 def _place(loc: Sequence[int | str], known: Mapping[str, Any]) -> tuple[list[str], Mapping[str, Any]]:
     """The names of the settings that an error lies in, and those (name → hint) that the innermost one has.
 
-    What pydantic names in between, the class of a union that it tried or the place in a list, is none of them.
+    A name that the user gave, in a mapping, is one too. What pydantic names in between, the class of a union that it
+    tried or the place in a list, is none.
     """
     path: list[str] = []
     names, hint = known, None
@@ -110,9 +111,21 @@ def _place(loc: Sequence[int | str], known: Mapping[str, Any]) -> tuple[list[str
             path.append(str(step))
             hint = names[str(step)]
             names = _inside(hint)
+        elif (values := _values(hint)) is not None:
+            path.append(str(step))
+            hint = values
+            names = _inside(hint)
         else:
             names = _inside(hint, step)
     return path, names
+
+
+def _values(hint: Any) -> Any:
+    """What lies under the names that a user gives, in a setting that is a mapping; None for another."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _values(parts[0])
+    return parts[1] if origin in (dict, Mapping) else None
 
 
 def _inside(hint: Any, tag: int | str | None = None) -> dict[str, Any]:

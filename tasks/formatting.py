@@ -15,8 +15,8 @@ def decimals(values: Iterable[float | None]) -> int:
 
 
 def fixed(value: float | None, digits: int, *, sign: bool = False) -> str:
-    """A number with so many decimals, thousands apart; `sign`: with a plus too."""
-    return DASH if value is None else f"{value:{'+' if sign else ''},.{digits}f}".replace("-", MINUS)
+    """A number with so many decimals, thousands apart; `sign`: with its sign, a minus also where it rounds to 0."""
+    return DASH if value is None else f"{value:{'+' if sign else 'z'},.{digits}f}".replace("-", MINUS)
 
 
 def short(value: float | None, *, sign: bool = False) -> str:

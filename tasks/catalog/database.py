@@ -30,7 +30,7 @@ from tasks.catalog.relations import (
     selected,
 )
 from tasks.catalog.rows import lineage_rows, run_row, stage_rows
-from tasks.catalog.sql_errors import explain
+from tasks.catalog.sql_errors import explain, single
 from tasks.messages import first_line
 from tasks.store.artifacts import MANIFEST, Artifact, Manifest, Store, StoreError
 from tasks.store.files import file_hash, read_json, stamp, write_json
@@ -96,7 +96,7 @@ def questions(store: Store, *, ending: RunRecord | None = None) -> Iterator[Call
 
         def ask(sql: str) -> pa.Table:
             try:
-                answer = connection.sql(sql)
+                answer = connection.sql(single(sql))
                 return pa.table({}) if answer is None else answer.to_arrow_table()  # None: a statement, not a question
             except duckdb.Error as error:
                 raise ValueError(explain(connection, sql, error, relations())) from None

@@ -14,6 +14,16 @@ _MISSING = re.compile(r'(?:Referenced column|Table "[^"]*" does not have a colum
 _MISSING_TABLE = re.compile(r"Table with name (.+?) does not exist")
 
 
+def single(sql: str) -> str:
+    """A query that is one; of several, DuckDB would answer the last alone. Raises ValueError, or what DuckDB does."""
+    count = len(duckdb.extract_statements(sql))
+    if count > 1:
+        raise ValueError(
+            f"one query at a time, got {count}\nleave out all but one, or join them with UNION ALL or WITH"
+        )
+    return sql
+
+
 def explain(connection: duckdb.DuckDBPyConnection, sql: str, error: Exception, relations: Sequence[str]) -> str:
     """An error of DuckDB in two lines: what is wrong, and what there is in its place.
 

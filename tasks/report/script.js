@@ -99,7 +99,7 @@
       found.below = found.q_value - found.value;
       numbers.set(token, found);
     }
-    const text = (value, digits = 1) => value.toFixed(digits).replace("-", "−");
+    const text = (value, digits = 1) => value.toFixed(digits).replace(/^-(?=[0.]+$)/, "").replace("-", "−");
 
     const colour = () => {
       const { centre, reach, meaning } = quantity.selectedOptions[0].dataset;

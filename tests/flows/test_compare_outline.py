@@ -92,6 +92,22 @@ def test_a_wrong_setting_of_one_cell_is_refused_with_its_name(
     assert "alpha must be in [0, 1], got 1.5" in said
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (['variants={"a": null}'], "variants.a: input should be a valid dictionary, got None"),
+        (["sweep=method..alpha"], "there is no setting 'method..alpha'\na dotted name has no empty part"),
+        (['variants={"a": {".seed": 1}}'], "seed=0: there is no setting '.seed'\na dotted name has no empty part"),
+    ],
+)
+def test_a_name_that_is_wrong_in_a_grid_is_told(
+    options: list[str], said: str, catalogue: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = [part for option in options for part in ("--set", option)]
+    assert cli.main(["plan", "compare/tiny", "--prefect-file", "mine.yaml", *sets]) == 1
+    assert said in capsys.readouterr().err
+
+
 def write_failing_trackers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that never works, and one that does not in processes of a cell of their own."""
     (path / "trackio.py").write_text("raise RuntimeError('no answer')")

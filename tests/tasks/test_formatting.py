@@ -17,6 +17,12 @@ def test_a_fixed_number_has_thousands_apart_and_a_real_minus() -> None:
     assert fixed(0.25, 2, sign=True) == "+0.25"
 
 
+def test_nothing_is_below_zero_that_is_shown_as_zero_but_a_difference() -> None:
+    assert [fixed(value, 3) for value in (-0.0004, -0.0, 0.0004, -0.0006)] == ["0.000", "0.000", "0.000", "−0.001"]
+    assert interval(-0.0004, 0.0, 3) == "[0.000, 0.000]"
+    assert fixed(-0.0004, 3, sign=True) == "−0.000"
+
+
 @pytest.mark.parametrize(
     ("value", "text"), [(-0.123456, "−0.1235"), (9999.4, "9999"), (20000.0, "20,000"), (1e-7, "1e−07")]
 )

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import duckdb
 import pytest
 
-from tasks.catalog.sql_errors import explain
+from tasks.catalog.sql_errors import explain, single
 
 RELATIONS = ["runs", "metrics", "stages"]
 
@@ -62,3 +62,13 @@ def test_two_lines_what_is_wrong_and_what_there_is(
     with pytest.raises(duckdb.Error) as caught:
         connection.sql(sql)
     assert explain(connection, sql, caught.value, RELATIONS).splitlines() == [what, there_is]
+
+
+@pytest.mark.parametrize("sql", ["SELECT 1", "SELECT ';' -- two; three", "/* one; */ SELECT 1;;", "", "-- nothing"])
+def test_one_query_is_taken_as_it_is(sql: str) -> None:
+    assert single(sql) == sql
+
+
+def test_of_several_queries_none_is_answered() -> None:
+    with pytest.raises(ValueError, match=r"^one query at a time, got 2\nleave out all but one"):
+        single("SELECT 1; SELECT 2;")
