@@ -21,9 +21,7 @@ class RuntimeSettings:
     engine: Literal["local", "ray"] = "local"  # ray: processes share out shards, and train together
     workers: int | None = None  # of them; None = one for each GPU, or for each node where there is none
     address: str | None = None  # of a Ray that runs, HOST:PORT, or auto; None = one of our own, on this machine
-    gpus_per_worker: float | None = (
-        None  # None = `teacher_devices` where there are GPUs and `device` is not cpu, else 0
-    )
+    gpus_per_worker: float | None = None  # None = `teacher_devices` where there are GPUs, else, and on cpu, 0
     sharded: Sharded = "none"  # whose layers the workers that train share out: of a model that fits no single device
     teacher_devices: int = 1  # of each process, over which a teacher's layers are spread: more where it fits none alone
 
