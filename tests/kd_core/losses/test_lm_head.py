@@ -63,12 +63,23 @@ def test_what_one_chunk_holds_is_one_product_with_the_bits_of_full_logits(monkey
     assert torch.equal(scores.logit_M, logits.gather(1, target[:, None]).squeeze(1))
 
 
-def test_a_logsumexp_passes_over_blocks_that_hold_nothing() -> None:
-    hidden, weight, target, _ = tensors()
-    bias = torch.zeros(V, dtype=torch.float64)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_a_logsumexp_passes_over_blocks_that_hold_nothing(dtype: torch.dtype, tolerance: float) -> None:
+    """In float32 too, where the least finite number would be -inf in powers of two."""
+    hidden, weight, target, _ = tensors(dtype)
+    bias = torch.zeros(V, dtype=dtype)
     bias[4:] = -float("inf")  # two of three blocks
     scores = token_scores(hidden, Head(weight, bias), target, "logsumexp")
-    torch.testing.assert_close(scores.value_M, (hidden @ weight[:4].T).logsumexp(1), atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(scores.value_M, (hidden @ weight[:4].T).logsumexp(1), atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["max", "softmax", "logsumexp"])
+def test_logits_may_all_lie_far_below_0(kind: ValueKind) -> None:
+    """Further than e^x reaches: only what they are above one another counts."""
+    hidden, weight, target, _ = tensors()
+    above = token_scores(hidden, Head(weight), target, kind).value_M
+    below = token_scores(hidden, Head(weight, torch.full((V,), -1e4, dtype=torch.float64)), target, kind).value_M
+    torch.testing.assert_close(below, above - 1e4, atol=1e-8, rtol=0)
 
 
 def test_float32_values_are_as_near_as_float32_allows() -> None:

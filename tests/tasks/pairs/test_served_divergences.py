@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from flows.methods import Method
-from kd_core.rollout.teacher_labels import LabelSettings
+from kd_core.rollout.teacher_labels import LabelSettings, asked_labels
 from kd_core.train.batches import BatchSettings
 from kd_core.train.divergence import ForwardKLSettings, GKDSettings, JSSettings, ReverseKLSettings
 from tasks.endpoints import endpoint as endpoints
 from tasks.endpoints.endpoint import EndpointError
+from tasks.pairs.labels import label_outputs
 from tasks.pairs.seqkd import SeqKDSettings
 from tasks.pairs.teacher import TeacherSettings
 from tasks.preflight.served import check_reached
@@ -99,6 +100,30 @@ def test_labels_and_what_they_teach_are_those_of_the_same_teacher_here(
         assert logs[1][step, "loss"] == pytest.approx(logs[0][step, "loss"], abs=2e-3)
     untold = made_by(store, there, "label_outputs").manifest().stats["mass_untold"]
     assert untold == pytest.approx(float(torch.tensor(ours["tail_log_prob"].to_pylist()).exp().mean()), abs=1e-2)
+
+
+def test_labels_are_kept_as_a_teachers_here_are_and_what_is_untold_is_of_what_was_told(
+    tmp_path: Path, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float16, and the rest is what these leave of 1; the mass in the manifest has the server's own digits."""
+    told: list[torch.Tensor] = []
+
+    def heard(*asked: Any) -> Any:
+        labels = asked_labels(*asked)
+        told.append(torch.as_tensor(labels.log_prob_MK))
+        return labels
+
+    monkeypatch.setattr(label_outputs, "asked_labels", heard)
+    store = Store(tmp_path)
+    with completions_server(directory) as server:
+        ran = run(store, served(server, directory), method=ForwardKLSettings(**COMMON), labels=BUCKET)
+    made, (exact_MK,) = made_by(store, ran, "label_outputs"), told
+    kept_MK, rest_M = (torch.tensor(labels_of(made)[name].to_pylist()) for name in ("log_probs", "tail_log_prob"))
+    assert torch.equal(kept_MK, exact_MK.half().float())
+    assert torch.equal(rest_M, torch.log1p(-kept_MK.exp().sum(dim=1).clamp(max=1)).half().float())
+    untold, rounded = ((1 - x.double().exp().sum(dim=1)).clamp(min=0).mean().item() for x in (exact_MK, kept_MK))
+    assert made.manifest().stats["mass_untold"] == pytest.approx(untold, rel=1e-9)
+    assert untold != pytest.approx(rounded, rel=1e-6), "here float16 shows"
 
 
 def test_soft_seqkd_and_pre_distillation_learn_from_them(store: Store, directory: Path) -> None:
