@@ -17,6 +17,8 @@ _LISTS = (
     *(pa.types.is_list, pa.types.is_large_list, pa.types.is_list_view, pa.types.is_large_list_view),
     pa.types.is_fixed_size_list,
 )
+_WRITE_TEXT = "write its values as text, or name another column"
+_WRITE_LISTS = "write each dialogue as a list of its turns, or name another column"
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ class Columns:
             )
         for name in self.names():
             if available.count(name) > 1:
-                raise ValueError(f"{where} has {available.count(name)} columns named {name!r}")
+                raise ValueError(
+                    f"{where} has {available.count(name)} columns named {name!r}\nrename all but the one that is meant"
+                )
 
     def check_types(self, schema: Any, where: str) -> None:
         """Raises ValueError if a column of an Arrow schema holds neither text (turns: lists of text) nor nothing."""
@@ -69,12 +73,12 @@ class Columns:
             kind = _value_type(schema.field(name).type)
             if name == self.turns:
                 if not any(is_kind(kind) for is_kind in _LISTS):
-                    raise ValueError(f"column {name!r} of {where} holds {kind}, not lists of text")
+                    raise ValueError(f"column {name!r} of {where} holds {kind}, not lists of text\n{_WRITE_LISTS}")
                 kind = _value_type(kind.value_type)
             elif name == self.dialogue and pa.types.is_integer(kind):
                 continue
             if not any(is_kind(kind) for is_kind in _TEXTS):
-                raise ValueError(f"column {name!r} of {where} holds {kind}, not text")
+                raise ValueError(f"column {name!r} of {where} holds {kind}, not text\n{_WRITE_TEXT}")
 
     def rows(self, values: Sequence[Any], number: int, where: str) -> Iterator[RawRow]:
         """The raw rows of one record: its pair, or those of its turns. A null text is an empty one.
@@ -86,7 +90,8 @@ class Columns:
             turns = values[0] if values[0] is not None else []
             if not isinstance(turns, list):
                 raise ValueError(
-                    f"{where}:{number}: column {self.turns!r} holds {type(turns).__name__}, not a list of text"
+                    f"{where}:{number}: column {self.turns!r} holds {type(turns).__name__}, not a list of text\n"
+                    f"{_WRITE_LISTS}"
                 )
             texts = [_text(turn, self.turns, number, where) for turn in turns]
             yield from pairs_of_turns((str(number), texts), self.context_turns, self.turn_separator)
@@ -95,7 +100,10 @@ class Columns:
         if self.dialogue is not None:
             if not isinstance(values[2], str | int):
                 kind = type(values[2]).__name__
-                raise ValueError(f"{where}:{number}: column {self.dialogue!r} holds {kind}, not a dialogue's name")
+                raise ValueError(
+                    f"{where}:{number}: column {self.dialogue!r} holds {kind}, not a dialogue's name\n"
+                    "give each row its dialogue, a text or a whole number, or leave dialogue_column out"
+                )
             dialogue = str(values[2])
         yield (
             dialogue,
@@ -123,5 +131,5 @@ def _text(value: Any, column: str, number: int, where: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise ValueError(f"{where}:{number}: column {column!r} holds {type(value).__name__}, not text")
+        raise ValueError(f"{where}:{number}: column {column!r} holds {type(value).__name__}, not text\n{_WRITE_TEXT}")
     return value

@@ -27,7 +27,7 @@ def path_hash(path: str | Path) -> str:
     if path.is_file():
         return _file_hash(path)
     if not path.is_dir():
-        raise FileNotFoundError(f"no such file: {path}")
+        raise FileNotFoundError(f"no such file or directory: {path}\nname the one that you have")
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")):
         relative = file.relative_to(path)

@@ -20,6 +20,8 @@ from data.reading.named_files import check_encoding, named_file, not_utf8
 from data.visible import BYTE_ORDER_MARK
 
 Advance = Callable[[int], None]  # told how many bytes of the file have been read
+_OBJECT_A_LINE = 'mend the line: each is one object, for example {"source": "…", "target": "…"}'
+_COPY_ANEW = "copy it anew from where it came, or write it anew"
 
 
 def read_rows(path: Path, columns: Columns, advance: Advance) -> Iterator[RawRow]:
@@ -33,13 +35,19 @@ def read_rows(path: Path, columns: Columns, advance: Advance) -> Iterator[RawRow
     readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise ValueError(f"{path} must end in {', '.join(readers)}, got {path.suffix or 'no extension'!r}")
+        raise ValueError(
+            f"{path} must end in {', '.join(readers)}, got {path.suffix or 'no extension'!r}\n"
+            "write its rows as one of these, and name that file"
+        )
     return reader(path, columns, advance)
 
 
 def _csv_rows(path: Path, columns: Columns, advance: Advance) -> Iterator[RawRow]:
     if columns.turns is not None:
-        raise ValueError(f"{path}: a CSV cell holds no list, so turns_column needs .jsonl or .parquet")
+        raise ValueError(
+            f"{path}: a CSV cell holds no list, so turns_column needs .jsonl or .parquet\n"
+            "write the dialogues as one of these, or give pairs with source_column and target_column"
+        )
     csv.field_size_limit(2**31 - 1)  # the default refuses fields over 128 KiB, which articles can be
     check_encoding(path)
     with path.open("rb") as file:
@@ -49,12 +57,15 @@ def _csv_rows(path: Path, columns: Columns, advance: Advance) -> Iterator[RawRow
         records = _csv_records(path, file, reader, advance)
         _, header = next(records, (0, []))
         if not header:
-            raise ValueError(f"{path} is empty: not even a header")
+            raise ValueError(f"{path} is empty: not even a header\nname another file, or write this one anew")
         columns.check_present(header, str(path))
         positions = [header.index(name) for name in columns.names()]
         for line, record in records:
             if len(record) != len(header):
-                raise ValueError(f"{path}:{line}: {len(record)} fields, but the header has {len(header)}")
+                raise ValueError(
+                    f"{path}:{line}: {len(record)} fields, but the header has {len(header)}\n"
+                    "mend the row: a field with a comma or a line's end in it stands in quotation marks"
+                )
             yield from columns.rows([record[position] for position in positions], line, str(path))
 
 
@@ -68,7 +79,10 @@ def _csv_records(path: Path, file: BinaryIO, reader: Any, advance: Advance) -> I
             advance(file.tell())
             return
         except csv.Error as error:
-            raise ValueError(f"{path}:{line}: malformed CSV: {error}") from None
+            raise ValueError(
+                f"{path}:{line}: malformed CSV: {error}\n"
+                "mend the row: a field in quotation marks ends with one, and doubles those inside it"
+            ) from None
         except UnicodeDecodeError as error:
             raise not_utf8(path, error) from None
         if number % BATCH_ROWS == 0:
@@ -96,9 +110,9 @@ def _jsonl_rows(path: Path, columns: Columns, advance: Advance) -> Iterator[RawR
             except UnicodeDecodeError as error:
                 raise not_utf8(path, error) from None
             except (json.JSONDecodeError, UnicodeEncodeError) as error:
-                raise ValueError(f"{path}:{number}: malformed JSON: {error}") from None
+                raise ValueError(f"{path}:{number}: malformed JSON: {error}\n{_OBJECT_A_LINE}") from None
             if not isinstance(record, dict):
-                raise ValueError(f"{path}:{number}: a JSON {type(record).__name__}, not an object")
+                raise ValueError(f"{path}:{number}: a JSON {type(record).__name__}, not an object\n{_OBJECT_A_LINE}")
             columns.check_present(list(record), f"{path}:{number}")
             yield from columns.rows([record[name] for name in names], number, str(path))
     advance(num_bytes)
@@ -110,7 +124,7 @@ def _parquet_rows(path: Path, columns: Columns, advance: Advance) -> Iterator[Ra
     except (pa.ArrowException, OSError) as error:
         if _is_refusal(error):
             raise
-        raise ValueError(f"{path}: not a readable Parquet file: {_first_line(error)}") from None
+        raise ValueError(f"{path}: not a readable Parquet file: {_first_line(error)}\n{_COPY_ANEW}") from None
     with file:
         columns.check_present(file.schema_arrow.names, str(path))
         columns.check_types(file.schema_arrow, str(path))
@@ -126,7 +140,9 @@ def _parquet_batches(file: Any, path: Path, columns: Columns, advance: Advance) 
         except (pa.ArrowException, OSError) as error:
             if _is_refusal(error):
                 raise
-            raise ValueError(f"{path}: damaged Parquet file after row {done}: {_first_line(error)}") from None
+            raise ValueError(
+                f"{path}: damaged Parquet file after row {done}: {_first_line(error)}\n{_COPY_ANEW}"
+            ) from None
         if batch is None:
             return
         done += batch.num_rows

@@ -28,7 +28,7 @@ def load_hub_splits(settings: DatasetSettings) -> dict[str, Any]:
     if settings.is_local():
         name = str(expanded(name))
     if settings.is_local() and not Path(name).is_dir():
-        raise FileNotFoundError(f"no such directory: {name}")
+        raise FileNotFoundError(f"no such directory: {name}\nname the one that you have: --set dataset.name=…")
     if settings.is_local():
         for file in sorted(Path(name).rglob("*")):
             if file.is_file():

@@ -9,6 +9,7 @@ from data.reading.content import expanded
 POINTER = b"version https://git-lfs.github.com/spec/"  # how a file that Git LFS has left out of a clone begins
 FETCH = "fetch it: git lfs pull"
 CONVERT = "convert the file to UTF-8, for example: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
+_NAME_ANOTHER = "name the file that you have, for example: --set dataset.path=…"
 MOST_NULLS = 0.1  # of text's bytes: there is none in UTF-8, and UTF-16 has one in two of a Latin text
 
 
@@ -18,16 +19,18 @@ def named_file(path: str | Path) -> Path:
     Raises FileNotFoundError if nothing is there, ValueError for what is no plain file, or a pointer in place of one.
     """
     if not str(path).strip():
-        raise FileNotFoundError("no such file: the path is empty")
+        raise FileNotFoundError(f"no such file: the path is empty\n{_NAME_ANOTHER}")
     file, path = expanded(path), str(path) if str(path).isprintable() else repr(str(path))
     if file.is_dir():
         raise ValueError(f"{path} is a directory, not a file\nname the file in it")
     if not file.is_file():
         if file.is_symlink():
-            raise FileNotFoundError(f"no such file: {path}, a link to {file.readlink()}, which is not there")
+            raise FileNotFoundError(
+                f"no such file: {path}, a link to {file.readlink()}, which is not there\n{_NAME_ANOTHER}"
+            )
         if file.exists():
             raise ValueError(f"{path} is no plain file (a pipe, a device)\nsave what it gives as a file, and name that")
-        raise FileNotFoundError(f"no such file: {path}")
+        raise FileNotFoundError(f"no such file: {path}\n{_NAME_ANOTHER}")
     check_no_pointer(file)
     return file
 
@@ -47,19 +50,20 @@ def is_pointer(content: bytes) -> bool:
 def check_encoding(file: Path) -> None:
     """Raises ValueError for a text file that is plainly no UTF-8, from its first bytes: UTF-16, UTF-32, binary."""
     with file.open("rb") as opened:
-        why = foreign_encoding(opened.read(4096))
-    if why is not None:
-        raise ValueError(f"{file}: not UTF-8: {why}")
+        foreign = foreign_encoding(opened.read(4096))
+    if foreign is not None:
+        why, advice = foreign
+        raise ValueError(f"{file}: not UTF-8: {why}\n{advice}")
 
 
-def foreign_encoding(content: bytes) -> str | None:
-    """What a text's bytes are in place of UTF-8, and what to do in a second line; None where nothing shows it."""
+def foreign_encoding(content: bytes) -> tuple[str, str] | None:
+    """What a text's bytes are in place of UTF-8, and what to do; None where nothing shows it."""
     for mark, name in ((b"\xff\xfe\0\0", "UTF-32"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16")):
         if content.startswith(mark):
-            return f"it begins with the byte order mark of {name}\n{CONVERT.replace('WINDOWS-1252', name)}"
+            return f"it begins with the byte order mark of {name}", CONVERT.replace("WINDOWS-1252", name)
     if content.count(0) > MOST_NULLS * len(content):
         advice = CONVERT.replace("WINDOWS-1252", "UTF-16")
-        return f"it has NUL bytes, the first at byte {content.index(0)}: UTF-16, or no text\n{advice}"
+        return f"it has NUL bytes, the first at byte {content.index(0)}: UTF-16, or no text", advice
     return None
 
 

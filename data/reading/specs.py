@@ -85,11 +85,19 @@ class DatasetSettings:
             raise ValueError(f"source must be one of {', '.join(_FIELDS_OF_SOURCE)}, got {self.source!r}")
         self._check_fields_belong()
         if self.source == "files" and (self.path is None) == (self.train is None):
-            raise ValueError("a data set of source 'files' needs path (one file that we split) or train, not both")
+            raise ValueError(
+                "a data set of source 'files' needs path (one file that we split) or train, not both\n"
+                "name one of them: --set dataset.path=…"
+            )
         if self.source == "hub" and not self.name:
-            raise ValueError("a data set of source 'hub' needs name")
+            raise ValueError(
+                "a data set of source 'hub' needs name\nname one of the hub, or a directory: --set dataset.name=…"
+            )
         if self.source in ("dailydialog", "opensubtitles") and not self.path:
-            raise ValueError(f"a data set of source {self.source!r} needs path, the directory of the raw corpus")
+            raise ValueError(
+                f"a data set of source {self.source!r} needs path, the directory of the raw corpus\n"
+                "name it: --set dataset.path=…"
+            )
         for name in ("max_overlap", "min_overlap"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
@@ -124,7 +132,7 @@ class DatasetSettings:
                 raise ValueError(
                     f"{name} is not read for source {self.source!r}"
                     + (" with turns_column" if self.turns_column is not None and "turns_column" in allowed else "")
-                    + f", got {getattr(self, name)!r}"
+                    + f", got {getattr(self, name)!r}\nleave it out, or set the source that reads it"
                 )
 
     def split_names(self) -> dict[str, str]:

@@ -189,7 +189,7 @@ def _decoded(content: bytes) -> str:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from None
-    why = foreign_encoding(content[:4096])
-    if why is not None:
-        raise ValueError(f"not UTF-8: {why.splitlines()[0]}")
+    foreign = foreign_encoding(content[:4096])
+    if foreign is not None:
+        raise ValueError(f"not UTF-8: {foreign[0]}")
     return text

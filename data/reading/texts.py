@@ -10,7 +10,6 @@ import json
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -43,15 +42,19 @@ class TextSettings:
         if self.source not in ("papers", "file"):
             raise ValueError(f"source must be papers or file, got {self.source!r}")
         if self.source == "file" and self.path is None:
-            raise ValueError("a text of source 'file' needs path")
+            raise ValueError("a text of source 'file' needs path\nname it: --set dataset.path=…")
         if self.source == "papers" and (self.path is not None or self.pretraining_path is not None):
-            raise ValueError("path and pretraining_path are of source 'file', and source is 'papers'")
+            raise ValueError(
+                "path and pretraining_path are of source 'file', and source is 'papers'\n--set dataset.source=file"
+            )
         if self.transfer_words < 1:
             raise ValueError(f"transfer_words must be at least 1, got {self.transfer_words}")
 
     def identity(self) -> dict[str, Any]:
         """The settings with the content of what they name: files by hash, the package by version."""
-        files = {name: path_hash(_file(path)) for name in ("path", "pretraining_path") if (path := getattr(self, name))}
+        files = {
+            name: path_hash(named_file(path)) for name in ("path", "pretraining_path") if (path := getattr(self, name))
+        }
         package = {"package": package_version(PAPERS_PACKAGE)} if self.source == "papers" else {}
         return asdict(self) | files | package
 
@@ -93,15 +96,8 @@ def _papers() -> Iterator[str]:
         yield _normalised("\n".join(paragraph["text"] for paragraph in paragraphs))
 
 
-def _file(path: str) -> Path:
-    try:
-        return named_file(path)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}\nname the text file that you have: --set dataset.path=…") from None
-
-
 def _read(path: str) -> str:
-    file = _file(path)
+    file = named_file(path)
     check_encoding(file)
     content = file.read_bytes()
     try:

@@ -140,6 +140,7 @@ def test_a_bad_file_is_named_with_its_line(
     start, _, end = message.format(path=path).partition(".*")
     assert str(caught.value).startswith(start)
     assert end in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 2
 
 
 def test_an_absent_file_and_a_directory(tmp_path: Path) -> None:
@@ -155,10 +156,10 @@ def test_an_absent_file_and_a_directory(tmp_path: Path) -> None:
 def test_a_parquet_column_that_is_no_text(tmp_path: Path, column: Any, kind: str) -> None:
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"s": column, "t": ["b"], "d": ["c"]}), path)
-    with pytest.raises(ValueError, match=f"column 's' of .* holds {kind}"):
+    with pytest.raises(ValueError, match=f"column 's' of .* holds {kind}.*, not text\nwrite its values as text"):
         read(path)
     pq.write_table(pa.table({"turns": ["text"]}), path)
-    with pytest.raises(ValueError, match=r"column 'turns' of .* holds string, not lists of text"):
+    with pytest.raises(ValueError, match=r"column 'turns' of .* holds string, not lists of text\nwrite each dialogue"):
         read(path, TURNS)
 
 
