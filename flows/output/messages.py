@@ -8,6 +8,11 @@ LONGEST = 2000  # characters of a line that are shown: a path or a prompt may be
 FULL = (errno.ENOSPC, errno.EDQUOT)
 MAKE_ROOM = "what is finished is kept: make room there (distill gc lists what no run needs), and run it again"
 _NO_ACCESS = "this user may not: give it access (chmod, chown), or name another place"
+_ADVICE = {
+    errno.EACCES: _NO_ACCESS,
+    errno.EPERM: _NO_ACCESS,
+    errno.EROFS: "nobody may write there: mount it for writing, or name another place",
+}
 
 
 def explain(error: BaseException) -> str:
@@ -17,7 +22,8 @@ def explain(error: BaseException) -> str:
         return stopped
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.strerror.lower()}{f': {error.filename}' if error.filename else ''}"
-        return _cut(text) + (f"\n{_NO_ACCESS}" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else "")
+        advice = _ADVICE.get(error.errno or 0)
+        return _cut(text) + (f"\n{advice}" if advice else "")
     return "\n".join(_cut(line.strip()) for line in str(error).splitlines() if line.strip()) or type(error).__name__
 
 

@@ -34,11 +34,17 @@ def write_report(store: Store, run_id: str, output: Path | None = None, *, endin
 
     `ending` is the run as it will be recorded once its report is there.
 
-    Raises ValueError if there is no such run, StoreError if it cannot be written.
+    Raises ValueError if there is no such run, StoreError if it cannot be written, or would take the place of the run's
+    own after artifacts were deleted: that one may be all that is left of them.
     """
     with results_of(store, run_id, ending) as results:
-        text = render(results)
+        text, deleted = render(results), "" if output else results.deleted
     path = (output or report_path(store, run_id)).expanduser().absolute()
+    if deleted and path.is_file():
+        raise StoreError(
+            f"the store has no more all that this run made: deleted: {deleted}\n"
+            f"its report of before is kept, {path}; --output FILE writes what is left"
+        )
     if path.exists() and not (path.is_file() or path.is_dir()):  # it would be replaced by a plain file
         raise StoreError(f"cannot write {path}: it is a device or a pipe\ngive another place with --output")
     try:

@@ -13,11 +13,19 @@ from tasks.store.runs import RunRecord
 
 Row = dict[str, Any]
 
+MOST_NAMES = 12  # of stages, in one line
+
 # a table that was made by a join has no order of its own
 CELLS = """
 SELECT c.* FROM comparison_cells c
 JOIN (SELECT run, cell, min(position) AS place FROM stages GROUP BY run, cell) s ON s.run = c.run AND s.cell = c.cell
 WHERE c.run = $run ORDER BY place
+"""
+
+# of an artifact that is damaged, and so left out, `left_out` says so
+DELETED = """
+SELECT CASE WHEN label = '' THEN stage ELSE stage || '[' || label || ']' END AS name, key
+FROM (FROM stages ANTI JOIN left_out USING (stage, key)) WHERE run = $run AND built IS NULL ORDER BY position
 """
 
 
@@ -72,6 +80,14 @@ class Results:
         methods = [cell["method"] for cell in self.cells]
         measured_by = sorted(self.references, key=lambda name: (name != "teacher", name)) if methods else []
         return styles([*measured_by, *methods, *(row["method"] for row in rows)])
+
+    @cached_property
+    def deleted(self) -> str:
+        """The stages of the run whose artifacts are in the store no more, in its order; empty where all are there."""
+        rows = self.ask("stages", DELETED)
+        names = list(dict.fromkeys(f"{row['name']} {row['key'][:8]}" for row in rows))
+        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        return ", ".join(names[:MOST_NAMES]) + more
 
     @cached_property
     def _known(self) -> frozenset[str]:

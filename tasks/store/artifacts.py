@@ -21,7 +21,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
-from tasks.store.files import digest, file_hash, read_json, stamp, sync, write_json
+from tasks.store.files import digest, file_hash, known_fields, read_json, stamp, sync, write_json
 
 MANIFEST = "manifest.json"
 ONE_DISK = ("artifacts", ".staging", ".checkpoints", ".damaged")  # things are renamed from one of them into another
@@ -64,8 +64,8 @@ class Manifest:
     def read(cls, directory: Path) -> "Manifest":
         """Read a manifest. Raises ValueError, KeyError, TypeError or OSError if it is missing or not whole."""
         record = read_json(directory / MANIFEST)
-        files = {name: FileRecord(**entry) for name, entry in record.pop("files").items()}
-        manifest = cls(files=files, **record)
+        files = {name: FileRecord(**known_fields(FileRecord, entry)) for name, entry in record.pop("files").items()}
+        manifest = cls(files=files, **known_fields(cls, record))
         datetime.fromisoformat(manifest.created)
         dict.items(manifest.key_record["inputs"])
         return manifest
@@ -95,7 +95,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
         for name in ("artifacts", ".staging", ".locks", ".checkpoints", ".damaged", "runs"):
-            (self.root / name).mkdir(parents=True, exist_ok=True)
+            _make_folder(self.root / name)
         with suppress(OSError):  # a store of before there was one, which may only be read
             (self.root / ".checked").mkdir(exist_ok=True)
 
@@ -214,11 +214,17 @@ class Store:
     @contextmanager
     def try_lock(self, artifact: Artifact, *, shared: bool = False) -> Iterator[bool]:
         """Hold a key's lock if nobody else has it, alone or with others who only read; yields whether it is held."""
-        with self._lock_file(artifact) as file:
+        with self._lock_file(artifact, only_read=shared) as file:
             yield take(file.fileno(), fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
 
-    def _lock_file(self, artifact: Artifact) -> IO[str]:
-        return (self.root / ".locks" / f"{artifact.stage}-{artifact.key}.lock").open("a+", encoding="utf-8")
+    def _lock_file(self, artifact: Artifact, *, only_read: bool = False) -> IO[str]:
+        path = self.root / ".locks" / f"{artifact.stage}-{artifact.key}.lock"
+        try:
+            return path.open("a+", encoding="utf-8")
+        except OSError:
+            if not (only_read and path.is_file()):
+                raise
+            return path.open(encoding="utf-8")  # a store that may only be read: the builder's own file
 
     @contextmanager
     def staging(self, artifact: Artifact) -> Iterator[Path]:
@@ -250,6 +256,16 @@ class Store:
             found = {name: stamp(artifact.path / name) for name in files}
             known = {name: now for name, now in found.items() if now[:-1] == stamps[name][:-1]}
             write_json(self._memo(artifact), {"files": known})
+
+
+def _make_folder(path: Path) -> None:
+    """Make a folder of the store, and those above it. Raises StoreError where something else is in the way."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        in_the_way = next(each for each in (path, *path.parents) if os.path.lexists(each))
+        said = f"the store cannot be at {path.parent}: {in_the_way} is no folder"
+        raise StoreError(f"{said}\nset DISTILL_HOME to one, or to a new name") from None
 
 
 def _read_stamps(memo: Path) -> dict[str, list[int]]:

@@ -7,6 +7,7 @@ import shutil
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if seal is not None and seal != digest(record):
         raise ValueError("its content has changed since it was written")
     return record
+
+
+def known_fields(kind: type, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a record this version's dataclass has a field for: a later version's may hold more."""
+    return {each.name: record[each.name] for each in fields(kind) if each.name in record}
 
 
 def digest(record: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.store.artifacts import Store
-from tasks.store.files import read_json, write_json
+from tasks.store.files import known_fields, read_json, write_json
 
 DISTILL = "flows/distill.py:distill"
 
@@ -149,8 +149,8 @@ def _scan(store: Store, folder: Path) -> tuple[list[RunRecord], list[str]]:
 
 def _read(path: Path) -> RunRecord:
     content = read_json(path)
-    stages = [StageRun(**stage) for stage in content.pop("stages")]
-    record = RunRecord(stages=stages, **content)
+    stages = [StageRun(**known_fields(StageRun, stage)) for stage in content.pop("stages")]
+    record = RunRecord(stages=stages, **known_fields(RunRecord, content))
     for moment in (record.started, record.finished):
         if moment is not None:
             utc_time(moment)

@@ -37,6 +37,8 @@ def warnings(results: Results) -> Html | None:
         tag("li", tag("strong", "Not all of it can be read"), f": {row['what']}")
         for row in results.ask("left_out", missing)
     ]
+    if results.deleted:
+        parts.append(tag("li", tag("strong", "Not all of it is there"), f": deleted since: {results.deleted}"))
     parts += [_warning(results, alike) for alike in list(found.values())[:MOST_WARNINGS]]
     if len(found) > MOST_WARNINGS:
         parts.append(tag("li", f"{len(found) - MOST_WARNINGS} more, in the stats of the relation stages"))

@@ -41,6 +41,31 @@ def test_no_permission_says_what_to_do() -> None:
     assert second.startswith("this user may not: give it access")
 
 
+def test_a_file_system_that_nobody_may_write_to_is_not_this_users_fault() -> None:
+    first, second = explain(OSError(errno.EROFS, "Read-only file system", "/mnt/a")).splitlines()
+    assert first == "read-only file system: /mnt/a"
+    assert second == "nobody may write there: mount it for writing, or name another place"
+
+
+@pytest.mark.parametrize("below", ["", "deeper"])
+@pytest.mark.parametrize("command", [["status"], ["sql", "from runs"], ["plan", "tiny"]])
+def test_a_store_that_is_a_file_says_which_and_what_to_set(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    below: str,
+    command: list[str],
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DISTILL_HOME", str(tmp_path / "file" / below))
+    assert cli.main([*command, *(["--prefect-file", str(RECIPES)] if command[0] == "plan" else [])]) == 1
+    root, file = tmp_path / "file" / below, tmp_path / "file"
+    assert lines(capsys) == [
+        f"error: the store cannot be at {root}: {file} is no folder",
+        "set DISTILL_HOME to one, or to a new name",
+    ]
+
+
 def test_a_line_of_any_length_is_cut() -> None:
     shown = explain(ValueError(f"no such file: {'a' * 100_000}\nname another"))
     assert len(shown.splitlines()[0]) < LONGEST + 50

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -233,6 +235,19 @@ def test_a_student_that_is_gone_or_damaged_is_refused(
     with pytest.raises(ValueError, match=problem):
         export_run(store, record, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_store_that_may_only_be_read_is_enough(copied: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (store, record, _), as_it_is = copied, Path.open
+
+    def read_only(path: Path, mode: str = "r", *others: Any, **named: Any) -> Any:
+        if path.is_relative_to(store.root) and set(mode) & set("wax+"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return as_it_is(path, mode, *others, **named)
+
+    monkeypatch.setattr(Path, "open", read_only)
+    export_run(store, record, tmp_path / "student")
+    assert (tmp_path / "student" / "model.safetensors").is_file()
 
 
 def test_a_full_disk_leaves_nothing(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

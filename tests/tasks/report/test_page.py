@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import shutil
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -447,6 +448,23 @@ def test_a_run_that_did_not_end_well_says_so_and_shows_what_there_is(filled: Fil
     assert f"This run is {run}" in page.one("section", id="warnings").text
     assert "Metrics" not in headings(page)
     assert "What was run" in headings(page)
+
+
+def test_a_report_never_replaces_a_fuller_one_after_a_deletion(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    run = run_hostile(store)
+    before = write_report(store, run).read_bytes()
+    gone = next((store.root / "artifacts" / "evaluate").iterdir())
+    shutil.rmtree(gone)
+    with pytest.raises(StoreError, match=rf"deleted: evaluate {gone.name[:8]}\nits report of before is kept") as error:
+        write_report(store, run)
+    kept = store.root / "reports" / f"{run}.html"
+    assert str(kept) in str(error.value)
+    assert kept.read_bytes() == before
+    left = parse(write_report(store, run, tmp_path / "left.html").read_text(encoding="utf-8"))
+    assert f"deleted since: evaluate {gone.name[:8]}" in left.one("section", id="warnings").text
+    kept.unlink()
+    assert write_report(store, run) == kept  # nothing is lost by it
 
 
 def test_relations_that_are_not_there_answer_like_empty_ones(filled: Filled) -> None:
