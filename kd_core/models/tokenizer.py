@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from kd_core.models.loading import Tokenizer
 
-LONGEST = 10_000  # characters of a text that is trained on whole
+LONGEST = 20_000  # characters of a text that is trained on whole
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
