@@ -47,6 +47,13 @@ def test_the_run_is_looked_up_in_the_file_that_was_given(catalogue: Path, capsys
     assert stages[-1] == "compare"
 
 
+def test_a_plan_of_cells_side_by_side_computes_nothing(catalogue: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, stages, _ = planned(["--set", "workers=2"], capsys)
+    assert code == 0
+    assert stages == planned([], capsys)[1]
+    assert not list((catalogue.parent / "home" / "artifacts").glob("*/*/manifest.json"))
+
+
 def test_a_catalogue_that_the_parameters_name_comes_first(catalogue: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["plan", "compare/tiny", "--prefect-file", str(catalogue), "--set", "catalogue=nowhere.yaml"]
     assert cli.main(arguments) == 1
@@ -180,6 +187,13 @@ def test_limit_and_seed_are_those_of_all_cells(catalogue: Path) -> None:
     found = cells(["--limit", "900", "--seed", "7"])
     assert {(each["limit"], each["seed"]) for each in found.values()} == {(900, 7)}
     assert all(name.endswith("seed=7") for name in found)
+
+
+def test_of_two_variants_the_one_that_is_named_in_full_is_changed(catalogue: Path) -> None:
+    """A name may have a dot in it."""
+    given = ["--set", 'variants={"v1": {}, "v1.method": {}}']
+    before, after = cells(given), cells([*given, "--set", "variants.v1.method.method.rounds=2"])
+    assert {name.partition(",")[0] for name in before if before[name] != after[name]} == {"v1.method"}
 
 
 def test_a_setting_inside_of_a_variant_leaves_what_is_beside_it(catalogue: Path) -> None:

@@ -1,8 +1,12 @@
 """A precision that settings leave to the run: that of its device, wherever they lie, and refused where nobody chose."""
 
+from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -48,6 +52,43 @@ def test_a_cpu_is_fast_in_what_it_has_products_of(products: bool, chosen: str, m
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: products)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     assert fast_precision("cpu") == chosen
+
+
+def test_a_cpu_whose_torch_has_no_mkldnn_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: pytest.fail("there is no such function"))
+    assert fast_precision("cpu") == "float32"
+
+
+@pytest.fixture
+def not_asked_yet() -> Iterator[None]:
+    precision._cuda_has_bfloat16.cache_clear()
+    yield
+    precision._cuda_has_bfloat16.cache_clear()
+
+
+@pytest.mark.usefixtures("not_asked_yet")
+def test_a_gpu_that_only_plays_bfloat16_is_not_fast_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a T4, which PyTorch says supports it."""
+
+    def here(command: list[str], **_: Any) -> SimpleNamespace:
+        with redirect_stdout(StringIO()) as said:
+            exec(command[-1])
+        return SimpleNamespace(stdout=said.getvalue())
+
+    monkeypatch.setattr(precision.subprocess, "run", here)
+    for products, chosen in ((False, "float32"), (True, "bfloat16")):
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True, has=products: including_emulation or has
+        )
+        precision._cuda_has_bfloat16.cache_clear()
+        assert fast_precision("cuda") == chosen
+
+
+@pytest.mark.usefixtures("not_asked_yet")
+def test_a_gpu_that_gives_no_answer_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "ASK_CUDA", "raise SystemExit('no driver')")
+    assert fast_precision("cuda") == "float32"
 
 
 def test_a_gpu_is_asked_by_another_process(monkeypatch: pytest.MonkeyPatch) -> None:

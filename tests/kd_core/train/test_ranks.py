@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from kd_core.rollout.sampling import SamplingSettings
 from kd_core.rollout.teacher_labels import OutputLabels
 from kd_core.train.batches import BatchSettings
 from kd_core.train.divergence import GKDSettings, JSSettings, ReverseKLSettings, Transfer, train_divergence
-from kd_core.train.in_flight import dealt, whole
+from kd_core.train.in_flight import blank, dealt, whole
 from kd_core.train.language_model import PretrainSettings, train_language_model
 from kd_core.train.llmr import Experience, train_llmr
 from kd_core.train.minillm import MiniLLMSettings, train_minillm
@@ -248,16 +248,18 @@ def taken_again(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def there_and_back(
-    rows: list[int], tokens_R: torch.Tensor
+    rows: list[int], tokens_R: torch.Tensor, in_step: bool = False
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Two rollouts of each of some sources a micro-batch, as long as their rank: a rank's, everybody's, the rank's."""
-    ranks, own = Ranks.here(), {}
+    ranks, own = replace(Ranks.here(), in_step=in_step), {}
     for micro in range(3):
-        source_B = ranks.mine(torch.tensor(rows), micro, tokens_R[rows]).rows_B.repeat_interleave(2)
+        mine = ranks.mine(torch.tensor(rows), micro, tokens_R[rows])
+        source_B = mine.rows_B.repeat_interleave(2)
         tokens_BT = 10 * micro + source_B[:, None].expand(-1, ranks.rank + 1)
         if len(source_B):
-            own |= {f"{micro}.source_B": source_B, f"{micro}.tokens_BT": tokens_BT.clone()}
-            own[f"{micro}.mask_BT"] = torch.ones_like(tokens_BT, dtype=torch.bool)
+            part = {"source_B": source_B, "tokens_BT": tokens_BT.clone()}
+            part["mask_BT"] = torch.ones_like(tokens_BT, dtype=torch.bool)
+            own |= {f"{micro}.{name}": x for name, x in (part if mine.counts else blank(part)).items()}
     everybodys = whole(own, ranks)
     return own, everybodys, dealt(everybodys, ranks, tokens_R)
 
@@ -317,6 +319,24 @@ def test_rollouts_in_flight_are_joined_as_one_process_has_them_and_each_rank_has
     assert {len(own) for own, _, _ in found} == tensors
     if len(rows) == 5:  # row 9 costs as much as the others together: 1, 3 and 1 rows, in whatever place a rank is
         assert {own["0.source_B"].unique().numel() for own, _, _ in found} == {1, 3}
+
+
+def test_in_flight_a_rank_that_only_keeps_step_has_a_row_that_does_not_count(tmp_path: Path) -> None:
+    """Which is in no checkpoint; afterwards it has one again."""
+    found = together(there_and_back, 3, tmp_path, [9, 7], torch.ones(10, dtype=torch.long), True)
+    for own, everybodys, again in found:
+        assert own.keys() == again.keys()
+        for micro in range(3):
+            assert everybodys[f"{micro}.source_B"].tolist() == [9, 9, 7, 7]
+            assert everybodys[f"{micro}.mask_BT"].any(dim=1).all()
+            names = [f"{micro}.{name}" for name in ("source_B", "mask_BT", "tokens_BT")]
+            if own[names[1]].any():
+                assert all(torch.equal(own[name], again[name]) for name in names)
+            else:
+                assert own[names[0]].tolist() == again[names[0]].tolist() == [9, 9]
+                assert not again[names[1]].any()
+                assert not again[names[2]].any()
+    assert [sum(not own[f"{micro}.mask_BT"].any() for own, _, _ in found) for micro in range(3)] == [1, 1, 1]
 
 
 def test_alone_nothing_is_asked_of_anybody() -> None:

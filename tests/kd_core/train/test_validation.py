@@ -12,7 +12,9 @@ from kd_core.models.policy import encode_rows
 from kd_core.models.token_rows import TokenRows
 from kd_core.rollout.sampling import SamplingSettings, greedy, sample
 from kd_core.train.batches import BatchSettings, Sources
+from kd_core.train.divergence import ReverseKLSettings, Transfer, train_divergence
 from kd_core.train.llmr import LLMRSettings, train_llmr
+from kd_core.train.minillm import MiniLLMSettings, train_minillm
 from kd_core.train.state import OptimizerSettings, StepMetrics, TrainState
 from kd_core.train.validation import Validation, variety
 
@@ -98,14 +100,34 @@ def test_variety_by_hand() -> None:
     assert variety([[7] * 6, []]) == {"equal": 0.0, "distinct_2": 1 / 5, "repetition": 2 / 3}
 
 
-def train(make_t5: Make, chosen: LLMRSettings) -> tuple[list[StepMetrics], Any]:
-    state = TrainState.start(make_t5(seed=4), chosen.optimizer)
-    return list(train_llmr(state, make_t5(seed=5), SOURCES, SOURCES, chosen, 0)), state.model
+def train(make_t5: Make, chosen: Any) -> tuple[list[StepMetrics], Any]:
+    state, teacher = TrainState.start(make_t5(seed=4), chosen.optimizer), make_t5(seed=5)
+    match chosen:
+        case LLMRSettings():
+            log = train_llmr(state, teacher, SOURCES, SOURCES, chosen, 0)
+        case MiniLLMSettings():
+            log = train_minillm(state, teacher, SOURCES, SOURCES, chosen, 0)
+        case _:
+            log = train_divergence(state, teacher, Transfer(SOURCES, None), SOURCES, chosen, 0)
+    return list(log), state.model
 
 
+def settings_of(loop: str, **more: Any) -> Any:
+    """The same budget for every loop that keeps its best weights."""
+    if loop == "llmr":
+        return settings(**more)
+    given = {name: getattr(settings(), name) for name in ("steps", "validate_every", "validation_rows", "sampling")}
+    given |= {"batch": BatchSettings(micro_batches=1), "optimizer": OptimizerSettings(learning_rate=1.0)} | more
+    return MiniLLMSettings(**given) if loop == "minillm" else ReverseKLSettings(**given)
+
+
+every_loop = pytest.mark.parametrize("loop", ["llmr", "minillm", "divergence"])
+
+
+@every_loop
 @pytest.mark.parametrize(("keep", "name", "sign"), [("reward", "sampled_reward", -1), ("reverse_kl", "reverse_kl", 1)])
-def test_the_best_weights_are_kept(make_t5: Make, keep: Any, name: str, sign: int) -> None:
-    log, model = train(make_t5, settings(keep=keep, min_variety=0.0))
+def test_the_best_weights_are_kept(make_t5: Make, loop: str, keep: Any, name: str, sign: int) -> None:
+    log, model = train(make_t5, settings_of(loop, keep=keep, min_variety=0.0))
     scores = [sign * row.values[f"validation_{name}"] for row in log]
     assert [row.step for row in log] == list(range(13))
     assert min(scores) < scores[-1], "the last is the best: nothing was tested"
@@ -116,9 +138,10 @@ def test_the_best_weights_are_kept(make_t5: Make, keep: Any, name: str, sign: in
     assert scores[best[-1]] == min(scores)
 
 
-def test_training_ends_when_nothing_better_comes(make_t5: Make) -> None:
-    whole, _ = train(make_t5, settings(keep="reverse_kl", min_variety=0.0))
-    log, _ = train(make_t5, settings(keep="reverse_kl", min_variety=0.0, patience=2))
+@every_loop
+def test_training_ends_when_nothing_better_comes(make_t5: Make, loop: str) -> None:
+    whole, _ = train(make_t5, settings_of(loop, keep="reverse_kl", min_variety=0.0))
+    log, _ = train(make_t5, settings_of(loop, keep="reverse_kl", min_variety=0.0, patience=2))
     assert len(log) < len(whole)
     assert log == whole[: len(log)]
     assert [row.values["validation_best"] for row in log[-3:]] == [1.0, 0.0, 0.0]

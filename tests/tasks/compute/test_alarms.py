@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd_core.train.state import StepMetrics
-from tasks.compute.alarms import Alarms
+from tasks.compute.alarms import Alarms, limit
 
 START = {
     **{f"validation_{kind}{name}": value for kind in ("", "sampled_") for name, value in (
@@ -58,6 +58,36 @@ def test_what_is_odd_from_the_start_is_no_collapse() -> None:
     assert said({"validation_equal": 1.0}, stock_replies) == [
         "after update 10: 100% of the greedy outputs are equal to another (50% at the start)"
     ]
+
+
+@pytest.mark.parametrize(
+    ("sign", "ordinary", "odd"),
+    [
+        ("equal", 0.29, 0.31),
+        ("distinct_2", 0.41, 0.39),  # half of the start's
+        ("repetition", 0.19, 0.21),
+        ("truncated", 0.49, 0.51),
+        ("length", 12.1, 11.9),
+        ("length", 31.9, 32.1),
+        ("overlap", 0.51, 0.49),
+        ("teacher_entropy", 2.84, 2.86),  # one and a half times that on the texts
+    ],
+)
+def test_a_sign_is_where_the_documentation_draws_it(sign: str, ordinary: float, odd: float) -> None:
+    assert said({f"validation_{sign}": ordinary}) == []
+    assert len(said({f"validation_{sign}": odd})) == 1
+
+
+def test_a_share_may_double_or_lose_half_of_what_was_left() -> None:
+    assert [limit(0.3, before) for before in (0.05, 0.2, 0.5)] == [0.3, 0.4, 0.75]
+
+
+def test_what_is_not_measured_is_no_sign() -> None:
+    """A teacher behind a server shows no overlap, and labels in its place no entropy either."""
+    missing = ("validation_overlap", "validation_teacher_entropy", "validation_text_teacher_entropy")
+    start = {name: value for name, value in START.items() if name not in missing}
+    assert said({}, start) == []
+    assert len(said({"validation_equal": 0.6}, start)) == 1
 
 
 def test_a_teacher_lost_at_the_start_is_said_there() -> None:

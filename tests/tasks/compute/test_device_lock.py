@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from flows.outlines import Outline, execute
+from tasks.compute import device_lock
 from tasks.compute.device_lock import Device, devices_here, own_devices
 from tasks.engine.settings import RuntimeSettings
 from tasks.store.artifacts import Artifact, Store
@@ -31,6 +32,7 @@ ONE_CPU = [Device("cpu", "one")]  # named as torch can compute on it here, and l
 TWO = [Device("cuda:0", "one"), Device("cuda:1", "other")]
 HOLDER = """
 import json, os, sys
+from tasks.compute import device_lock
 from tasks.compute.device_lock import Device, own_devices
 if len(sys.argv) > 3:
     os.setuid(int(sys.argv[3]))
@@ -120,6 +122,11 @@ def free(device: Device) -> bool:
         return False
 
 
+def num_open() -> int:
+    """Files that this process has open."""
+    return len(list(Path("/dev/fd").iterdir()))
+
+
 def test_every_process_has_a_device_of_its_own_and_the_next_one_waits_and_says_so() -> None:
     with processes(TWO, TWO) as (first, second):
         first.device, second.device = first.says(), second.says()
@@ -180,6 +187,39 @@ def test_a_device_that_is_named_is_the_first_of_those_that_are_taken(
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda number: SimpleNamespace(uuid=f"id {number}"))
     assert devices_here(wanted, together) == [Device(f"cuda:{each}", f"id {each}") for each in found]
+
+
+@pytest.mark.parametrize(("wanted", "found"), [("auto", ["mps"]), ("mps", ["mps"]), ("cuda", []), ("cpu", [])])
+def test_a_macs_gpu_is_one_device(monkeypatch: pytest.MonkeyPatch, wanted: str, found: list[str]) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    assert devices_here(wanted) == [Device(each, each) for each in found]
+
+
+def test_who_waits_keeps_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look a second for hours would come to the most files that a process may have."""
+    opened: list[int] = []
+
+    def looked(_: float) -> None:
+        opened.append(num_open())
+        if len(opened) == 4:
+            raise TimeoutError
+
+    with processes(TWO[:1]) as (holder,):
+        assert holder.says() == "has cuda:0"
+        monkeypatch.setattr(time, "sleep", looked)
+        with pytest.raises(TimeoutError), own_devices(TWO[:1], print):
+            pass
+    assert len(set(opened)) == 1
+
+
+def test_an_empty_name_of_the_folder_is_none(locks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(device_lock, "FOLDER", str(tmp_path / "tmp"))
+    monkeypatch.setenv("DISTILL_LOCKS", "")
+    monkeypatch.chdir(tmp_path)
+    assert free(TWO[0])
+    assert [each.parent.name for each in tmp_path.rglob("distill-*")] == ["tmp"]
 
 
 def test_a_run_holds_all_devices_of_its_teacher_and_shows_each(tmp_path: Path) -> None:
@@ -259,9 +299,11 @@ def test_a_lock_that_is_removed_before_it_is_taken_is_made_again(locks: Path, mo
         flock(descriptor, how)
 
     monkeypatch.setattr(fcntl, "flock", too_late)
+    opened = num_open()
     with own_devices(TWO[:1], print):
         assert not free(TWO[0])
     assert free(TWO[0])
+    assert num_open() == opened
 
 
 def test_a_folder_that_cannot_be_used_is_named(locks: Path) -> None:
@@ -274,7 +316,10 @@ def test_a_folder_that_cannot_be_used_is_named(locks: Path) -> None:
     assert "DISTILL_LOCKS=" in str(caught.value).splitlines()[1]
 
 
-def test_a_link_in_the_place_of_a_lock_is_not_followed(locks: Path, tmp_path: Path) -> None:
+def test_a_link_in_the_place_of_a_lock_is_not_followed(
+    locks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it does not pass"))
     (tmp_path / "elsewhere").mkdir()
     (locks / "distill-one").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="cannot be taken"), own_devices(TWO, print):

@@ -37,7 +37,7 @@ from tasks.endpoints.address import api_key
 from tasks.endpoints.endpoint import EndpointError
 from tasks.pairs.student import StudentSettings
 from tasks.pairs.teacher import TeacherSettings
-from tasks.preflight.served import check_reached
+from tasks.preflight.served import check_reached, check_served
 from tasks.store.artifacts import Artifact, Store, StoreError
 from tasks.store.progress import NullReporter
 from tasks.store.stage import PlanRow, Run
@@ -191,6 +191,14 @@ def test_it_reads_and_ends_as_its_chat_template_says(tmp_path: Path) -> None:
     assert len(stops) > 1
 
 
+def test_a_chat_that_its_tokenizer_has_no_template_for_is_refused_by_the_settings_name(
+    tmp_path: Path, directory: Path
+) -> None:
+    teacher = replace(served("http://127.0.0.1:9/v1", directory), chat=Chat())
+    with pytest.raises(ValueError, match=r"^teacher\.chat: .* has no chat template, and is to read a chat\ngive a"):
+        run(Store(tmp_path), teacher)
+
+
 # what was paid for is not asked again
 
 
@@ -326,6 +334,12 @@ def test_a_server_that_is_down_is_told_so_before_anything_starts(tmp_path: Path,
     assert list((tmp_path / "artifacts").iterdir()) == []
 
 
+def test_a_server_that_is_down_is_asked_twice_however_often_a_run_would(directory: Path) -> None:
+    teacher = served("http://127.0.0.1:9/v1", directory, retries=9)
+    with pytest.raises(EndpointError, match=r" \(asked 2 times\)\n"):
+        check_reached(teacher, [PlanRow("score", "", "miss")])
+
+
 def test_a_name_without_a_domain_is_of_this_network_and_needs_no_key(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -413,6 +427,10 @@ def test_what_is_told_of_a_teacher_must_fit_together(directory: Path) -> None:
         ({"evaluation": tiny_runs.EVALUATION}, "evaluation.reward takes more than log-probabilities"),
         ({"evaluation": {"reward": REWARD, "decoding": {"num_beams": 4}}}, "evaluation.decoding asks for beam search"),
         ({"score": tiny_runs.SCORE}, "score.beam asks for beam search or a ban on repeats"),
+        (
+            {"score": replace(tiny_runs.SCORE, beam=replace(GREEDY, no_repeat_ngram_size=3))},
+            "score.beam asks for beam search or a ban on repeats",
+        ),
         ({"labels": {"kind": "hidden"}}, "labels of kind hidden take its states"),
         ({"labels": {"kind": "sampled"}}, "labels of kind sampled take its whole distribution"),
         ({"exposure": {}}, "exposure takes its whole distribution"),
@@ -430,6 +448,14 @@ def test_what_takes_more_than_a_server_gives_is_refused_before_it_is_asked(
     assert first.endswith(", and the teacher is behind a server")
     assert second
     assert list((tmp_path / "artifacts").iterdir()) == []
+
+
+def test_beams_that_an_evaluation_by_samples_never_searches_are_no_problem(tmp_path: Path, directory: Path) -> None:
+    evaluation = {"reward": REWARD, "sampling": {"max_new_tokens": 6}, "decoding": {"num_beams": 4}}
+    settings = settings_of(Store(tmp_path), served("http://127.0.0.1:9/v1", directory), evaluation=evaluation)
+    check_served(settings)
+    with pytest.raises(ValueError, match=r"^evaluation.decoding asks for beam search"):
+        check_served(settings | {"evaluation": replace(settings["evaluation"], sampling=None)})
 
 
 def test_labels_are_not_told_by_text(tmp_path: Path, directory: Path) -> None:

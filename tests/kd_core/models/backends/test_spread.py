@@ -104,6 +104,29 @@ def test_devices_have_equally_much_and_the_first_has_what_is_no_layer() -> None:
     assert shared_evenly([10] * 2, 0, 1) == [0, 0]
 
 
+def test_a_large_embedding_leaves_the_layers_to_the_other_devices() -> None:
+    model = tiny("llama", layers=4)
+    size = sum(x.nbytes for x in layers_of(model)[0].parameters())
+    wide = 3 * size // model.get_input_embeddings().weight[0].nbytes  # with the head, as much as six layers
+    model.resize_token_embeddings(wide, mean_resizing=False)
+    with TwoDevices():
+        spread(model, [HOME, OTHER])
+        assert {x.device for layer in layers_of(model) for x in layer.parameters()} == {OTHER}
+        assert model.get_input_embeddings().weight.device == head_of(model).weight_VD.device == HOME
+
+
+def test_buffers_of_a_layer_lie_with_it_and_count_with_it() -> None:
+    """Such as the tables of old models, which are no parameters."""
+    model = tiny("llama", layers=4)
+    size = sum(x.nbytes for x in layers_of(model)[0].parameters())
+    for number, layer in enumerate(layers_of(model)):  # the last is as large as ten
+        layer.register_buffer("table", torch.zeros(9 * size // 4 if number == 3 else 1))
+    with TwoDevices():
+        spread(model, [HOME, OTHER])
+        assert [layer.table.device for layer in layers_of(model)] == [HOME, HOME, HOME, OTHER]
+        assert all(next(layer.parameters()).device == layer.table.device for layer in layers_of(model))
+
+
 def test_a_tied_head_is_one_tensor_and_all_that_is_no_layer_stays_on_the_first() -> None:
     with TwoDevices():
         model = spread(tiny("gpt2"), [HOME, OTHER])
