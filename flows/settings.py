@@ -41,6 +41,7 @@ def validate(known: Mapping[str, tuple[Any, Any]], parameters: Mapping[str, Any]
         raise ValueError(_first(error.errors(), {name: hint for name, (hint, _) in known.items()})) from None
     valid = {name: getattr(run, name) for name in known}
     for name, value in valid.items():
+        _check_booleans(name, parameters.get(name), value)
         check_numbers(name, value)
     return valid
 
@@ -62,6 +63,19 @@ def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     """`; did you mean …?`, or nothing where no known name comes near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
     return f"; did you mean {prefix}{near[0]}?" if near else ""
+
+
+def _check_booleans(name: str, given: Any, valid: Any) -> None:
+    """Refuse true and false that pydantic has made a number of, in `given` or anywhere inside it."""
+    if isinstance(given, bool) and not isinstance(valid, bool) and isinstance(valid, int | float):
+        raise ValueError(f"{name} must be a number, got {str(given).lower()}")
+    if isinstance(given, Mapping):
+        for inner, item in given.items():
+            found = valid.get(inner) if isinstance(valid, Mapping) else getattr(valid, str(inner), None)
+            _check_booleans(f"{name}.{inner}", item, found)
+    elif isinstance(given, list | tuple) and isinstance(valid, list | tuple):
+        for item, found in zip(given, valid, strict=False):
+            _check_booleans(name, item, found)
 
 
 def _first(errors: Sequence[Any], known: Mapping[str, Any]) -> str:

@@ -66,6 +66,20 @@ def test_a_store_that_is_a_file_says_which_and_what_to_set(
     ]
 
 
+@pytest.mark.parametrize("setting", ["seed=true", "limit=false", "method.optimizer.learning_rate=true"])
+def test_yes_and_no_are_no_numbers(capsys: pytest.CaptureFixture[str], setting: str) -> None:
+    assert cli.main(["plan", "tiny", "--prefect-file", str(RECIPES), "--set", setting]) == 1
+    name, _, value = setting.partition("=")
+    assert lines(capsys)[0] == f"error: {name} must be a number, got {value}"
+
+
+def test_yes_and_no_stay_where_they_are_asked_for() -> None:
+    known = {"both": (bool | float, False), "many": (tuple[bool, ...], ())}
+    assert validate(known, {"both": True, "many": [True, False]}) == {"both": True, "many": (True, False)}
+    with pytest.raises(ValueError, match=r"many must be a number, got true"):
+        validate({"many": (tuple[float, ...], ())}, {"many": [0.5, True]})
+
+
 def test_a_line_of_any_length_is_cut() -> None:
     shown = explain(ValueError(f"no such file: {'a' * 100_000}\nname another"))
     assert len(shown.splitlines()[0]) < LONGEST + 50
