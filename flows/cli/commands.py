@@ -31,12 +31,19 @@ def run(arguments: argparse.Namespace) -> int:
 def plan(arguments: argparse.Namespace) -> int:
     """`distill plan`: a row per stage: hit or miss, and why."""
     from flows.outlines import execute, outline_of
+    from tasks.compute.device import check_device
+    from tasks.messages import first_line
     from tasks.store.progress import PlainReporter
 
     named = _named(arguments)
     outline = outline_of(named.entrypoint)
     parameters = validate(outline.parameters, _parameters(arguments, named))
-    planned, _ = execute(outline, store_here(), named.name, parameters, PlainReporter(sys.stderr), planning=True)
+    reporter = PlainReporter(sys.stderr)
+    try:
+        check_device(parameters["runtime"])
+    except ValueError as error:  # another machine may have it
+        reporter.warning(f"here a run is refused: {first_line(error)}")
+    planned, _ = execute(outline, store_here(), named.name, parameters, reporter, planning=True)
     if arguments.verbose:
         for row in planned.plan:
             print(f"{row.stage}  {row.status}  {row.key}", *row.reasons, sep="\n    ")

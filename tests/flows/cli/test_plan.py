@@ -27,6 +27,20 @@ def test_more_workers_than_this_machine_has_cpus_for_are_said_by_plan_and_refuse
     assert not list((tmp_path / "runs").iterdir())
 
 
+def test_a_device_that_this_machine_lacks_is_said_by_plan_and_refused_by_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DISTILL_HOME", str(tmp_path))
+    asked = ["tiny", "--prefect-file", str(RECIPES), "--device", "cuda:99"]
+    said = "runtime.device 'cuda:99' cannot be used here: "
+    assert cli.main(["plan", *asked]) == 0
+    told = capsys.readouterr()
+    assert any(line.startswith(f"WARNING: here a run is refused: {said}") for line in told.err.splitlines())
+    assert "llmr" in told.out
+    assert cli.main(["run", *asked]) == 1
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
